@@ -1,0 +1,79 @@
+/* The configuration as plain data: one table says every key's section, name, kind, limits and default. Reading the
+ * file is the daemon's work (daemon/config_file.h). */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/net.h"
+#include "model/vm.h"
+
+#define CONFIG_TEXT 256
+
+struct config_network {
+    char namespace[64]; /* empty: the host's own */
+    char bridge[16];    /* interface name */
+    struct net_prefix address;
+    char uplink[16]; /* empty: no way to the outside */
+    char dns[NET_IP_TEXT];
+    bool masquerade;
+};
+
+struct config_vm_type {
+    uint32_t memory_mib;
+    uint32_t vcpus;
+    uint32_t boot_timeout_ms; /* from the start of the VMM until the path works */
+    uint16_t port;            /* TCP port by which the path is proven; 0: an ICMP echo */
+};
+
+struct config_vm {
+    char vmm[16];  /* auto, qemu */
+    char accel[8]; /* auto, kvm, tcg */
+    char qemu_binary[CONFIG_TEXT];
+    uint32_t quota_per_user; /* VMs of one user at a time */
+    uint32_t uid_base;       /* VM n runs as uid and gid uid_base + n */
+    uint32_t probe_interval_ms;
+    uint32_t probe_timeout_ms;
+    uint32_t stop_timeout_ms; /* from the request to stop until the VMM is killed */
+    struct config_vm_type type[VM_TYPE_COUNT];
+};
+
+struct config_api {
+    char listen[64];
+    char socket[CONFIG_TEXT];
+    char socket_group[64]; /* empty: root alone */
+    char admin_token_file[CONFIG_TEXT];
+    char public_url[CONFIG_TEXT]; /* empty: http:// and listen */
+    uint32_t requests_per_second;
+    uint32_t header_timeout_ms;
+    uint32_t body_timeout_ms;
+    uint32_t body_bytes;
+    uint32_t connections;
+    char web_dir[CONFIG_TEXT];
+};
+
+struct config_session {
+    uint32_t ticket_ms;
+    uint32_t cookie_ms;
+};
+
+struct config {
+    struct config_network network;
+    struct config_vm vm;
+    struct config_api api;
+    struct config_session session;
+    char image_dir[CONFIG_TEXT];  /* empty: STATE/snapshots/base */
+    char store_file[CONFIG_TEXT]; /* empty: STATE/master-controller.db */
+};
+
+/* Sets every key to its default. */
+void config_defaults(struct config *ret_config);
+
+/* Sets one key. Errors: "config.unknown-section", "config.unknown-key" (with the nearest name as a hint),
+ * "config.bad-value" (with what would be right). The configuration is unchanged then. */
+int config_set(struct config *config, const char *section, const char *key, const char *value, struct err *err);
+
+/* What no single key can tell: the bridge's address is a host address of its prefix, and so on. */
+int config_check(const struct config *config, struct err *err);
