@@ -1,0 +1,182 @@
+#include "base/proc.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+
+/* Where in the child a start failed, sent through the error pipe. */
+enum stage {
+    STAGE_FDS,
+    STAGE_USER,
+    STAGE_EXEC,
+};
+
+struct failure {
+    enum stage stage;
+    int errnum;
+};
+
+static const char *stage_words(enum stage stage) {
+    switch (stage) {
+    case STAGE_FDS:
+        return "set up its file descriptors";
+    case STAGE_USER:
+        return "drop privileges";
+    case STAGE_EXEC:
+        return "execute it";
+    }
+    return "start";
+}
+
+/* Puts the wanted descriptors at 0, 1, 2, 3, …: first all above the range, then down, so that none is overwritten. */
+static int child_fds(const struct proc_spec *spec, int null_fd, int *error_fd) {
+    int wanted = 3 + spec->fd_count;
+    int high[3 + 16];
+    int source[3 + 16] = {null_fd, spec->output_fd >= 0 ? spec->output_fd : null_fd,
+                          spec->output_fd >= 0 ? spec->output_fd : null_fd};
+    for (int i = 0; i < spec->fd_count; i++)
+        source[3 + i] = spec->fds[i];
+    for (int i = 0; i < wanted; i++) {
+        high[i] = fcntl(source[i], F_DUPFD_CLOEXEC, wanted + 1);
+        if (high[i] < 0)
+            return -errno;
+    }
+    *error_fd = fcntl(*error_fd, F_DUPFD_CLOEXEC, wanted + 1);
+    if (*error_fd < 0)
+        return -errno;
+    for (int i = 0; i < wanted; i++)
+        if (dup2(high[i], i) < 0)
+            return -errno;
+    return 0;
+}
+
+static int child_user(const struct proc_spec *spec) {
+    if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -errno;
+    if (spec->uid == 0)
+        return 0;
+    gid_t groups[1] = {spec->extra_gid};
+    if (setgroups(spec->extra_gid ? 1 : 0, groups) < 0 || setresgid(spec->gid, spec->gid, spec->gid) < 0 ||
+        setresuid(spec->uid, spec->uid, spec->uid) < 0)
+        return -errno;
+    return 0;
+}
+
+static void child_signals(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int s = 1; s < NSIG; s++)
+        signal(s, SIG_DFL);
+}
+
+static void __attribute__((noreturn)) child(const struct proc_spec *spec, int null_fd, int error_fd) {
+    static const char *const path_only[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+    struct failure f = {.stage = STAGE_FDS};
+    setsid();
+    child_signals();
+    f.errnum = -child_fds(spec, null_fd, &error_fd);
+    if (f.errnum == 0) {
+        f.stage = STAGE_USER;
+        f.errnum = -child_user(spec);
+    }
+    if (f.errnum == 0) {
+        f.stage = STAGE_EXEC;
+        execve(spec->argv[0], (char *const *)spec->argv, (char *const *)(spec->env ? spec->env : path_only));
+        f.errnum = errno;
+    }
+    /* Less than PIPE_BUF: written whole or not at all. */
+    if (write(error_fd, &f, sizeof f) != sizeof f)
+        _exit(126);
+    _exit(127);
+}
+
+int proc_start(const struct proc_spec *spec, pid_t *ret_pid, int *ret_pidfd, struct err *err) {
+    _cleanup_close_ int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int pipe_fds[2];
+    if (null_fd < 0 || spec->fd_count > 16 || pipe2(pipe_fds, O_CLOEXEC) < 0)
+        return err_sys(err, errno, "process.start", "start %s", spec->argv[0]);
+    _cleanup_close_ int read_fd = pipe_fds[0], write_fd = pipe_fds[1];
+    pid_t pid = fork();
+    if (pid < 0)
+        return err_sys(err, errno, "process.start", "start %s", spec->argv[0]);
+    if (pid == 0)
+        child(spec, null_fd, write_fd);
+    fd_close(&write_fd);
+    struct failure f;
+    ssize_t n;
+    while ((n = read(read_fd, &f, sizeof f)) < 0 && errno == EINTR) {
+    }
+    if (n == (ssize_t)sizeof f) {
+        waitpid(pid, NULL, 0);
+        return err_sys(err, f.errnum, "process.start", "start %s: %s", spec->argv[0], stage_words(f.stage));
+    }
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0) {
+        int errnum = errno;
+        kill(pid, SIGKILL);
+        waitpid(pid, NULL, 0);
+        return err_sys(err, errnum, "process.start", "start %s: pidfd_open", spec->argv[0]);
+    }
+    *ret_pid = pid;
+    *ret_pidfd = pidfd;
+    return 0;
+}
+
+int proc_start_time(pid_t pid, uint64_t *ret_ticks) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    _cleanup_free_ char *stat = NULL;
+    if (file_read(path, 4096, &stat, NULL) < 0)
+        return -ESRCH;
+    /* The name in field 2 may hold spaces and brackets: count from its last bracket. */
+    char *p = strrchr(stat, ')');
+    for (int field = 2; p && field < 22; field++)
+        p = strchr(p + 1, ' ');
+    if (!p)
+        return -ESRCH;
+    *ret_ticks = strtoull(p + 1, NULL, 10);
+    return 0;
+}
+
+int proc_open(pid_t pid, uint64_t start_ticks, int *ret_pidfd) {
+    if (pid <= 0)
+        return -ESRCH;
+    _cleanup_close_ int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0)
+        return -ESRCH;
+    /* Read after the pidfd is held: if they agree now, the pidfd is of that process. */
+    uint64_t ticks;
+    if (proc_start_time(pid, &ticks) < 0 || ticks != start_ticks)
+        return -ESRCH;
+    *ret_pidfd = fd_steal(&pidfd);
+    return 0;
+}
+
+int proc_signal(int pidfd, int signal) {
+    return syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) < 0 ? -errno : 0;
+}
+
+int proc_reap(int pidfd, char *ret_words, size_t size) {
+    siginfo_t info = {0};
+    if (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG) < 0)
+        return -errno;
+    if (info.si_pid == 0)
+        return 0;
+    if (info.si_code == CLD_EXITED)
+        snprintf(ret_words, size, "exit status %d", info.si_status);
+    else
+        snprintf(ret_words, size, "killed by signal %d (%s)%s", info.si_status, strsignal(info.si_status),
+                 info.si_code == CLD_DUMPED ? ", core dumped" : "");
+    return 1;
+}
