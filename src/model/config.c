@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/str.h"
@@ -46,6 +47,7 @@ static const struct key keys[] = {
     {"vm", "uid_base", "1879048192", KIND_U32, AT(vm.uid_base), 1000, 4000000000},
     {"vm", "probe_interval", "0.5", KIND_SECONDS, AT(vm.probe_interval_ms), 50, 60000},
     {"vm", "probe_timeout", "3", KIND_SECONDS, AT(vm.probe_timeout_ms), 100, 60000},
+    {"vm", "reach_interval", "10", KIND_SECONDS, AT(vm.reach_interval_ms), 100, 3600000},
     {"vm", "stop_timeout", "5", KIND_SECONDS, AT(vm.stop_timeout_ms), 0, 600000},
     {"vm", "cli_memory", "512", KIND_U32, AT(vm.type[VM_TYPE_CLI].memory_mib), 128, 1048576},
     {"vm", "cli_vcpus", "1", KIND_U32, AT(vm.type[VM_TYPE_CLI].vcpus), 1, 32},
@@ -71,7 +73,7 @@ static const struct key keys[] = {
     {"api", "connections", "1024", KIND_U32, AT(api.connections), 8, 100000},
 
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},
-    {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000},
+    {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},
 
     {"store", "file", "", KIND_PATH, AT(store_file)},
 };
@@ -205,7 +207,9 @@ static const char *set_value(const struct key *key, void *at, const char *value)
 void config_defaults(struct config *ret_config) {
     struct config config = {0};
     for (size_t i = 0; i < KEY_COUNT; i++)
-        set_value(&keys[i], (char *)&config + keys[i].offset, keys[i].fallback);
+        /* A default that is not valid is a mistake in the table above, which the unit test calls. */
+        if (set_value(&keys[i], (char *)&config + keys[i].offset, keys[i].fallback))
+            abort();
     *ret_config = config;
 }
 

@@ -135,6 +135,7 @@ static void config_defaults_are_right(void **state) {
     assert_int_equal(c.vm.probe_interval_ms, 500);
     assert_int_equal(c.vm.type[VM_TYPE_BROWSER].port, 6080);
     assert_int_equal(c.session.ticket_ms, 60000);
+    assert_int_equal(c.session.cookie_ms, 43200000);
     assert_true(c.network.masquerade);
     assert_string_equal(c.api.listen, "127.0.0.1:4000");
 }
