@@ -1,0 +1,96 @@
+/* What outlives the daemon: VMs, their events, sessions, tickets and cookies. One store belongs to one daemon (the
+ * daemon holds a lock on its state folder); everything here runs on the loop's thread.
+ *
+ * Each function that changes something is one transaction: after a crash it has happened or it has not. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/session.h"
+#include "model/vm.h"
+
+#define STORE_HASH_SIZE 32
+#define STORE_ACTOR_MAX 96
+
+struct store;
+
+/* Opens or makes the database and brings its schema up to date. A schema that is newer than this program is refused
+ * and left alone ("store.newer"). `host` is written into every record made here. */
+int store_open(const char *path, const char *host, struct store **ret_store, struct err *err);
+void store_close(struct store *store);
+
+/* --- VMs --- */
+
+/* Claims a record: id, TAP, MAC, IP and uid are unique among VMs that have not ended. Writes the first event too.
+ * Errors: -EEXIST "store.taken" (another VM has one of them: try again with others), -EDQUOT "quota.user" when the
+ * user has `quota` live VMs already. */
+int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err);
+
+/* Return: 0 or -ENOENT, or another -errno with err. */
+int store_vm_get(struct store *store, const char *id, struct vm *ret_vm, struct err *err);
+
+/* The VM whose id begins with `prefix` (an id itself is its own prefix). Errors: -ENOENT, -ENOTUNIQ "vm.ambiguous". */
+int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, struct err *err);
+
+enum store_which {
+    STORE_LIVE, /* not ended */
+    STORE_ALL,
+};
+
+/* VMs, newest first; user NULL: everybody's. The caller frees *ret_vms. */
+int store_vm_list(struct store *store, const char *user, enum store_which which, struct vm **ret_vms, size_t *ret_n,
+                  struct err *err);
+
+/* Writes all changeable fields of the record (state, state_since_ms, reason, reachable, pid, pid_start) and, where
+ * event is not NULL, the event, in one transaction. Only vm/'s one function that changes a state calls it. */
+struct store_event {
+    int64_t at_ms;
+    char actor[STORE_ACTOR_MAX];
+    char event[24];
+    char from[16], to[16]; /* state names; empty where the state did not change */
+    char reason[VM_REASON_MAX];
+};
+int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err);
+
+/* A VM's story, oldest first. The caller frees *ret_events. */
+int store_vm_events(struct store *store, const char *id, struct store_event **ret_events, size_t *ret_n,
+                    struct err *err);
+
+/* --- Sessions --- */
+
+/* Errors: -EEXIST "session.active" when the user has an active one with this provider. */
+int store_session_add(struct store *store, const struct session *session, struct err *err);
+int store_session_get(struct store *store, const char *id, struct session *ret_session, struct err *err);
+int store_session_update(struct store *store, const struct session *session, struct err *err);
+
+/* The user's active session with this provider. Return: 0 or -ENOENT. */
+int store_session_find(struct store *store, const char *user, const char *provider, struct session *ret_session,
+                       struct err *err);
+
+/* Sessions, newest first. The caller frees *ret_sessions. */
+int store_session_list(struct store *store, enum store_which which, struct session **ret_sessions, size_t *ret_n,
+                       struct err *err);
+
+/* --- Tickets and cookies: only hashes are kept --- */
+
+enum store_secret {
+    STORE_TICKET, /* taken once */
+    STORE_COOKIE, /* looked up until it expires */
+};
+
+int store_secret_add(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
+                     const char *session_id, int64_t expires_ms, struct err *err);
+
+/* Whether the secret is of this session and not expired at now_ms; a ticket is gone after it was found.
+ * Return: 0, or -ENOENT. Expired ones are removed on the way. */
+int store_secret_use(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
+                     const char *session_id, int64_t now_ms, struct err *err);
+
+/* --- Single values, such as the admin token's hash --- */
+
+/* Return: 0, or -ENOENT. The buffer gets a NUL. */
+int store_value_get(struct store *store, const char *name, char *ret_value, size_t size, struct err *err);
+int store_value_set(struct store *store, const char *name, const char *value, struct err *err);
