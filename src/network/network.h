@@ -1,0 +1,118 @@
+/* The data plane: the bridge with its address, a TAP for every VM, the way out. Where and how a VM is attached is known
+ * only here.
+ *
+ * What the configuration says is brought about by network_start(); it may be called again after a crash or an upgrade
+ * and takes over what it finds of its own, with the TAPs that VMs hold untouched. Our own things are known by their
+ * marks: the bridge by its alias "master-controller", a namespace by that alias of its lo, a TAP by the VM's id as its
+ * alias, the nftables table by its name, "inet master_controller".
+ *
+ * All functions but network_start(), network_free() may be called from several threads; one at a time gets in. They
+ * block for as long as the kernel needs, normally far below a millisecond.
+ *
+ * Error codes (beside netlink/'s own, with a prefix that says what was being done):
+ *   network.no-permission     -EPERM   not root, or CAP_NET_ADMIN (or, with a namespace, CAP_SYS_ADMIN) is missing
+ *   network.no-tun            -ENODEV  /dev/net/tun is missing or not usable
+ *   network.bad-name          -EINVAL  bridge, uplink, namespace, TAP or VM id cannot be such a name
+ *   network.bridge-foreign    -EEXIST  a device of the bridge's name is there and not ours
+ *   network.bridge-missing    -ENODEV  somebody deleted the bridge since the start
+ *   network.bridge-full       -EXFULL  it has no port left
+ *   network.address-in-use    -EBUSY   our bridge has another address than configured, and ports that rely on it
+ *   network.pool-overlap      -EADDRINUSE  another address or route has a part of the pool
+ *   network.uplink-missing    -ENODEV
+ *   network.no-nftables       as nft_check()
+ *   network.tap-exists        -EEXIST  a device of that name, or with that alternative name, is there
+ *   network.tap-missing       -ENODEV
+ *   network.tap-foreign       -EPERM   it is not that VM's
+ *   network.tap-held          -EBUSY   a process holds it (named)
+ *   network.in-use            -EBUSY   network_remove() while a VM holds a TAP
+ *   network.unreachable       what connect(2) or sendto(2) said at once
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+#include "model/config.h"
+#include "model/net.h"
+#include "model/vm.h"
+#include "network/icmp.h"
+
+#define NETWORK_MARK "master-controller"
+#define NETWORK_TAP_PREFIX "fc-vm-"
+#define NETWORK_PORTS_MAX 1023 /* of one Linux bridge: BR_MAX_PORTS less one */
+#define NETWORK_NO_OWNER UINT32_MAX
+
+struct network;
+
+/* Brings about what the configuration says. Everything is checked before the first change; a change that fails takes
+ * back the ones before it. A namespace that does not exist is made. ip_forward is set where there is an uplink.
+ * The caller frees *ret. */
+int network_start(const struct config_network *cfg, struct network **ret, struct err *err);
+
+/* Frees memory and descriptors; what is in the kernel stays. */
+void network_free(struct network *network);
+
+/* Removes what network_start() and network_tap_create() made: our TAPs, the bridge, the table, the namespace if it was
+ * made by us. Refused, and nothing changed, while a process holds a TAP of the bridge. ip_forward stays as it is, where
+ * the namespace stays: others may have come to rely on it. Only network_free() may follow a success. */
+int network_remove(struct network *network, struct err *err);
+
+/* Makes a VM's TAP: persistent, a port of the bridge, up, marked with the VM's id (alias and alternative name), to be
+ * attached to by owner_uid and root alone. On failure, and at a crash on the way, there is no TAP. */
+int network_tap_create(struct network *network, const char *name, const char *vm_id, uid_t owner_uid, struct err *err);
+
+/* Attaches to a TAP to hand it to a VMM. *ret_fd is the caller's: closed on exec, non-blocking, 12 bytes of vnet
+ * header. While it is open anywhere, no second one can be had. */
+int network_tap_open(struct network *network, const char *name, int *ret_fd, struct err *err);
+
+/* Removes a VM's TAP, if its alias says that it is this VM's and no process but this one holds it. One that does not
+ * exist is no error. */
+int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err);
+
+struct network_tap {
+    char name[VM_TAP_TEXT];
+    char vm_id[VM_ID_TEXT]; /* by its alias; empty: the alias is not a VM's id */
+    struct net_mac mac;     /* the TAP's own, not the guest's */
+    uint32_t owner_uid;     /* NETWORK_NO_OWNER: anyone may attach */
+    pid_t holder_pid;       /* 0: none that this process can see */
+    bool on_bridge;
+    bool on_other_bridge;
+    bool up;
+};
+
+/* All TAPs that are ours by name (fc-vm-…) on our bridge, or by alias. The caller frees *ret. */
+int network_tap_list(struct network *network, struct network_tap **ret, size_t *ret_count, struct err *err);
+
+/* Forgets which MAC an address had, before another VM gets it. Nothing known is no error. */
+int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err);
+
+/* Begins a TCP connection to a guest; writable tells that it is decided (SO_ERROR). It leaves by the bridge or not at
+ * all: with the bridge's address gone, a plain socket would follow the default route to a stranger.
+ * *ret_fd is the caller's: closed on exec, non-blocking. */
+int network_connect_tcp(struct network *network, uint32_t ip, uint16_t port, int *ret_fd, struct err *err);
+
+/* A raw ICMP socket, likewise bound to the bridge, that delivers echo replies alone: non-blocking, the caller's. */
+int network_icmp_socket(struct network *network, int *ret_fd, struct err *err);
+
+/* Sends one echo request. The reply is to be read with recv(2) and icmp_echo_read(). */
+int network_icmp_send(int fd, uint32_t ip, struct icmp_echo echo, struct err *err);
+
+struct network_status {
+    char namespace[64];
+    char bridge[16];
+    int bridge_index; /* 0: it is gone */
+    struct net_mac mac;
+    struct net_prefix address; /* as configured */
+    bool address_present;
+    bool up;
+    uint32_t ports, ports_max;
+    char uplink[16];
+    bool forward;    /* ip_forward is on, now */
+    bool masquerade; /* our table has its rule, now */
+};
+
+/* Reads how it is now; what cannot be read is as if it were not there. */
+void network_describe(struct network *network, struct network_status *ret);

@@ -1,0 +1,143 @@
+/* What the host sends to guests, and how things are. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+#include "netlink/neigh.h"
+#include "netlink/netns.h"
+#include "netlink/nft.h"
+#include "network/private.h"
+#include "network/ruleset.h"
+
+static struct sockaddr_in address_of(uint32_t ip, uint16_t port) {
+    return (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(ip)};
+}
+
+static int open_bound(struct network *network, int type, int protocol, int *ret_fd, struct err *err) {
+    const char *bridge = network->cfg.bridge;
+    _cleanup_close_ int fd = -1;
+    int r = netns_socket(network->nsfd, AF_INET, type | SOCK_NONBLOCK, protocol, &fd);
+    if (r < 0)
+        return err_sys(err, -r, "network.failed", "open a socket in the VMs' network");
+    if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, bridge, (socklen_t)strlen(bridge) + 1) < 0)
+        return err_sys(err, errno, errno == ENODEV ? "network.bridge-missing" : "network.failed",
+                       "bind a socket to bridge %s", bridge);
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+int network_connect_tcp(struct network *network, uint32_t ip, uint16_t port, int *ret_fd, struct err *err) {
+    struct sockaddr_in to = address_of(ip, port);
+    char text[NET_IP_TEXT];
+    int on = 1;
+    _cleanup_close_ int fd = -1;
+    net_format_ip(ip, text);
+    int r = open_bound(network, SOCK_STREAM, 0, &fd, err);
+    if (r < 0) {
+        err_prefix(err, "connect to %s:%u", text, port);
+        return r;
+    }
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0 && errno != EINPROGRESS)
+        return err_sys(err, errno, "network.unreachable", "connect to %s:%u", text, port);
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+int network_icmp_socket(struct network *network, int *ret_fd, struct err *err) {
+    _cleanup_close_ int fd = -1;
+    int r = open_bound(network, SOCK_RAW, IPPROTO_ICMP, &fd, err);
+    if (r == 0) {
+        r = icmp_only_replies(fd);
+        if (r < 0)
+            err_sys(err, -r, "network.failed", "filter a raw socket");
+    }
+    if (r < 0) {
+        err_prefix(err, "open a socket to ping with");
+        return r;
+    }
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+int network_icmp_send(int fd, uint32_t ip, struct icmp_echo echo, struct err *err) {
+    struct sockaddr_in to = address_of(ip, 0);
+    uint8_t packet[ICMP_ECHO_SIZE];
+    char text[NET_IP_TEXT];
+    icmp_echo_write(echo, packet);
+    if (sendto(fd, packet, sizeof packet, MSG_NOSIGNAL, (struct sockaddr *)&to, sizeof to) >= 0)
+        return 0;
+    net_format_ip(ip, text);
+    return err_sys(err, errno, "network.unreachable", "ping %s", text);
+}
+
+int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    int r = neigh_delete(network->rtnl, network->bridge, ip, err);
+    if (r == -ENOENT)
+        return 0;
+    if (r < 0) {
+        char text[NET_IP_TEXT];
+        net_format_ip(ip, text);
+        err_prefix(err, "forget neighbour %s", text);
+    }
+    return r;
+}
+
+static void describe_bridge(struct network *network, struct network_status *status) {
+    _cleanup_free_ struct link *links = NULL;
+    size_t count = 0;
+    if (link_dump(network->rtnl, &links, &count, NULL) < 0)
+        return;
+    for (size_t i = 0; i < count; i++) {
+        if (links[i].master == network->bridge)
+            status->ports++;
+        if (links[i].index != network->bridge)
+            continue;
+        status->bridge_index = links[i].index;
+        status->mac = links[i].mac;
+        status->up = links[i].flags & IFF_UP;
+    }
+}
+
+static bool has_address(struct network *network) {
+    _cleanup_free_ struct addr *addrs = NULL;
+    struct net_prefix wanted = network->cfg.address;
+    size_t count = 0;
+    bool found = false;
+    addr_dump(network->rtnl, &addrs, &count, NULL);
+    for (size_t i = 0; i < count && !found; i++)
+        found = addrs[i].link == network->bridge && addrs[i].prefix.address == wanted.address &&
+                addrs[i].prefix.length == wanted.length;
+    return found;
+}
+
+/* nft list table inet master_controller */
+static bool has_masquerade(struct network *network) {
+    _cleanup_strbuf_ struct strbuf text = {.max = NFT_OUTPUT_MAX};
+    if (!ruleset_is_wanted(&network->cfg))
+        return false;
+    int r = nft_run(network->nsfd, "list table " RULESET_TABLE, &text, NULL);
+    return r == 0 && text.data && strstr(text.data, " masquerade");
+}
+
+void network_describe(struct network *network, struct network_status *ret) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    struct network_status status = {.address = network->cfg.address, .ports_max = NETWORK_PORTS_MAX};
+    char forward[8] = "";
+    str_copy(status.namespace, sizeof status.namespace, network->cfg.namespace);
+    str_copy(status.bridge, sizeof status.bridge, network->cfg.bridge);
+    str_copy(status.uplink, sizeof status.uplink, network->cfg.uplink);
+    describe_bridge(network, &status);
+    status.address_present = has_address(network);
+    netns_sysctl_read(network->nsfd, "net/ipv4/ip_forward", forward, sizeof forward);
+    status.forward = strcmp(forward, "1") == 0;
+    status.masquerade = has_masquerade(network);
+    *ret = status;
+}

@@ -1,0 +1,57 @@
+/* Shared by this folder's files alone. */
+#pragma once
+
+#include <pthread.h>
+
+#include "netlink/addr.h"
+#include "netlink/link.h"
+#include "netlink/rtnl.h"
+#include "network/network.h"
+
+struct network {
+    struct config_network cfg;
+    pthread_mutex_t lock; /* of rtnl, and of libnftables */
+    struct rtnl *rtnl;
+    int nsfd;
+    int bridge; /* index */
+    uint32_t mtu;
+    bool namespace_is_ours;
+};
+
+/* Holds the lock until the end of the scope:
+ *     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network); */
+pthread_mutex_t *network_lock(struct network *network);
+void network_unlock(pthread_mutex_t **held);
+#define _cleanup_unlock_ __attribute__((cleanup(network_unlock), unused))
+
+#define OLD_ADDRESSES_MAX 16
+
+/* What network_start() found, and so what there is to do. */
+struct plan {
+    int nsfd;          /* -1: the namespace is to be made */
+    struct rtnl *rtnl; /* NULL then */
+    bool namespace_is_ours;
+    bool bridge_exists;   /* ours, or it would have been an error */
+    struct link bridge;   /* as it was found */
+    struct link a_port;   /* one of its ports, for words; index 0: it has none */
+    bool address_present; /* the bridge has the configured one */
+    struct net_prefix old[OLD_ADDRESSES_MAX];
+    size_t old_count; /* other addresses that have to go */
+};
+
+void plan_free(struct plan *plan);
+
+/* Checks everything that can be known before something is changed. */
+int plan_make(const struct config_network *cfg, struct plan *plan, struct err *err);
+
+/* Whether a link of the bridge's name is our bridge. */
+bool plan_bridge_is_ours(const struct link *link, const struct config_network *cfg);
+
+/* Removes a TAP that nobody, or nobody but this process, holds. */
+int network_tap_take_away(struct network *network, const struct link *link, struct err *err);
+
+/* network_tap_list() without the lock; with all_of_bridge also those TAPs of the bridge that are not ours. */
+int network_tap_list_unlocked(struct network *network, bool all_of_bridge, struct network_tap **ret, size_t *ret_count,
+                              struct err *err);
+
+bool network_tap_is_ours(const struct network *network, const struct link *link);

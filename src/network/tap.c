@@ -1,0 +1,202 @@
+/* How a VM is attached: a TAP on the bridge. */
+#include "netlink/tun.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+#include "network/names.h"
+#include "network/private.h"
+
+#define ATTACH_ATTEMPTS 20
+#define ATTACH_PAUSE_US 5000
+
+static void set_code(struct err *err, const char *code) {
+    if (err)
+        str_copy(err->code, sizeof err->code, code);
+}
+
+static int check_names(const char *name, const char *vm_id, struct err *err) {
+    if (!link_name_is_valid(name) || !str_starts(name, NETWORK_TAP_PREFIX)) {
+        char shown[40];
+        str_escape(name, strnlen(name, 20), shown, sizeof shown);
+        err_set(err, EINVAL, "network.bad-name", "\"%s\" cannot be a VM's TAP", shown);
+        err_hint(err, "right would be %s and 9 hex digits", NETWORK_TAP_PREFIX);
+        return -EINVAL;
+    }
+    if (!vm_id_is_valid(vm_id))
+        return err_set(err, EINVAL, "network.bad-name", "TAP %s: that is not the id of a VM", name);
+    return 0;
+}
+
+/* One message for all but IPv6 (whose switch has to come before "up", and is read after it) and the alternative name
+ * (which SETLINK does not know). */
+static int wire(struct network *network, int index, const char *vm_id, struct err *err) {
+    struct net_mac mac = names_tap_mac(vm_id);
+    struct link_change change = {
+        .alias = vm_id, .mac = &mac, .mtu = network->mtu, .master = network->bridge, .up = true};
+    int r = link_ipv6_autoconf_off(network->rtnl, index, err);
+    if (r == 0)
+        r = link_set(network->rtnl, index, &change, err);
+    if (r == -EXFULL)
+        return err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
+                       NETWORK_PORTS_MAX);
+    struct link bridge;
+    if (r < 0 && link_get_by_index(network->rtnl, network->bridge, &bridge, NULL) == -ENODEV)
+        return err_set(err, ENODEV, "network.bridge-missing", "bridge %s is gone: somebody deleted it",
+                       network->cfg.bridge);
+    if (r == 0) {
+        r = link_altname_add(network->rtnl, index, vm_id, err);
+        if (r == -EEXIST)
+            return err_set(err, EEXIST, "network.tap-exists", "another network device has the name %s already", vm_id);
+    }
+    return r;
+}
+
+int network_tap_create(struct network *network, const char *name, const char *vm_id, uid_t owner_uid, struct err *err) {
+    int r = check_names(name, vm_id, err);
+    if (r < 0)
+        return r;
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    _cleanup_close_ int fd = -1;
+    struct link link;
+    /* Until it is persistent, at the very end, closing fd removes it. */
+    r = tap_create(network->nsfd, name, owner_uid, &fd, err);
+    if (r == -EEXIST)
+        set_code(err, "network.tap-exists");
+    if (r == 0)
+        r = link_get_by_name(network->rtnl, name, &link, err);
+    if (r == 0)
+        r = wire(network, link.index, vm_id, err);
+    if (r == 0)
+        r = tap_persist(fd, err);
+    if (r < 0)
+        err_prefix(err, "attach %s", name);
+    return r;
+}
+
+/* Who looks through /proc for holders, as the doctor does, takes part in an open descriptor for a moment; when the
+ * holder closes it just then, the TAP is busy until the looker is done. So a TAP counts as held when the same process
+ * is seen twice, and one without a holder is tried again for a while. */
+static int attach(struct network *network, const char *name, int *ret_fd, pid_t *ret_holder, struct err *err) {
+    pid_t seen = 0;
+    int r = -EBUSY;
+    for (int attempt = 0; r == -EBUSY && attempt < ATTACH_ATTEMPTS; attempt++) {
+        r = tap_open(network->nsfd, name, ret_fd, err);
+        if (r != -EBUSY)
+            break;
+        *ret_holder = tap_holder_find(network->nsfd, name, 0);
+        if (*ret_holder > 0 && *ret_holder == seen)
+            break;
+        seen = *ret_holder;
+        usleep(ATTACH_PAUSE_US);
+    }
+    return r;
+}
+
+int network_tap_open(struct network *network, const char *name, int *ret_fd, struct err *err) {
+    pid_t holder = 0;
+    int r = attach(network, name, ret_fd, &holder, err);
+    if (r == -ENODEV)
+        set_code(err, "network.tap-missing");
+    if (r == -EBUSY && holder > 0)
+        err_set(err, EBUSY, "network.tap-held", "TAP %s is held by process %d", name, (int)holder);
+    if (r == -EBUSY && holder <= 0)
+        err_set(err, EBUSY, "network.tap-held", "TAP %s is held by a process that cannot be seen from here", name);
+    return r;
+}
+
+/* While a single-queue TAP is attached to, nobody else can attach. So to get hold of it is the proof that nobody has
+ * it, and it stays true until it is gone; a look into /proc alone would be a guess about the past. */
+int network_tap_take_away(struct network *network, const struct link *link, struct err *err) {
+    _cleanup_close_ int fd = -1;
+    int r = network_tap_open(network, link->name, &fd, err);
+    if (r == -EBUSY && tap_holder_find(network->nsfd, link->name, getpid()) == 0 &&
+        tap_holder_find(network->nsfd, link->name, 0) == getpid())
+        r = 0; /* only we */
+    if (r == 0)
+        r = link_delete(network->rtnl, link->index, err);
+    return r == -ENODEV ? 0 : r;
+}
+
+static int remove_checked(struct network *network, const char *name, const char *vm_id, struct err *err) {
+    struct link link;
+    int r = link_get_by_name(network->rtnl, name, &link, err);
+    if (r == -ENODEV || (r == 0 && strcmp(link.name, name) != 0)) /* an alternative name of something else */
+        return 0;
+    if (r < 0)
+        return r;
+    if (link.is_tap && strcmp(link.alias, vm_id) == 0)
+        return network_tap_take_away(network, &link, err);
+    char alias[80];
+    str_escape(link.alias, strlen(link.alias), alias, sizeof alias);
+    return err_set(err, EPERM, "network.tap-foreign", "it is %s of \"%s\", not of %s, and stays",
+                   link.is_tap ? "the TAP" : "another device", alias, vm_id);
+}
+
+int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err) {
+    int r = check_names(name, vm_id, err);
+    if (r < 0)
+        return r;
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    r = remove_checked(network, name, vm_id, err);
+    if (r < 0)
+        err_prefix(err, "remove TAP %s", name);
+    return r;
+}
+
+bool network_tap_is_ours(const struct network *network, const struct link *link) {
+    if (!link->is_tap)
+        return false;
+    return vm_id_is_valid(link->alias) ||
+           (link->master == network->bridge && str_starts(link->name, NETWORK_TAP_PREFIX));
+}
+
+static void fill(const struct network *network, const struct link *link, const struct tap_holder *holders,
+                 size_t holder_count, struct network_tap *ret) {
+    *ret = (struct network_tap){.mac = link->mac,
+                                .owner_uid = link->tun_owner,
+                                .on_bridge = link->master == network->bridge,
+                                .on_other_bridge = link->master != 0 && link->master != network->bridge,
+                                .up = link->flags & IFF_UP};
+    str_copy(ret->name, sizeof ret->name, link->name);
+    if (vm_id_is_valid(link->alias))
+        str_copy(ret->vm_id, sizeof ret->vm_id, link->alias);
+    for (size_t i = 0; i < holder_count && ret->holder_pid == 0; i++)
+        if (strcmp(holders[i].name, link->name) == 0)
+            ret->holder_pid = holders[i].pid;
+}
+
+int network_tap_list_unlocked(struct network *network, bool all_of_bridge, struct network_tap **ret, size_t *ret_count,
+                              struct err *err) {
+    _cleanup_free_ struct link *links = NULL;
+    _cleanup_free_ struct tap_holder *holders = NULL;
+    size_t link_count = 0, holder_count = 0, count = 0;
+    int r = link_dump(network->rtnl, &links, &link_count, err);
+    if (r < 0)
+        return r;
+    r = tap_holders(network->nsfd, &holders, &holder_count);
+    if (r < 0)
+        return err_sys(err, -r, "network.failed", "find out who holds the TAPs");
+    struct network_tap *taps = calloc(link_count + 1, sizeof *taps);
+    if (!taps)
+        return err_sys(err, ENOMEM, "network.failed", "list the TAPs");
+    for (size_t i = 0; i < link_count; i++)
+        if (network_tap_is_ours(network, &links[i]) ||
+            (all_of_bridge && links[i].is_tap && links[i].master == network->bridge))
+            fill(network, &links[i], holders, holder_count, &taps[count++]);
+    *ret = taps;
+    *ret_count = count;
+    return 0;
+}
+
+int network_tap_list(struct network *network, struct network_tap **ret, size_t *ret_count, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    int r = network_tap_list_unlocked(network, false, ret, ret_count, err);
+    if (r < 0)
+        err_prefix(err, "list the TAPs of bridge %s", network->cfg.bridge);
+    return r;
+}
