@@ -1,0 +1,250 @@
+/* QEMU as the VMM. Theory of operation:
+ *
+ * The daemon opens everything as root (disk, base image, kernel, initramfs, console, control socket, TAP) and hands it
+ * over as descriptors; QEMU itself runs as the VM's own uid, with no new privileges and its seccomp sandbox, and needs
+ * no right on any path. Nothing of the host is named to it but /dev/fdset/N and /dev/fd/N.
+ *
+ * The control socket (QMP) is made and listened on before QEMU starts: it belongs to root, and is there from the first
+ * moment on. QEMU outlives the daemon; the next daemon finds it by pid and start time. */
+#include <fcntl.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "vmm/qmp.h"
+#include "vmm/vmm.h"
+
+#define ARG_COUNT_MAX 64
+
+/* The child's descriptors, in the order of proc_spec.fds: the first is 3. */
+enum handed {
+    FD_TAP = 3,
+    FD_QMP,
+    FD_CONSOLE,
+    FD_DISK,
+    FD_BASE,
+    FD_KERNEL,
+    FD_INITRD,
+};
+#define FD_COUNT 7
+
+struct args {
+    char *item[ARG_COUNT_MAX + 1];
+    size_t n;
+    bool failed;
+};
+
+static void args_free(struct args *a) {
+    for (size_t i = 0; i < a->n; i++)
+        free(a->item[i]);
+}
+
+static void arg(struct args *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void arg(struct args *a, const char *fmt, ...) {
+    if (a->n == ARG_COUNT_MAX) {
+        a->failed = true;
+        return;
+    }
+    va_list ap;
+    va_start(ap, fmt);
+    if (vasprintf(&a->item[a->n], fmt, ap) < 0)
+        a->failed = true;
+    else
+        a->n++;
+    va_end(ap);
+}
+
+static void build_machine(struct args *a, const char *binary, const char *accel, const struct vm *vm) {
+    arg(a, "%s", binary);
+    arg(a, "-name");
+    arg(a, "%s,debug-threads=on", vm->id);
+    arg(a, "-no-user-config");
+    arg(a, "-nodefaults");
+    arg(a, "-machine");
+    arg(a, "q35,accel=%s,usb=off,vmport=off", accel);
+    arg(a, "-cpu");
+    arg(a, "%s", strcmp(accel, "kvm") == 0 ? "host" : "max");
+    arg(a, "-m");
+    arg(a, "%u", vm->memory_mib);
+    arg(a, "-smp");
+    arg(a, "%u", vm->vcpus);
+    arg(a, "-display");
+    arg(a, "none");
+    arg(a, "-no-reboot");
+    arg(a, "-sandbox");
+    arg(a, "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    /* Where only the monitor's clients can ask for it; the daemon's end of the protocol is qmp.c. */
+    arg(a, "-chardev");
+    arg(a, "socket,id=qmp,fd=%d,server=on,wait=off", FD_QMP);
+    arg(a, "-mon");
+    arg(a, "chardev=qmp,mode=control");
+}
+
+static void build_devices(struct args *a, const struct vmm_spec *spec) {
+    char mac[NET_MAC_TEXT];
+    net_format_mac(spec->vm->mac, mac);
+    arg(a, "-add-fd");
+    arg(a, "fd=%d,set=1", FD_CONSOLE);
+    arg(a, "-chardev");
+    arg(a, "file,id=console,path=/dev/fdset/1,append=on");
+    arg(a, "-serial");
+    arg(a, "chardev:console");
+    arg(a, "-add-fd");
+    arg(a, "fd=%d,set=2", FD_DISK);
+    arg(a, "-add-fd");
+    arg(a, "fd=%d,set=3", FD_BASE);
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"file\",\"node-name\":\"base-file\",\"filename\":\"/dev/fdset/3\",\"read-only\":true}");
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"raw\",\"node-name\":\"base\",\"file\":\"base-file\",\"read-only\":true}");
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"file\",\"node-name\":\"disk-file\",\"filename\":\"/dev/fdset/2\",\"discard\":\"unmap\"}");
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"qcow2\",\"node-name\":\"disk\",\"file\":\"disk-file\",\"backing\":\"base\","
+           "\"discard\":\"unmap\"}");
+    arg(a, "-device");
+    arg(a, "virtio-blk-pci,drive=disk,serial=root");
+    arg(a, "-netdev");
+    arg(a, "tap,id=net,fd=%d", FD_TAP);
+    arg(a, "-device");
+    arg(a, "virtio-net-pci,netdev=net,mac=%s,romfile=", mac);
+    arg(a, "-device");
+    arg(a, "virtio-rng-pci");
+    arg(a, "-kernel");
+    arg(a, "/dev/fd/%d", FD_KERNEL);
+    arg(a, "-initrd");
+    arg(a, "/dev/fd/%d", FD_INITRD);
+    arg(a, "-append");
+    arg(a, "%s", spec->cmdline);
+}
+
+static void folder_path(char ret_path[512], const char *folder, const char *name) {
+    snprintf(ret_path, 512, "%s/%s", folder, name);
+}
+
+/* The machine in Firecracker's config-file format: what an operator reads to see what this VM is. */
+static int write_config(const struct vmm_spec *spec, struct err *err) {
+    char path[512], disk[512], mac[NET_MAC_TEXT];
+    folder_path(path, spec->folder, "vm-config.json");
+    folder_path(disk, spec->folder, "disk.qcow2");
+    net_format_mac(spec->vm->mac, mac);
+    json_t *config =
+        json_pack("{s:{s:s, s:s, s:s}, s:[{s:s, s:s, s:b, s:b}], s:[{s:s, s:s, s:s}], s:{s:i, s:i}}", "boot-source",
+                  "kernel_image_path", spec->kernel, "initrd_path", spec->initrd, "boot_args", spec->cmdline, "drives",
+                  "drive_id", "rootfs", "path_on_host", disk, "is_root_device", 1, "is_read_only", 0,
+                  "network-interfaces", "iface_id", "eth0", "guest_mac", mac, "host_dev_name", spec->vm->tap,
+                  "machine-config", "vcpu_count", (int)spec->vm->vcpus, "mem_size_mib", (int)spec->vm->memory_mib);
+    char *text = config ? json_dumps(config, JSON_INDENT(2)) : NULL;
+    int r = text ? file_write_atomic(path, text, strlen(text), 0600) : -ENOMEM;
+    free(text);
+    json_decref(config);
+    return r < 0 ? err_sys(err, -r, "vmm.start", "write %s", path) : 0;
+}
+
+static int open_part(const char *folder, const char *name, int flags, int *ret_fd, struct err *err) {
+    char path[512];
+    if (*name == '/')
+        str_copy(path, sizeof path, name);
+    else
+        folder_path(path, folder, name);
+    *ret_fd = open(path, flags | O_CLOEXEC, 0600);
+    return *ret_fd < 0 ? err_sys(err, errno, "vmm.start", "open %s", path) : 0;
+}
+
+/* A unix socket's path holds 107 bytes only: the folder is entered through its descriptor. */
+static int listen_qmp(const char *folder, int *ret_fd, struct err *err) {
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    _cleanup_close_ int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/" QMP_SOCKET, dir);
+    unlinkat(dir, QMP_SOCKET, 0);
+    if (dir < 0 || fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
+        fchmodat(dir, QMP_SOCKET, 0600, 0) < 0 || listen(fd, 1) < 0)
+        return err_sys(err, errno, "vmm.start", "make %s/" QMP_SOCKET, folder);
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+static void close_all(int fds[FD_COUNT]) {
+    /* fds[0] is the caller's TAP. */
+    for (int i = 1; i < FD_COUNT; i++)
+        fd_close(&fds[i]);
+}
+
+static int open_all(const struct vmm_spec *spec, int fds[FD_COUNT], struct err *err) {
+    int r = listen_qmp(spec->folder, &fds[FD_QMP - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "console.log", O_WRONLY | O_CREAT | O_APPEND, &fds[FD_CONSOLE - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "disk.qcow2", O_RDWR, &fds[FD_DISK - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "base.ext4", O_RDONLY, &fds[FD_BASE - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, spec->kernel, O_RDONLY, &fds[FD_KERNEL - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, spec->initrd, O_RDONLY, &fds[FD_INITRD - 3], err);
+    return r;
+}
+
+static uint32_t kvm_group(void) {
+    struct stat st;
+    return stat("/dev/kvm", &st) == 0 ? st.st_gid : 0;
+}
+
+static int spawn(const struct config_vm *config, const struct vmm_spec *spec, const struct vmm_choice *choice,
+                 const int *fds, pid_t *ret_pid, int *ret_pidfd, struct err *err) {
+    _cleanup_close_ int log_fd = -1;
+    int r = open_part(spec->folder, "vmm.log", O_WRONLY | O_CREAT | O_APPEND, &log_fd, err);
+    if (r < 0)
+        return r;
+    struct args args = {0};
+    build_machine(&args, config->qemu_binary, choice->accel, spec->vm);
+    build_devices(&args, spec);
+    bool kvm = strcmp(choice->accel, "kvm") == 0;
+    struct proc_spec proc = {.argv = (const char *const *)args.item,
+                             .uid = spec->vm->uid,
+                             .gid = spec->vm->uid,
+                             .extra_gid = kvm ? kvm_group() : 0,
+                             .fds = fds,
+                             .fd_count = FD_COUNT,
+                             .output_fd = log_fd,
+                             .no_new_privs = true};
+    r = args.failed ? err_set(err, E2BIG, "vmm.start", "QEMU's command line is too long")
+                    : proc_start(&proc, ret_pid, ret_pidfd, err);
+    args_free(&args);
+    return r;
+}
+
+static int qemu_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
+                      struct err *err) {
+    struct vmm_choice choice;
+    int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1};
+    int r = vmm_choose(config, &choice, err);
+    if (r == 0)
+        r = write_config(spec, err);
+    if (r == 0)
+        r = open_all(spec, fds, err);
+    if (r == 0)
+        r = spawn(config, spec, &choice, fds, ret_pid, ret_pidfd, err);
+    close_all(fds);
+    return r;
+}
+
+static void qemu_ask_shutdown(struct loop *loop, const char *folder) {
+    qmp_send(loop, folder, "system_powerdown", 2000);
+}
+
+const struct vmm_ops vmm_qemu = {
+    .name = "qemu",
+    .start = qemu_start,
+    .ask_shutdown = qemu_ask_shutdown,
+};
