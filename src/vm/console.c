@@ -1,0 +1,73 @@
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+#include "vm/machine.h"
+
+/* A guest can write to its console without end. Past this the oldest half goes. */
+#define CONSOLE_MAX_BYTES (8 << 20)
+#define CONSOLE_BLOCK 4096
+
+void console_trim(const char *path) {
+    struct stat st;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &st) < 0 || st.st_size <= CONSOLE_MAX_BYTES)
+        return;
+    /* The VMM appends to the same file: the head is cut out in one step, without a moment in which a line is lost.
+     * File systems that cannot do so lose it all. */
+    off_t cut = (st.st_size - CONSOLE_MAX_BYTES / 2) / CONSOLE_BLOCK * CONSOLE_BLOCK;
+    if (fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, cut) < 0 && ftruncate(fd, 0) < 0)
+        return;
+}
+
+int vms_console(struct vms *vms, const char *id, size_t max, char **ret_text, size_t *ret_len) {
+    char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16];
+    machine_user_folder(vms, id, folder);
+    snprintf(path, sizeof path, "%s/console.log", folder);
+    int r = file_read_tail(path, max, ret_text, ret_len);
+    if (r != -ENOENT)
+        return r;
+    machine_evidence_folder(vms, id, folder);
+    snprintf(path, sizeof path, "%s/console.log", folder);
+    return file_read_tail(path, max, ret_text, ret_len);
+}
+
+/* Drops the terminal's own sequences (ESC [ … letter), which a boot log is full of. Works in place. */
+static size_t strip_sequences(char *text, size_t len) {
+    size_t out = 0;
+    for (size_t i = 0; i < len; i++) {
+        if (text[i] == '\x1b' && i + 1 < len && text[i + 1] == '[') {
+            for (i += 2; i < len && (text[i] < '@' || text[i] > '~'); i++) {
+            }
+            continue;
+        }
+        text[out++] = text[i];
+    }
+    return out;
+}
+
+void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]) {
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    ret_line[0] = '\0';
+    if (vms_console(vms, id, 2000, &text, &len) < 0)
+        return;
+    len = strip_sequences(text, len);
+    while (len > 0) {
+        size_t end = len;
+        while (end > 0 && (unsigned char)text[end - 1] <= ' ')
+            end--;
+        size_t start = end;
+        while (start > 0 && text[start - 1] != '\n' && text[start - 1] != '\r')
+            start--;
+        if (end > start) {
+            str_escape(text + start, end - start, ret_line, VMS_LINE_MAX);
+            return;
+        }
+        len = start > 0 ? start - 1 : 0;
+    }
+}

@@ -1,0 +1,257 @@
+#include "vm/machine.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/time.h"
+
+/* A running VM is called unreachable after this many failures in a row: one lost probe on a busy host is not news. */
+#define REACH_FAILURES 3
+
+struct machine *machine_new(struct vms *vms, const struct vm *vm) {
+    struct machine *m = calloc(1, sizeof *m);
+    if (!m)
+        return NULL;
+    *m = (struct machine){.next = vms->first, .vms = vms, .vm = *vm, .pidfd = -1};
+    vms->first = m;
+    return m;
+}
+
+struct machine *machine_find(struct vms *vms, const char *id) {
+    for (struct machine *m = vms->first; m; m = m->next)
+        if (strcmp(m->vm.id, id) == 0)
+            return m;
+    return NULL;
+}
+
+static void unwatch(struct machine *m) {
+    sd_event_source_disable_unref(m->process);
+    m->process = NULL;
+    probe_free(m->probe);
+    m->probe = NULL;
+    loop_timer_free(m->again);
+    m->again = NULL;
+    loop_timer_free(m->deadline);
+    m->deadline = NULL;
+}
+
+void machine_free(struct machine *m) {
+    if (!m)
+        return;
+    for (struct machine **at = &m->vms->first; *at; at = &(*at)->next)
+        if (*at == m) {
+            *at = m->next;
+            break;
+        }
+    unwatch(m);
+    fd_close(&m->pidfd);
+    free(m);
+}
+
+static void tell(struct machine *m) {
+    struct vm vm = m->vm; /* a listener may end the machine */
+    struct vms *vms = m->vms;
+    for (int i = 0; i < vms->listener_count; i++)
+        vms->listeners[i].fn(vms->listeners[i].userdata, &vm);
+}
+
+int machine_change(struct machine *m, enum vm_event event, const char *actor, const char *reason, struct err *err) {
+    enum vm_state to;
+    if (vm_transition(m->vm.state, event, &to) < 0)
+        return err_set(err, EPROTO, "vm.state", "VM %s is %s: \"%s\" cannot happen to it now", m->vm.id,
+                       vm_state_name(m->vm.state), vm_event_name(event));
+    struct vm vm = m->vm;
+    vm.state = to;
+    vm.state_since_ms = time_realtime_ms();
+    vm.reachable = to == VM_STATE_RUNNING ? 1 : -1;
+    str_copy(vm.reason, sizeof vm.reason, reason);
+    if (vm_state_is_end(to)) {
+        vm.pid = 0;
+        vm.pid_start = 0;
+    }
+    struct store_event e = {.at_ms = vm.state_since_ms};
+    str_copy(e.actor, sizeof e.actor, actor);
+    str_copy(e.event, sizeof e.event, vm_event_name(event));
+    str_copy(e.from, sizeof e.from, vm_state_name(m->vm.state));
+    str_copy(e.to, sizeof e.to, vm_state_name(to));
+    str_copy(e.reason, sizeof e.reason, reason);
+    int r = store_vm_update(m->vms->store, &vm, &e, err);
+    if (r < 0)
+        return r;
+    m->vm = vm;
+    log_event(event == VM_EVENT_FAILED ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO,
+              (struct log_about){.event = vm_event_name(event), .vm_id = vm.id}, "%s -> %s by %s%s%s", e.from, e.to,
+              actor, *reason ? ": " : "", reason);
+    tell(m);
+    return 0;
+}
+
+static void set_reachable(struct machine *m, int reachable, const char *words) {
+    if (m->vm.reachable == reachable)
+        return;
+    struct err err = {0};
+    struct store_event e = {.at_ms = time_realtime_ms(), .actor = "controller"};
+    str_copy(e.event, sizeof e.event, reachable ? "reachable" : "unreachable");
+    str_copy(e.reason, sizeof e.reason, words);
+    m->vm.reachable = reachable;
+    str_copy(m->vm.reason, sizeof m->vm.reason, reachable ? "" : words);
+    if (store_vm_update(m->vms->store, &m->vm, &e, &err) < 0)
+        log_error("%s: %s", m->vm.id, err.detail);
+    log_event(reachable ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = e.event, .vm_id = m->vm.id},
+              "%s", words);
+    tell(m);
+}
+
+static void start_probe(void *userdata);
+
+static void probe_later(struct machine *m) {
+    const struct config_vm *config = &m->vms->config->vm;
+    int64_t delay_ms = m->vm.state == VM_STATE_RUNNING ? config->reach_interval_ms : config->probe_interval_ms;
+    if (m->again)
+        loop_timer_again(m->again, delay_ms);
+    else if (loop_timer_new(m->vms->loop, delay_ms, start_probe, m, &m->again) < 0)
+        log_error("%s: no timer for the next probe", m->vm.id);
+}
+
+static void on_probe(void *userdata, bool ok, const char *words) {
+    struct machine *m = userdata;
+    struct err err = {0};
+    m->probe = NULL;
+    str_copy(m->last_probe, sizeof m->last_probe, words);
+    m->failures = ok ? 0 : m->failures + 1;
+    if (m->vm.state == VM_STATE_BOOTING && ok) {
+        loop_timer_free(m->deadline);
+        m->deadline = NULL;
+        if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", "", &err) < 0)
+            log_error("%s: %s", m->vm.id, err.detail);
+    } else if (m->vm.state == VM_STATE_RUNNING && (ok || m->failures >= REACH_FAILURES)) {
+        set_reachable(m, ok, words);
+    }
+    probe_later(m);
+}
+
+/* While it boots, the proof is the whole of what the type promises; later, that the guest's port answers. */
+static void start_probe(void *userdata) {
+    struct machine *m = userdata;
+    const struct config_vm *config = &m->vms->config->vm;
+    uint16_t port = config->type[m->vm.type].port;
+    enum probe_kind kind = port == 0                                                          ? PROBE_ICMP
+                           : m->vm.type == VM_TYPE_BROWSER && m->vm.state == VM_STATE_BOOTING ? PROBE_DESKTOP
+                                                                                              : PROBE_TCP;
+    struct err err = {0};
+    if (m->probe)
+        return;
+    if (probe_start(m->vms->loop, m->vms->network, kind, m->vm.ip, port, (int)config->probe_timeout_ms, on_probe, m,
+                    &m->probe, &err) < 0) {
+        str_copy(m->last_probe, sizeof m->last_probe, err.detail);
+        probe_later(m);
+    }
+}
+
+static void on_boot_deadline(void *userdata) {
+    struct machine *m = userdata;
+    char reason[VM_REASON_MAX], line[VMS_LINE_MAX];
+    vms_console_line(m->vms, m->vm.id, line);
+    snprintf(reason, sizeof reason, "not reachable within %u s of its start: %.120s; last line of its console: %.160s",
+             m->vms->config->vm.type[m->vm.type].boot_timeout_ms / 1000,
+             *m->last_probe ? m->last_probe : "no probe was answered", *line ? line : "(nothing)");
+    machine_fail(m, "controller", reason);
+}
+
+/* Ends with the process gone, so that what it held can be removed. */
+static void kill_process(struct machine *m, char *ret_words, size_t size) {
+    struct pollfd p = {.fd = m->pidfd, .events = POLLIN};
+    str_copy(ret_words, size, "how it ended is not known: an earlier daemon had started it");
+    if (m->pidfd < 0)
+        return;
+    if (poll(&p, 1, 0) == 0) {
+        proc_signal(m->pidfd, SIGKILL);
+        /* A killed process goes at once, unless the kernel holds it: then the clean-up finds its TAP held. */
+        poll(&p, 1, 2000);
+    }
+    proc_reap(m->pidfd, ret_words, size);
+}
+
+void machine_fail(struct machine *m, const char *actor, const char *reason) {
+    char words[96];
+    struct err err = {0};
+    unwatch(m);
+    kill_process(m, words, sizeof words);
+    machine_cleanup(m->vms, &m->vm, words);
+    if (machine_change(m, VM_EVENT_FAILED, actor, reason, &err) < 0)
+        log_error("%s: %s", m->vm.id, err.detail);
+    machine_free(m);
+}
+
+static void ended(struct machine *m, const char *words) {
+    struct err err = {0};
+    char reason[VM_REASON_MAX];
+    if (m->vm.state != VM_STATE_STOPPING) {
+        char line[VMS_LINE_MAX];
+        vms_console_line(m->vms, m->vm.id, line);
+        snprintf(reason, sizeof reason, "its VMM (%s, pid %d) ended by itself: %s; last line of its console: %.200s",
+                 m->vm.vmm, m->vm.pid, words, *line ? line : "(nothing)");
+        machine_fail(m, "guest or host", reason);
+        return;
+    }
+    unwatch(m);
+    machine_cleanup(m->vms, &m->vm, words);
+    str_copy(reason, sizeof reason, m->vm.reason);
+    if (machine_change(m, VM_EVENT_ENDED, m->stop_actor, reason, &err) < 0)
+        log_error("%s: %s", m->vm.id, err.detail);
+    machine_free(m);
+}
+
+static int on_process(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
+    struct machine *m = userdata;
+    char words[96] = "how it ended is not known: an earlier daemon had started it";
+    proc_reap(m->pidfd, words, sizeof words);
+    ended(m, words);
+    return 0;
+}
+
+int machine_watch(struct machine *m, struct err *err) {
+    int r = sd_event_add_io(loop_event(m->vms->loop), &m->process, m->pidfd, EPOLLIN, on_process, m);
+    if (r >= 0 && m->vm.state == VM_STATE_BOOTING) {
+        int64_t left_ms = vms_boot_deadline_ms(m->vms, &m->vm) - time_realtime_ms();
+        r = loop_timer_new(m->vms->loop, left_ms, on_boot_deadline, m, &m->deadline);
+    }
+    if (r < 0)
+        return err_sys(err, -r, "vm.watch", "watch %s", m->vm.id);
+    if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING)
+        probe_later(m);
+    return 0;
+}
+
+static void on_stop_deadline(void *userdata) {
+    struct machine *m = userdata;
+    proc_signal(m->pidfd, SIGKILL);
+}
+
+/* A CLI VM holds a user's work: its guest is asked to shut down and has stop_timeout to do so. A browser VM is thrown
+ * away. */
+void machine_stop(struct machine *m) {
+    probe_free(m->probe);
+    m->probe = NULL;
+    loop_timer_free(m->again);
+    m->again = NULL;
+    loop_timer_free(m->deadline);
+    m->deadline = NULL;
+    bool ask = m->vm.type == VM_TYPE_CLI;
+    if (ask) {
+        char folder[VMS_PATH_MAX];
+        machine_user_folder(m->vms, m->vm.id, folder);
+        vmm_qemu.ask_shutdown(m->vms->loop, folder);
+    } else {
+        proc_signal(m->pidfd, SIGTERM);
+    }
+    if (loop_timer_new(m->vms->loop, m->vms->config->vm.stop_timeout_ms, on_stop_deadline, m, &m->deadline) < 0)
+        proc_signal(m->pidfd, SIGKILL);
+}

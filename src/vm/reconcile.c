@@ -1,0 +1,155 @@
+/* After a start: what the store says against what is there. A VM is either whole, and then it is taken up again, or it
+ * is ended with a reason; what belongs to no living VM is removed. Nothing is touched that is not proven to be ours: a
+ * process by pid and start time, or by its own uid and its VM's id on its command line; a TAP by the id in its alias,
+ * and never one that somebody holds. */
+#include <ctype.h>
+#include <dirent.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "vm/machine.h"
+
+/* Whether this process was started for this VM: it runs as the VM's uid and names the VM in its arguments. */
+static bool is_vmm_of(pid_t pid, const struct vm *vm) {
+    char path[64];
+    struct stat st;
+    snprintf(path, sizeof path, "/proc/%d", pid);
+    if (stat(path, &st) < 0 || st.st_uid != vm->uid)
+        return false;
+    snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+    _cleanup_free_ char *cmdline = NULL;
+    size_t len;
+    return file_read(path, 65536, &cmdline, &len) == 0 && memmem(cmdline, len, vm->id, strlen(vm->id));
+}
+
+/* The VMM of a VM whose record does not hold its pid: the daemon died between the two. */
+static pid_t find_vmm(const struct vm *vm) {
+    DIR *proc = opendir("/proc");
+    pid_t found = 0;
+    for (struct dirent *e; proc && !found && (e = readdir(proc));)
+        if (isdigit((unsigned char)e->d_name[0]) && is_vmm_of(atoi(e->d_name), vm))
+            found = atoi(e->d_name);
+    if (proc)
+        closedir(proc);
+    return found;
+}
+
+/* The process of a VM's record, if it lives. */
+static int open_vmm(const struct vm *vm, int *ret_pidfd) {
+    struct pollfd p = {.events = POLLIN};
+    int r = proc_open(vm->pid, vm->pid_start, &p.fd);
+    if (r < 0)
+        return r;
+    if (poll(&p, 1, 0) != 0) {
+        fd_close(&p.fd);
+        return -ESRCH;
+    }
+    *ret_pidfd = p.fd;
+    return 0;
+}
+
+/* A VM that was being made when the daemon died: nobody has been told that it exists. */
+static void end_half_made(struct machine *m) {
+    pid_t pid = find_vmm(&m->vm);
+    uint64_t start;
+    if (pid > 0 && proc_start_time(pid, &start) == 0 && proc_open(pid, start, &m->pidfd) == 0 &&
+        !is_vmm_of(pid, &m->vm))
+        fd_close(&m->pidfd);
+    machine_fail(m, "controller", "the controller ended while it was being created");
+}
+
+static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
+    struct machine *m = machine_new(vms, vm);
+    if (!m)
+        return err_sys(err, ENOMEM, "vm.start", "take up %s", vm->id);
+    if (vm->state == VM_STATE_CREATING) {
+        end_half_made(m);
+        return 0;
+    }
+    bool alive = open_vmm(vm, &m->pidfd) == 0;
+    if (vm->state == VM_STATE_STOPPING) {
+        str_copy(m->stop_actor, sizeof m->stop_actor, "controller");
+        if (!alive) {
+            machine_cleanup(vms, &m->vm, "it had ended while the controller was down");
+            int r = machine_change(m, VM_EVENT_ENDED, "controller", m->vm.reason, err);
+            machine_free(m);
+            return r;
+        }
+        machine_stop(m);
+        return machine_watch(m, err);
+    }
+    if (!alive) {
+        machine_fail(m, "guest or host", "its VMM ended while the controller was down");
+        return 0;
+    }
+    log_event(LOG_LEVEL_INFO, (struct log_about){.event = "taken-up", .vm_id = vm->id}, "%s, VMM pid %d",
+              vm_state_name(vm->state), vm->pid);
+    return machine_watch(m, err);
+}
+
+static void remove_stray_taps(struct vms *vms) {
+    struct network_tap *taps = NULL;
+    size_t n = 0;
+    struct err err = {0};
+    if (network_tap_list(vms->network, &taps, &n, &err) < 0)
+        log_warning("%s", err.detail);
+    for (size_t i = 0; i < n; i++) {
+        if (taps[i].holder_pid || !vm_id_is_valid(taps[i].vm_id) || machine_find(vms, taps[i].vm_id))
+            continue;
+        struct vm vm;
+        /* A TAP of another controller on the same host is not ours to remove. */
+        if (store_vm_get(vms->store, taps[i].vm_id, &vm, &err) < 0)
+            continue;
+        if (network_tap_remove(vms->network, taps[i].name, taps[i].vm_id, &err) < 0)
+            log_warning("%s", err.detail);
+        else
+            log_info("removed %s, which the ended %s had left", taps[i].name, taps[i].vm_id);
+    }
+    free(taps);
+}
+
+static void remove_stray_folders(struct vms *vms) {
+    char path[VMS_PATH_MAX];
+    snprintf(path, sizeof path, "%s/users", vms->state_dir);
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        struct vm vm;
+        if (!vm_id_is_valid(e->d_name) || machine_find(vms, e->d_name))
+            continue;
+        if (store_vm_get(vms->store, e->d_name, &vm, NULL) == 0) {
+            machine_cleanup(vms, &vm, "not known: the controller died while it was cleaned up");
+            continue;
+        }
+        char stray[VMS_PATH_MAX];
+        machine_user_folder(vms, e->d_name, stray);
+        log_warning("%s belongs to no VM of this store and is left alone: remove it by hand if it is not needed",
+                    stray);
+    }
+    if (dir)
+        closedir(dir);
+}
+
+int vms_reconcile(struct vms *vms, struct err *err) {
+    _cleanup_free_ struct vm *live = NULL;
+    size_t n;
+    int r = store_vm_list(vms->store, NULL, STORE_LIVE, &live, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        if (live[i].ip > vms->ip_cursor)
+            vms->ip_cursor = live[i].ip;
+        r = take_up(vms, &live[i], err);
+    }
+    if (r < 0)
+        return r;
+    remove_stray_taps(vms);
+    remove_stray_folders(vms);
+    return 0;
+}

@@ -1,0 +1,155 @@
+#include "vm/vms.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/time.h"
+#include "image/image.h"
+#include "vm/machine.h"
+
+#define CONSOLE_TRIM_INTERVAL_MS 2000
+#define REMOVE_REASON "the controller was asked to take everything away"
+
+void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
+    snprintf(ret_path, VMS_PATH_MAX, "%s/users/%s", vms->state_dir, id);
+}
+
+void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
+    snprintf(ret_path, VMS_PATH_MAX, "%s/evidence/%s", vms->state_dir, id);
+}
+
+static void trim_consoles(void *userdata) {
+    struct vms *vms = userdata;
+    for (struct machine *m = vms->first; m; m = m->next) {
+        char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16];
+        machine_user_folder(vms, m->vm.id, folder);
+        snprintf(path, sizeof path, "%s/console.log", folder);
+        console_trim(path);
+    }
+    loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
+}
+
+static int make_folders(struct vms *vms, struct err *err) {
+    static const char *const names[] = {"users", "evidence"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[VMS_PATH_MAX];
+        snprintf(path, sizeof path, "%s/%s", vms->state_dir, names[i]);
+        int r = dir_make(path, 0700);
+        if (r < 0)
+            return err_sys(err, -r, "state.folder", "make %s", path);
+    }
+    return 0;
+}
+
+int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err) {
+    struct vms *vms = calloc(1, sizeof *vms);
+    if (!vms)
+        return err_sys(err, ENOMEM, "vm.start", "start the VM manager");
+    vms->loop = params->loop;
+    vms->store = params->store;
+    vms->network = params->network;
+    vms->config = params->config;
+    bool fits = str_copy(vms->state_dir, sizeof vms->state_dir, params->state_dir) &&
+                str_copy(vms->image_dir, sizeof vms->image_dir, params->image_dir);
+    int r = fits ? make_folders(vms, err)
+                 : err_set(err, ENAMETOOLONG, "state.folder", "the path of the state folder is too long");
+    if (r == 0)
+        r = vms_reconcile(vms, err);
+    if (r == 0 && loop_timer_new(vms->loop, CONSOLE_TRIM_INTERVAL_MS, trim_consoles, vms, &vms->console_timer) < 0)
+        r = err_sys(err, ENOMEM, "vm.start", "start the VM manager");
+    if (r < 0) {
+        vms_free(vms);
+        return r;
+    }
+    *ret_vms = vms;
+    return 0;
+}
+
+void vms_free(struct vms *vms) {
+    if (!vms)
+        return;
+    while (vms->first)
+        machine_free(vms->first);
+    loop_timer_free(vms->console_timer);
+    free(vms);
+}
+
+void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
+    if (vms->listener_count < 4)
+        vms->listeners[vms->listener_count++] = (struct listener){fn, userdata};
+}
+
+int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
+                struct err *err) {
+    struct machine *m = machine_find(vms, id);
+    if (!m) {
+        struct vm vm;
+        int r = store_vm_get(vms->store, id, &vm, err);
+        if (r < 0)
+            return r;
+        err_set(err, EALREADY, "vm.ended", "VM %s is %s already", id, vm_state_name(vm.state));
+        return err_hint(err, "mctl vm why %s tells its story", id);
+    }
+    if (m->vm.state != VM_STATE_STOPPING) {
+        int r = machine_change(m, VM_EVENT_STOP, actor, reason, err);
+        if (r < 0)
+            return r;
+        str_copy(m->stop_actor, sizeof m->stop_actor, actor);
+        machine_stop(m);
+    }
+    *ret_vm = m->vm;
+    return 0;
+}
+
+void vms_last_probe(struct vms *vms, const char *id, char *ret_words, size_t size) {
+    struct machine *m = machine_find(vms, id);
+    str_copy(ret_words, size, m && m->vm.state == VM_STATE_BOOTING ? m->last_probe : "");
+}
+
+void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX]) {
+    if (vm_state_is_end(vm->state))
+        machine_evidence_folder(vms, vm->id, ret_path);
+    else
+        machine_user_folder(vms, vm->id, ret_path);
+}
+
+int vms_vmm(struct vms *vms, struct vmm_choice *ret_choice, struct err *err) {
+    return vmm_choose(&vms->config->vm, ret_choice, err);
+}
+
+int vms_image(struct vms *vms, char *ret_name, size_t size, struct err *err) {
+    struct image image;
+    int r = image_open(vms->image_dir, &image, err);
+    if (r == 0)
+        str_copy(ret_name, size, image.name);
+    return r;
+}
+
+int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
+    return vm->state == VM_STATE_BOOTING ? vm->state_since_ms + vms->config->vm.type[vm->type].boot_timeout_ms : 0;
+}
+
+int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
+    while (vms->first) {
+        struct machine *m = vms->first;
+        struct vm vm;
+        int r = vms_destroy(vms, m->vm.id, actor, REMOVE_REASON, &vm, err);
+        if (r < 0)
+            return r;
+        proc_signal(m->pidfd, SIGKILL);
+        /* on_process() frees it. */
+        r = sd_event_run(loop_event(vms->loop), 5000000);
+        if (r < 0)
+            return err_sys(err, -r, "vm.remove", "wait for %s to end", vm.id);
+        if (r == 0)
+            return err_set(err, ETIMEDOUT, "vm.remove", "the VMM of %s (pid %d) does not end", vm.id, vm.pid);
+    }
+    return 0;
+}

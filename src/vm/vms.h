@@ -1,0 +1,86 @@
+/* The VMs of this host: made, watched, proven, ended. A record in the store says what should be; this room makes it so
+ * and, after a restart, compares the two (reconcile.c).
+ *
+ * A VM's folder is STATE/users/vm-<uuid>/ with vm-config.json, console.log, vmm.log; after its end these are in
+ * STATE/evidence/vm-<uuid>/ with a summary.json. Everything runs on the loop's thread. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "loop/loop.h"
+#include "model/config.h"
+#include "model/vm.h"
+#include "network/network.h"
+#include "store/store.h"
+#include "vmm/vmm.h"
+
+#define VMS_PATH_MAX 384
+#define VMS_LINE_MAX 240
+
+struct vms;
+
+/* Called after each change of a VM's state or reachability was stored. */
+typedef void vms_changed_fn(void *userdata, const struct vm *vm);
+
+struct vms_params {
+    struct loop *loop;
+    struct store *store;
+    struct network *network;
+    const struct config *config;
+    const char *state_dir;
+    const char *image_dir;
+};
+
+struct vms_request {
+    const char *user; /* valid: vm_user_check() */
+    enum vm_type type;
+    uint32_t memory_mib; /* 0: the type's default */
+    uint32_t vcpus;      /* 0: the type's default */
+};
+
+/* Takes up what the last daemon left: VMs whose process lives are watched again, the others end as failed, and what
+ * belongs to no living VM is removed. Pointers of params stay the caller's and must outlive it. */
+int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err);
+
+/* Frees memory and descriptors: the VMs go on. */
+void vms_free(struct vms *vms);
+
+/* At most 4 listeners. */
+void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
+
+/* Starts a VM: on return it is booting. Errors leave nothing behind; "quota.user", "image.missing", "image.broken",
+ * "network.pool-exhausted", "vmm.unusable", "vm.bad-size" and what the steps say. */
+int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
+               struct err *err);
+
+/* Begins the end of a live VM; vms_on_change() tells when it is stopped. A VM that is stopping already is no error.
+ * Errors: -ENOENT; "vm.ended" (-EALREADY). */
+int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
+                struct err *err);
+
+/* How the last attempt to reach a booting VM went, in words; empty for others. */
+void vms_last_probe(struct vms *vms, const char *id, char *ret_words, size_t size);
+
+/* The last max bytes of the console, of a live VM or from its evidence. The caller frees. Return: 0 or -errno. */
+int vms_console(struct vms *vms, const char *id, size_t max, char **ret_text, size_t *ret_len);
+
+/* The console's last line that is not empty, escaped; empty when there is none. */
+void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]);
+
+/* Where a VM's files are now: its folder, or its evidence. */
+void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX]);
+
+/* What VMs are made with here, and why; or why none can be made. */
+int vms_vmm(struct vms *vms, struct vmm_choice *ret_choice, struct err *err);
+
+/* The name of the image that the next VM gets. Errors: "image.missing", "image.broken". */
+int vms_image(struct vms *vms, char *ret_name, size_t size, struct err *err);
+
+/* Real time at which a booting VM will have failed; 0 for others. */
+int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm);
+
+/* Ends every VM at once and removes what they had: for taking the whole controller away. */
+int vms_remove_all(struct vms *vms, const char *actor, struct err *err);
