@@ -1,0 +1,95 @@
+/* Inside of api/: what the route files share. */
+#pragma once
+
+#include <jansson.h>
+
+#include "api/api.h"
+#include "http/router.h"
+#include "relay/relay.h"
+
+/* Who may call a route; the flags of struct http_route. */
+enum api_access {
+    API_PUBLIC,  /* anybody */
+    API_ADMIN,   /* the unix socket, or the admin token */
+    API_SESSION, /* these, or the cookie of the session {id} */
+};
+
+struct waiter;
+struct follower;
+struct desktop;
+struct static_files;
+
+struct api {
+    struct loop *loop;
+    struct store *store;
+    struct network *network;
+    struct vms *vms;
+    struct sessions *sessions;
+    const struct config *config;
+    struct relay *relay;
+    struct static_files *files;
+    struct waiter *waiters;     /* requests that wait for a VM's state */
+    struct follower *followers; /* consoles that are streamed */
+    struct desktop *desktops;   /* browsers that see one, or are about to */
+    struct loop_timer *follow_timer;
+    char token_hash[2 * STORE_HASH_SIZE + 1]; /* hex */
+    char base_url[CONFIG_TEXT + 8];           /* http://127.0.0.1:4000, without a slash at its end */
+    int64_t started_ms;
+    uint64_t next_tag;
+};
+
+/* auth.c */
+int api_token_load(struct api *api, struct err *err);
+/* Answers the request itself when the caller may not go on. Return: whether it may. */
+bool api_allowed(struct api *api, struct http_request *req, const struct http_match *match);
+/* Whether the caller has the unix socket or the admin token. */
+bool api_is_admin(struct api *api, struct http_request *req);
+bool api_has_cookie(struct api *api, struct http_request *req, const char *session_id);
+/* Whether the request's Origin is exactly our own address; required false: an absent one is fine. */
+bool api_origin_is_ours(struct api *api, struct http_request *req, bool required);
+/* "uid 0 (unix socket)", "admin token from 127.0.0.1": who did it, for events. */
+void api_actor(struct http_request *req, char ret_actor[STORE_ACTOR_MAX]);
+
+/* reply.c */
+void api_json(struct http_request *req, int status, json_t *body); /* takes the reference */
+void api_fail(struct http_request *req, const struct err *err);
+/* A body that must be a JSON object with no other fields than `known` (ending in NULL); an empty body is {}. Answers
+ * the request itself when it is not. The caller decrefs. Return: NULL then. */
+json_t *api_body(struct http_request *req, const char *const *known);
+/* Answers and returns false when the query has another parameter than `known`. */
+bool api_query_known(struct http_request *req, const char *const *known);
+json_t *api_time(int64_t realtime_ms); /* RFC 3339, null for 0 */
+json_t *api_vm_json(const struct vm *vm);
+json_t *api_session_json(struct api *api, const struct session *session);
+
+/* wait.c */
+enum wait_for {
+    WAIT_READY, /* running, or at an end */
+    WAIT_ENDED,
+};
+/* Defers the request until the VM is there; then answers with {"vm":…}, status for success. */
+void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status);
+void api_wait_changed(struct api *api, const struct vm *vm);
+
+/* follow.c */
+void api_follow_console(struct api *api, struct http_request *req, const struct vm *vm);
+void api_follow_free(struct api *api);
+
+/* desktop.c */
+int api_relay_start(struct api *api, struct err *err);
+void api_relay_stop(struct api *api);
+void api_desktop_vm_changed(struct api *api, const struct vm *vm);
+
+/* files.c */
+int api_files_load(const char *web_dir, struct static_files **ret_files, struct err *err);
+void api_files_free(struct static_files *files);
+/* Answers with the file of that path below /static/, or 404. */
+void api_files_serve(struct api *api, struct http_request *req, const char *name);
+void api_page_serve(struct api *api, struct http_request *req);
+
+/* The handlers of the table in routes.c. */
+http_route_fn route_health, route_metrics, route_status;
+http_route_fn route_user_vm_create, route_user_vm_get, route_user_vm_delete;
+http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, route_vm_console;
+http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
+http_route_fn route_session_page, route_session_websock;

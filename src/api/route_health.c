@@ -1,0 +1,93 @@
+#include <string.h>
+
+#include "api/internal.h"
+#include "base/fd.h"
+#include "base/str.h"
+#include "base/time.h"
+
+void route_health(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    api_json(req, 200,
+             json_pack("{s:s, s:s, s:I}", "status", "ok", "version", MC_VERSION, "uptime_s",
+                       (json_int_t)((time_realtime_ms() - api->started_ms) / 1000)));
+}
+
+struct counts {
+    unsigned state[VM_STATE_COUNT];
+    unsigned unreachable;
+};
+
+static int count_vms(struct api *api, struct counts *ret_counts, struct err *err) {
+    _cleanup_free_ struct vm *vms = NULL;
+    size_t n;
+    int r = store_vm_list(api->store, NULL, STORE_LIVE, &vms, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        ret_counts->state[vms[i].state]++;
+        ret_counts->unreachable += vms[i].reachable == 0;
+    }
+    return r;
+}
+
+void route_metrics(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct counts counts = {0};
+    struct err err = {0};
+    if (count_vms(api, &counts, &err) < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    struct strbuf text = {.max = 16384};
+    strbuf_addf(&text, "# TYPE mc_vms gauge\n");
+    for (int i = 0; i < VM_STATE_COUNT; i++)
+        strbuf_addf(&text, "mc_vms{state=\"%s\"} %u\n", vm_state_name((enum vm_state)i), counts.state[i]);
+    strbuf_addf(&text, "# TYPE mc_vms_unreachable gauge\nmc_vms_unreachable %u\n", counts.unreachable);
+    strbuf_addf(&text, "# TYPE mc_relay_connections gauge\nmc_relay_connections %u\n", relay_count(api->relay));
+    strbuf_addf(&text, "# TYPE mc_relay_buffered_bytes gauge\nmc_relay_buffered_bytes %zu\n",
+                relay_buffered_bytes(api->relay));
+    struct http_response response = {
+        .content_type = "text/plain; version=0.0.4; charset=utf-8", .body = text.data, .len = text.len};
+    http_respond(req, 200, &response);
+    strbuf_free(&text);
+}
+
+static json_t *vmm_json(struct api *api) {
+    struct vmm_choice choice;
+    struct err err = {0};
+    if (vms_vmm(api->vms, &choice, &err) < 0)
+        return json_pack("{s:n, s:n, s:s}", "name", "accel", "reason", err.detail);
+    return json_pack("{s:s, s:s, s:s}", "name", choice.ops->name, "accel", choice.accel, "reason", choice.reason);
+}
+
+static json_t *image_json(struct api *api) {
+    struct err err = {0};
+    char name[96];
+    if (vms_image(api->vms, name, sizeof name, &err) < 0)
+        return json_pack("{s:n, s:s}", "name", "problem", err.detail);
+    return json_pack("{s:s, s:n}", "name", name, "problem");
+}
+
+void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct counts counts = {0};
+    struct network_status net;
+    struct err err = {0};
+    char address[NET_IP_TEXT], mac[NET_MAC_TEXT];
+    if (count_vms(api, &counts, &err) < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    network_describe(api->network, &net);
+    json_t *states = json_object();
+    for (int i = 0; i < VM_STATE_COUNT; i++)
+        json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
+    net_format_ip(net.address.address, address);
+    net_format_mac(net.mac, mac);
+    json_t *network =
+        json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b}", "namespace", net.namespace, "bridge", net.bridge,
+                  "address", address, "prefix_length", net.address.length, "mac", mac, "ports", (int)net.ports,
+                  "uplink", net.uplink, "forwarding", net.forward, "masquerade", net.masquerade);
+    api_json(req, 200,
+             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:i, s:i}", "version", MC_VERSION, "url", api->base_url, "vmm",
+                       vmm_json(api), "image", image_json(api), "network", network, "vms", states, "unreachable",
+                       (int)counts.unreachable, "desktops", (int)relay_count(api->relay)));
+}

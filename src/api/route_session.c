@@ -1,0 +1,169 @@
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "api/internal.h"
+#include "base/fd.h"
+#include "base/str.h"
+#include "base/time.h"
+
+#define TICKET_MAX_S 3600
+
+static void no_session(struct http_request *req) {
+    http_problem(req, 404, "session.not-found", NULL, "there is no such session", NULL);
+}
+
+static bool session_of(struct api *api, struct http_request *req, const struct http_match *match,
+                       struct session *ret_session) {
+    const char *id = http_match_param(match, "id");
+    struct err err = {0};
+    int r = session_id_is_valid(id) ? sessions_get(api->sessions, id, ret_session, &err) : -ENOENT;
+    if (r == -ENOENT)
+        no_session(req);
+    else if (r < 0)
+        api_fail(req, &err);
+    return r == 0;
+}
+
+void route_auth_start(struct http_request *req, const struct http_match *match, void *userdata) {
+    static const char *const known[] = {"userId", "provider", "ticketLifetime", NULL};
+    struct api *api = userdata;
+    const char *user = NULL, *provider = NULL;
+    size_t user_len = 0, provider_len = 0;
+    json_int_t lifetime_s = api->config->session.ticket_ms / 1000;
+    struct session session;
+    struct err err = {0};
+    char actor[STORE_ACTOR_MAX], ticket[SESSIONS_SECRET_TEXT], url[CONFIG_TEXT + 192];
+    bool is_new;
+    json_t *body = api_body(req, known);
+    if (!body)
+        return;
+    if (json_unpack(body, "{s:s%, s:s%, s?I}", "userId", &user, &user_len, "provider", &provider, &provider_len,
+                    "ticketLifetime", &lifetime_s) < 0 ||
+        strlen(provider) != provider_len || provider_len > SESSION_PROVIDER_MAX || lifetime_s < 1 ||
+        lifetime_s > TICKET_MAX_S) {
+        json_decref(body);
+        http_problem(req, 400, "body.bad-value", NULL, "userId, provider or ticketLifetime is missing or not valid",
+                     "userId and provider are texts, ticketLifetime is from 1 to 3600 seconds");
+        return;
+    }
+    api_actor(req, actor);
+    int r = vm_user_check(user, user_len, &err);
+    if (r == 0)
+        r = sessions_start(api->sessions, user, provider, actor, &session, &is_new, &err);
+    json_decref(body);
+    if (r == 0)
+        r = sessions_ticket(api->sessions, &session, lifetime_s * 1000, ticket, &err);
+    if (r < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    snprintf(url, sizeof url, "%s/api/auth/session/%s/novnc#ticket=%s", api->base_url, session.id, ticket);
+    sodium_memzero(ticket, sizeof ticket);
+    api_json(req, is_new ? 201 : 200,
+             json_pack("{s:s, s:s, s:s, s:o, s:o}", "sessionId", session.id, "status",
+                       session_status_name(session.status), "novncURL", url, "timeoutAt", api_time(session.timeout_ms),
+                       "session", api_session_json(api, &session)));
+}
+
+void route_sessions_list(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    _cleanup_free_ struct session *list = NULL;
+    size_t n;
+    struct err err = {0};
+    if (store_session_list(api->store, STORE_LIVE, &list, &n, &err) < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    json_t *array = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(array, api_session_json(api, &list[i]));
+    api_json(req, 200, json_pack("{s:o}", "sessions", array));
+}
+
+/* What the page shows of the VM; less than an operator sees. */
+static json_t *session_vm_json(struct api *api, const struct session *session) {
+    struct vm vm;
+    char line[VMS_LINE_MAX], probe[VMS_LINE_MAX];
+    if (!*session->vm_id || store_vm_get(api->store, session->vm_id, &vm, NULL) < 0)
+        return json_null();
+    vms_console_line(api->vms, vm.id, line);
+    vms_last_probe(api->vms, vm.id, probe, sizeof probe);
+    const char *finding = vm.reachable == 0 ? vm.reason : probe;
+    return json_pack("{s:s, s:s, s:o, s:s, s:o, s:o, s:s, s:o}", "id", vm.id, "state", vm_state_name(vm.state),
+                     "state_since", api_time(vm.state_since_ms), "reason", vm.reason, "reachable",
+                     vm.reachable < 0 ? json_null() : json_boolean(vm.reachable), "finding",
+                     *finding ? json_string(finding) : json_null(), "console_line", line, "boot_deadline_at",
+                     api_time(vms_boot_deadline_ms(api->vms, &vm)));
+}
+
+void route_session_get(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct session session;
+    if (session_of(api, req, match, &session))
+        api_json(
+            req, 200,
+            json_pack("{s:o, s:o}", "session", api_session_json(api, &session), "vm", session_vm_json(api, &session)));
+}
+
+void route_session_cancel(struct http_request *req, const struct http_match *match, void *userdata) {
+    static const char *const known[] = {"reason", NULL};
+    struct api *api = userdata;
+    struct session session;
+    struct err err = {0};
+    const char *reason = "it was cancelled";
+    char actor[STORE_ACTOR_MAX];
+    json_t *body = session_of(api, req, match, &session) ? api_body(req, known) : NULL;
+    if (!body)
+        return;
+    if (json_unpack(body, "{s?s}", "reason", &reason) < 0 || strlen(reason) >= VM_REASON_MAX) {
+        json_decref(body);
+        http_problem(req, 400, "body.bad-value", NULL, "reason is not a text of at most 399 bytes", NULL);
+        return;
+    }
+    api_actor(req, actor);
+    int r = sessions_cancel(api->sessions, session.id, actor, reason, &session, &err);
+    json_decref(body);
+    if (r < 0)
+        api_fail(req, &err);
+    else
+        api_json(req, 200, json_pack("{s:o}", "session", api_session_json(api, &session)));
+}
+
+void route_session_ticket(struct http_request *req, const struct http_match *match, void *userdata) {
+    static const char *const known[] = {"ticket", NULL};
+    struct api *api = userdata;
+    const char *id = http_match_param(match, "id"), *ticket = NULL;
+    char cookie[SESSIONS_SECRET_TEXT], value[512];
+    struct err err = {0};
+    if (!api_origin_is_ours(api, req, false)) {
+        http_problem(req, 403, "origin.foreign", NULL, "this request comes from another site", NULL);
+        return;
+    }
+    json_t *body = api_body(req, known);
+    if (!body)
+        return;
+    bool good = json_unpack(body, "{s:s}", "ticket", &ticket) == 0;
+    int r = !good || !session_id_is_valid(id) ? -ENOENT : sessions_redeem(api->sessions, id, ticket, cookie, &err);
+    json_decref(body);
+    if (r == -ENOENT) {
+        http_problem(req, 403, "session.no-credential", NULL, "this link has been used, is too old or is not of here",
+                     "ask for a new one: mctl auth start");
+        return;
+    }
+    if (r < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    snprintf(value, sizeof value, "mc_session=%s; Path=/api/auth/session/%s; Max-Age=%u; HttpOnly; SameSite=Strict%s",
+             cookie, id, api->config->session.cookie_ms / 1000, str_starts(api->base_url, "https:") ? "; Secure" : "");
+    struct http_header header = {"Set-Cookie", value};
+    struct http_response response = {.headers = &header, .n_headers = 1};
+    http_respond(req, 204, &response);
+    sodium_memzero(cookie, sizeof cookie);
+    sodium_memzero(value, sizeof value);
+}
+
+void route_session_page(struct http_request *req, const struct http_match *match, void *userdata) {
+    api_page_serve(userdata, req);
+}

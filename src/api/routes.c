@@ -1,0 +1,110 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/internal.h"
+#include "base/str.h"
+#include "base/time.h"
+
+/* The whole table. Who may call is the fourth column: a route without it is public, so it is always written. */
+static const struct http_route routes[] = {
+    {"GET", "/health", route_health, API_PUBLIC, NULL},
+    {"GET", "/metrics", route_metrics, API_ADMIN, NULL},
+    {"GET", "/api/status", route_status, API_ADMIN, NULL},
+    {"POST", "/api/users/{user}/vm", route_user_vm_create, API_ADMIN, NULL},
+    {"GET", "/api/users/{user}/vm", route_user_vm_get, API_ADMIN, NULL},
+    {"DELETE", "/api/users/{user}/vm", route_user_vm_delete, API_ADMIN, NULL},
+    {"GET", "/api/vms", route_vms_list, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}", route_vm_get, API_ADMIN, NULL},
+    {"DELETE", "/api/vms/{id}", route_vm_delete, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}/events", route_vm_events, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}/console", route_vm_console, API_ADMIN, NULL},
+    {"POST", "/api/auth/start", route_auth_start, API_ADMIN, NULL},
+    {"GET", "/api/auth/sessions", route_sessions_list, API_ADMIN, NULL},
+    {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},
+    {"POST", "/api/auth/session/{id}/cancel", route_session_cancel, API_SESSION, NULL},
+    {"POST", "/api/auth/session/{id}/ticket", route_session_ticket, API_PUBLIC, NULL},
+    {"GET", "/api/auth/session/{id}/novnc", route_session_page, API_PUBLIC, NULL},
+    /* Public here: a browser sees 1006 for a refused upgrade, so its handler accepts and then closes with a code. */
+    {"GET", "/api/auth/session/{id}/novnc/websock", route_session_websock, API_PUBLIC, NULL},
+};
+
+static void dispatch(struct api *api, struct http_request *req, const struct http_match *match) {
+    if (api_allowed(api, req, match))
+        match->route->handler(req, match, api);
+}
+
+void api_handle(struct http_request *req, void *userdata) {
+    struct api *api = userdata;
+    const char *target = http_request_target(req);
+    bool is_get = strcmp(http_request_method(req), "GET") == 0 || strcmp(http_request_method(req), "HEAD") == 0;
+    if (is_get && str_starts(target, "/static/")) {
+        api_files_serve(api, req, target + strlen("/static/"));
+        return;
+    }
+    struct http_match match;
+    struct http_header allow = {"Allow", match.allow};
+    switch (http_router_match(routes, sizeof routes / sizeof *routes, http_request_method(req), target, &match)) {
+    case HTTP_ROUTE_FOUND:
+        dispatch(api, req, &match);
+        return;
+    case HTTP_ROUTE_BAD_PATH:
+        http_problem(req, 400, "http.bad-path", NULL, "the path does not decode", NULL);
+        return;
+    case HTTP_ROUTE_UNKNOWN:
+        http_problem(req, 404, "http.no-route", NULL, "there is nothing at this path", "doc/openapi.yaml lists all");
+        return;
+    case HTTP_ROUTE_OTHER_METHOD:
+        http_problem_with(req, 405, "http.method", NULL, "this path does not take that method", NULL, &allow, 1);
+        return;
+    case HTTP_ROUTE_UNKNOWN_METHOD:
+        http_problem(req, 501, "http.method", NULL, "that is not a method of HTTP", NULL);
+        return;
+    }
+}
+
+static void on_vm_changed(void *userdata, const struct vm *vm) {
+    struct api *api = userdata;
+    api_wait_changed(api, vm);
+    api_desktop_vm_changed(api, vm);
+}
+
+int api_new(const struct api_params *params, struct api **ret_api, struct err *err) {
+    struct api *api = calloc(1, sizeof *api);
+    if (!api)
+        return err_sys(err, ENOMEM, "api.start", "start the API");
+    *api = (struct api){.loop = params->loop,
+                        .store = params->store,
+                        .network = params->network,
+                        .vms = params->vms,
+                        .sessions = params->sessions,
+                        .config = params->config,
+                        .started_ms = time_realtime_ms()};
+    const struct config_api *config = &params->config->api;
+    snprintf(api->base_url, sizeof api->base_url, "%s%s", *config->public_url ? "" : "http://",
+             *config->public_url ? config->public_url : config->listen);
+    size_t len = strlen(api->base_url);
+    if (len > 0 && api->base_url[len - 1] == '/')
+        api->base_url[len - 1] = '\0';
+    int r = api_token_load(api, err);
+    if (r == 0)
+        r = api_files_load(config->web_dir, &api->files, err);
+    if (r == 0)
+        r = api_relay_start(api, err);
+    if (r < 0) {
+        api_free(api);
+        return r;
+    }
+    vms_on_change(params->vms, on_vm_changed, api);
+    *ret_api = api;
+    return 0;
+}
+
+void api_free(struct api *api) {
+    if (!api)
+        return;
+    api_relay_stop(api);
+    api_follow_free(api);
+    api_files_free(api->files);
+    free(api);
+}

@@ -1,0 +1,78 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/internal.h"
+#include "base/str.h"
+
+/* Each waits on the VM's own deadlines: a boot ends in running or failed, a stop in stopped. */
+struct waiter {
+    struct waiter *next;
+    struct api *api;
+    struct http_request *req;
+    char vm_id[VM_ID_TEXT];
+    enum wait_for what;
+    int status;
+};
+
+static void drop(struct waiter *w) {
+    for (struct waiter **at = &w->api->waiters; *at; at = &(*at)->next)
+        if (*at == w) {
+            *at = w->next;
+            break;
+        }
+    free(w);
+}
+
+static void on_gone(struct http_request *req, void *userdata) {
+    drop(userdata);
+}
+
+static bool is_there(const struct vm *vm, enum wait_for what) {
+    return vm_state_is_end(vm->state) || (what == WAIT_READY && vm->state == VM_STATE_RUNNING);
+}
+
+static void answer(struct http_request *req, const struct vm *vm, enum wait_for what, int status) {
+    if (what == WAIT_READY && vm->state != VM_STATE_RUNNING) {
+        struct err err;
+        err_set(&err, EIO, "vm.failed", "VM %s is %s: %s", vm->id, vm_state_name(vm->state), vm->reason);
+        err_hint(&err, "mctl vm why %s tells its story", vm->id);
+        api_fail(req, &err);
+        return;
+    }
+    api_json(req, status, json_pack("{s:o}", "vm", api_vm_json(vm)));
+}
+
+void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status) {
+    struct vm vm;
+    struct err err = {0};
+    if (store_vm_get(api->store, vm_id, &vm, &err) < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    if (is_there(&vm, what)) {
+        answer(req, &vm, what, status);
+        return;
+    }
+    struct waiter *w = calloc(1, sizeof *w);
+    if (!w) {
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
+        return;
+    }
+    *w = (struct waiter){.next = api->waiters, .api = api, .req = req, .what = what, .status = status};
+    str_copy(w->vm_id, sizeof w->vm_id, vm_id);
+    api->waiters = w;
+    http_request_defer(req, on_gone, w);
+}
+
+void api_wait_changed(struct api *api, const struct vm *vm) {
+    for (struct waiter *w = api->waiters, *next; w; w = next) {
+        next = w->next;
+        if (strcmp(w->vm_id, vm->id) != 0 || !is_there(vm, w->what))
+            continue;
+        struct http_request *req = w->req;
+        enum wait_for what = w->what;
+        int status = w->status;
+        drop(w);
+        answer(req, vm, what, status);
+    }
+}
