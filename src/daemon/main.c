@@ -1,0 +1,300 @@
+/* master-controller: reads its configuration, takes its state folder, brings the rooms up in the order of their
+ * dependence and takes them down in reverse. VMs and the network outlive it. */
+#include <fcntl.h>
+#include <getopt.h>
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "daemon/config_file.h"
+#include "image/image.h"
+
+#define STATE_DIR_DEFAULT "/var/lib/firecracker"
+
+struct options {
+    const char *config_file;
+    const char *state_dir;
+    bool check;
+    bool remove;
+    bool verbose;
+};
+
+struct daemon {
+    struct config config;
+    char state_dir[200];
+    char store_file[CONFIG_TEXT];
+    char image_dir[CONFIG_TEXT];
+    int lock_fd;
+    struct loop *loop;
+    struct http_server *http;
+    struct network *network;
+    struct store *store;
+    struct vms *vms;
+    struct sessions *sessions;
+    struct api *api;
+};
+
+static const char usage[] =
+    "usage: master-controller [--config FILE] [--state-dir DIR] [--check | --remove] [--verbose]\n"
+    "\n"
+    "  --config FILE    default /etc/master-controller/master-controller.conf\n"
+    "  --state-dir DIR  images, VMs, evidence, database; default " STATE_DIR_DEFAULT "\n"
+    "  --check          only say whether configuration, image and VMM are usable here; changes nothing\n"
+    "  --remove         end every VM, take the bridge and the namespace away, and exit (no daemon may run)\n"
+    "  --verbose        log more\n";
+
+/* Return: 0; 1 when the program is to exit with *ret_status. */
+static int read_options(int argc, char **argv, struct options *ret_options, int *ret_status) {
+    static const struct option longs[] = {
+        {"config", required_argument, NULL, 'c'}, {"state-dir", required_argument, NULL, 's'},
+        {"check", no_argument, NULL, 'k'},        {"remove", no_argument, NULL, 'r'},
+        {"verbose", no_argument, NULL, 'v'},      {"version", no_argument, NULL, 'V'},
+        {"help", no_argument, NULL, 'h'},         {0}};
+    struct options o = {.state_dir = STATE_DIR_DEFAULT};
+    *ret_status = 2;
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
+        if (c == 'c')
+            o.config_file = optarg;
+        else if (c == 's')
+            o.state_dir = optarg;
+        else if (c == 'k')
+            o.check = true;
+        else if (c == 'r')
+            o.remove = true;
+        else if (c == 'v')
+            o.verbose = true;
+        else if (c == 'V' || c == 'h') {
+            printf("%s", c == 'V' ? "master-controller " MC_VERSION "\n" : usage);
+            *ret_status = 0;
+            return 1;
+        } else {
+            fprintf(stderr, "%s", usage);
+            return 1;
+        }
+    }
+    if (optind != argc || (o.check && o.remove)) {
+        fprintf(stderr, "%s", usage);
+        return 1;
+    }
+    *ret_options = o;
+    return 0;
+}
+
+static void complain(const struct err *err) {
+    fprintf(stderr, "master-controller: %s\n", err->detail);
+    if (*err->hint)
+        fprintf(stderr, "  %s\n", err->hint);
+}
+
+static int fill_paths(struct daemon *d, const struct options *options, struct err *err) {
+    if (*options->state_dir != '/' || !str_copy(d->state_dir, sizeof d->state_dir, options->state_dir))
+        return err_set(err, EINVAL, "state.folder", "--state-dir %s is not an absolute path of at most %zu bytes",
+                       options->state_dir, sizeof d->state_dir - 1);
+    snprintf(d->store_file, sizeof d->store_file, "%s/master-controller.db", d->state_dir);
+    snprintf(d->image_dir, sizeof d->image_dir, "%s/snapshots/base", d->state_dir);
+    if (*d->config.store_file)
+        str_copy(d->store_file, sizeof d->store_file, d->config.store_file);
+    if (*d->config.image_dir)
+        str_copy(d->image_dir, sizeof d->image_dir, d->config.image_dir);
+    return 0;
+}
+
+static int check(struct daemon *d) {
+    struct err err = {0};
+    struct image image;
+    struct vmm_choice choice;
+    int status = 0;
+    printf("configuration: ok\n");
+    if (vmm_choose(&d->config.vm, &choice, &err) < 0) {
+        complain(&err);
+        status = 1;
+    } else {
+        printf("VMM: %s\n", choice.reason);
+    }
+    if (image_open(d->image_dir, &image, &err) < 0) {
+        complain(&err);
+        status = 1;
+    } else {
+        printf("image: %s\n", image.name);
+    }
+    return status;
+}
+
+static int lock_state(struct daemon *d, struct err *err) {
+    char path[256];
+    int r = dir_make(d->state_dir, 0711);
+    if (r < 0)
+        return err_sys(err, -r, "state.folder", "make the state folder %s", d->state_dir);
+    snprintf(path, sizeof path, "%s/lock", d->state_dir);
+    d->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (d->lock_fd < 0)
+        return err_sys(err, errno, "state.folder", "open %s", path);
+    if (flock(d->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+        err_set(err, EBUSY, "daemon.running", "another master-controller uses the state folder %s", d->state_dir);
+        return err_hint(err, "stop that one, or give this one another --state-dir");
+    }
+    return 0;
+}
+
+/* A client costs up to three descriptors; the default of 1,024 is for select(). */
+static void raise_fd_limit(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max < 1048576 ? limit.rlim_max : 1048576;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static void handle(struct http_request *req, void *userdata) {
+    struct daemon *d = userdata;
+    api_handle(req, d->api);
+}
+
+static int socket_group(const char *name, gid_t *ret_gid, struct err *err) {
+    *ret_gid = (gid_t)-1;
+    if (!*name)
+        return 0;
+    struct group *group = getgrnam(name);
+    if (!group) {
+        err_set(err, EINVAL, "config.bad-value", "[api] socket_group: there is no group \"%s\"", name);
+        return err_hint(err, "make it with groupadd, or leave the key empty: then root alone may use the socket");
+    }
+    *ret_gid = group->gr_gid;
+    return 0;
+}
+
+/* Before anything is made, so that a port in use changes nothing. */
+static int start_listening(struct daemon *d, struct err *err) {
+    const struct config_api *config = &d->config.api;
+    struct http_limits limits = http_limits_default;
+    gid_t gid;
+    limits.body_bytes = config->body_bytes;
+    limits.header_deadline_ms = (int)config->header_timeout_ms;
+    limits.body_deadline_ms = (int)config->body_timeout_ms;
+    limits.connections = config->connections;
+    limits.requests_per_second = config->requests_per_second;
+    limits.burst = config->requests_per_second * 4;
+    limits.always_path = "/health";
+    int r = socket_group(config->socket_group, &gid, err);
+    if (r == 0)
+        r = http_server_new(loop_event(d->loop), &limits, handle, d, &d->http, err);
+    if (r == 0)
+        r = http_server_listen_tcp(d->http, config->listen, err);
+    if (r < 0)
+        return r;
+    char folder[CONFIG_TEXT];
+    str_copy(folder, sizeof folder, config->socket);
+    *strrchr(folder, '/') = '\0';
+    r = *folder ? dir_make(folder, 0755) : 0;
+    if (r < 0)
+        return err_sys(err, -r, "api.socket", "make %s", folder);
+    return http_server_listen_unix(d->http, config->socket, gid == (gid_t)-1 ? 0600 : 0660, gid, err);
+}
+
+/* The rooms that --remove needs too. */
+static int start_vms(struct daemon *d, struct err *err) {
+    char host[64] = "localhost";
+    gethostname(host, sizeof host - 1);
+    int r = store_open(d->store_file, host, &d->store, err);
+    if (r == 0)
+        r = network_start(&d->config.network, &d->network, err);
+    if (r < 0)
+        return r;
+    struct vms_params params = {.loop = d->loop,
+                                .store = d->store,
+                                .network = d->network,
+                                .config = &d->config,
+                                .state_dir = d->state_dir,
+                                .image_dir = d->image_dir};
+    r = vms_new(&params, &d->vms, err);
+    return r < 0 ? r : sessions_new(d->store, d->vms, &d->config, &d->sessions, err);
+}
+
+static int start_api(struct daemon *d, struct err *err) {
+    struct api_params params = {.loop = d->loop,
+                                .store = d->store,
+                                .network = d->network,
+                                .vms = d->vms,
+                                .sessions = d->sessions,
+                                .config = &d->config};
+    return api_new(&params, &d->api, err);
+}
+
+static void stop(struct daemon *d) {
+    http_server_free(d->http);
+    api_free(d->api);
+    sessions_free(d->sessions);
+    vms_free(d->vms);
+    network_free(d->network);
+    store_close(d->store);
+    loop_free(d->loop);
+    fd_close(&d->lock_fd);
+}
+
+static int serve(struct daemon *d, struct err *err) {
+    int r = loop_new(&d->loop, err);
+    if (r == 0)
+        r = start_listening(d, err);
+    if (r == 0)
+        r = start_vms(d, err);
+    if (r == 0)
+        r = start_api(d, err);
+    if (r < 0)
+        return r;
+    log_event(LOG_LEVEL_INFO, (struct log_about){.event = "started"}, "listening on %s and %s, state in %s",
+              d->config.api.listen, d->config.api.socket, d->state_dir);
+    sd_event_set_watchdog(loop_event(d->loop), true);
+    sd_notify(0, "READY=1");
+    r = loop_run(d->loop, err);
+    sd_notify(0, "STOPPING=1");
+    log_event(LOG_LEVEL_INFO, (struct log_about){.event = "stopping"}, "VMs go on without the controller");
+    return r;
+}
+
+static int remove_everything(struct daemon *d, struct err *err) {
+    int r = loop_new(&d->loop, err);
+    if (r == 0)
+        r = start_vms(d, err);
+    if (r == 0)
+        r = vms_remove_all(d->vms, "operator (--remove)", err);
+    return r < 0 ? r : network_remove(d->network, err);
+}
+
+int main(int argc, char **argv) {
+    struct options options;
+    struct daemon d = {.lock_fd = -1};
+    struct err err = {0};
+    int status;
+    if (read_options(argc, argv, &options, &status))
+        return status;
+    log_open(options.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
+    umask(0022);
+    raise_fd_limit();
+    int r = config_file_load(options.config_file, &d.config, &err);
+    if (r == 0)
+        r = fill_paths(&d, &options, &err);
+    if (r == 0 && options.check)
+        return check(&d);
+    if (r == 0 && geteuid() != 0) {
+        r = err_set(&err, EPERM, "daemon.not-root", "this needs root: it makes network devices and starts VMs");
+        err_hint(&err, "start it by systemd, or with sudo");
+    }
+    if (r == 0)
+        r = lock_state(&d, &err);
+    if (r == 0)
+        r = options.remove ? remove_everything(&d, &err) : serve(&d, &err);
+    if (r < 0)
+        complain(&err);
+    stop(&d);
+    return r < 0;
+}
