@@ -1,0 +1,88 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+#define SOCKET_DEFAULT "/run/master-controller/api.sock"
+
+static const struct {
+    const char *noun, *verb; /* verb NULL: the noun alone */
+    cli_verb_fn *run;
+    const char *usage;
+} verbs[] = {
+    {"vm", "create", verb_vm_create, "--user U --type cli|browser [--memory MiB] [--vcpus N] [--wait]"},
+    {"vm", "list", verb_vm_list, "[--all] [--user U]"},
+    {"vm", "show", verb_vm_show, "ID"},
+    {"vm", "destroy", verb_vm_destroy, "ID --reason TEXT"},
+    {"vm", "console", verb_vm_console, "ID [--follow]"},
+    {"vm", "why", verb_vm_why, "ID"},
+    {"auth", "start", verb_auth_start, "--user U --provider P [--ticket-lifetime SECONDS] [--wait]"},
+    {"auth", "show", verb_auth_show, "SESSION"},
+    {"auth", "cancel", verb_auth_cancel, "SESSION [--reason TEXT]"},
+    {"status", NULL, verb_status, ""},
+};
+
+#define VERB_COUNT (sizeof verbs / sizeof *verbs)
+
+static void print_usage(FILE *to) {
+    fprintf(to, "usage: mctl [--json] [--quiet] [--socket PATH] VERB …\n\n");
+    for (size_t i = 0; i < VERB_COUNT; i++)
+        fprintf(to, "  mctl %s%s%s %s\n", verbs[i].noun, verbs[i].verb ? " " : "", verbs[i].verb ? verbs[i].verb : "",
+                verbs[i].usage);
+    fprintf(to, "\nID may be any unique beginning of a VM's id.\n"
+                "Exit status: 0 done, 1 failed, 2 usage, 3 no daemon, 4 not found, 5 refused.\n");
+}
+
+/* Takes the global options out, wherever they stand. Return: the number of words that are left, -1 for a wrong one. */
+static int take_globals(struct cli *cli, int argc, char **argv) {
+    int n = 0;
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--") == 0) {
+            while (i < argc)
+                argv[n++] = argv[i++];
+            break;
+        }
+        if (strcmp(argv[i], "--json") == 0)
+            cli->json = true;
+        else if (strcmp(argv[i], "--quiet") == 0)
+            cli->quiet = true;
+        else if (strncmp(argv[i], "--socket=", 9) == 0)
+            cli->socket = argv[i] + 9;
+        else if (strcmp(argv[i], "--socket") == 0) {
+            if (++i == argc)
+                return -1;
+            cli->socket = argv[i];
+        } else
+            argv[n++] = argv[i];
+    }
+    argv[n] = NULL;
+    return n;
+}
+
+int main(int argc, char **argv) {
+    struct cli cli = {.socket = SOCKET_DEFAULT};
+    argc = take_globals(&cli, argc, argv);
+    if (argc < 0)
+        return cli_usage(&cli, "--socket needs a path");
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
+        print_usage(stdout);
+        return CLI_DONE;
+    }
+    if (argc == 2 && strcmp(argv[1], "--version") == 0) {
+        printf("mctl " MC_VERSION "\n");
+        return CLI_DONE;
+    }
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        if (argc < 2 || strcmp(argv[1], verbs[i].noun) != 0)
+            continue;
+        if (!verbs[i].verb)
+            return verbs[i].run(&cli, argc - 1, argv + 1);
+        if (argc > 2 && strcmp(argv[2], verbs[i].verb) == 0)
+            return verbs[i].run(&cli, argc - 2, argv + 2);
+    }
+    if (cli.json)
+        return cli_usage(&cli, "there is no such verb");
+    print_usage(stderr);
+    return CLI_USAGE;
+}
