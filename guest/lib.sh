@@ -1,0 +1,197 @@
+# shellcheck shell=bash
+# What the builders of the golden image and of the tests' tiny guest share: steps with a log, a folder that appears
+# whole or not at all, the manifest, the check. To be sourced; the caller has `set -euo pipefail`.
+#
+#   BASE/<build-id>/{rootfs.ext4,vmlinuz,initrd.img,manifest.json,build.log}
+#   BASE/current                            -> <build-id>, swapped by rename(2)
+#   BASE/golden-rootfs.ext4                 -> current/rootfs.ext4
+#   BASE/golden-rootfs.ext4.manifest.json   -> current/manifest.json
+#
+# Needs: coreutils util-linux e2fsprogs jq
+
+PATH=$PATH:/usr/sbin:/sbin
+readonly image_keep_builds=2
+
+die() {
+    echo "$image_program: $*" >&2
+    exit 1
+}
+
+need_tools() { # TOOL=PACKAGE...
+    local pair missing=()
+    for pair; do
+        type -P "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    done
+    ((${#missing[@]} == 0)) || die "missing tools; install them: apt-get install -y --no-install-recommends ${missing[*]}"
+}
+
+# ---------------------------------------------------------------- one build
+
+# Makes the folder of a new build, `work`, and takes the lock: two builds in one BASE would remove each other's folder.
+image_begin() { # BASE BUILD-ID
+    base=$1
+    build_id=$2
+    mkdir -p "$base"
+    base=$(realpath "$base")
+    exec {image_lock}>"$base/.lock"
+    flock --nonblock "$image_lock" || die "another build is running in $base"
+    rm -rf "$base"/.tmp-* # of a build that was killed
+    work=$base/.tmp-$build_id
+    log=$work/build.log
+    mkdir "$work"
+    chmod 0755 "$work"
+    : >"$log"
+    step_pid='' step_name=''
+    trap image_end EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+}
+
+image_end() {
+    local status=$?
+    trap '' INT TERM HUP
+    if [[ $step_pid ]]; then
+        kill "$step_pid" 2>/dev/null && wait "$step_pid" 2>/dev/null
+    fi
+    if ((status != 0)) && [[ -e $log ]]; then
+        cp "$log" "$base/failed-build.log"
+        echo "$image_program: the image was not built; what was there before is untouched" >&2
+    fi
+    rm -rf "$work"
+    exit "$status"
+}
+
+# Runs a command or function in the background (so that a signal ends it at once), its output in the log.
+step() { # NAME COMMAND [ARGUMENT...]
+    step_name=$1
+    shift
+    printf '[%4d s] %s\n' "$SECONDS" "$step_name" >&2
+    printf '\n==== %d s: %s\n' "$SECONDS" "$step_name" >>"$log"
+    (
+        trap - EXIT INT TERM HUP
+        set -e
+        "$@"
+    ) >>"$log" 2>&1 </dev/null &
+    step_pid=$!
+    local status=0 last='' line
+    while kill -0 "$step_pid" 2>/dev/null; do
+        # A person who waits for minutes sees what it does now; a log file does not get the noise.
+        if [[ -t 2 ]]; then
+            line=$(tail -n 1 "$log" | tr -cd '[:print:]' | cut -c 1-70)
+            [[ $line == "$last" ]] || printf '\r\033[K         %s' "$line" >&2
+            last=$line
+        fi
+        sleep 0.2
+    done
+    [[ ! -t 2 ]] || printf '\r\033[K' >&2
+    wait "$step_pid" || status=$?
+    step_pid=''
+    ((status != 0)) || return 0
+    {
+        echo "$image_program: step failed after $SECONDS s: $step_name (status $status)"
+        echo "---- the last lines of its log ($base/failed-build.log):"
+        tail -n 20 "$log"
+        echo "----"
+        echo "What to do: $step_hint"
+    } >&2
+    exit 1
+}
+
+need_disk() { # MIB
+    local have
+    have=$(df --output=avail -BM "$base" | tail -n 1 | tr -dc 0-9)
+    ((have >= $1)) || die "not enough disk in $base: need $1 MiB, have $have MiB"
+    printf '[%4d s] disk: need %d MiB, have %d MiB\n' "$SECONDS" "$1" "$have" >&2
+}
+
+# A sparse ext4 from a folder, without a mount. Fixed UUID and hash seed: the same content gives the same file system.
+# E2FSPROGS_FAKE_TIME because mke2fs 1.47.0 does not know SOURCE_DATE_EPOCH.
+make_rootfs() { # FOLDER FILE FREE_MIB LABEL
+    local used_kib files
+    used_kib=$(du -s --block-size=1K "$1" | cut -f 1)
+    files=$(find "$1" | wc -l)
+    # Content, 5 % for metadata, the free space asked for; an inode for each 16 KiB or at least twice the files.
+    local size_kib=$(((used_kib * 105 / 100 + $3 * 1024 + 1023) / 1024 * 1024))
+    local inodes=$((size_kib / 16 > files * 2 ? size_kib / 16 : files * 2))
+    rm -f "$2"
+    E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mke2fs -q -t ext4 -d "$1" -L "$4" -m 0 -N "$inodes" \
+        -U "$rootfs_uuid" -E "hash_seed=$rootfs_uuid,lazy_itable_init=1,root_owner=0:0" \
+        "$2" "${size_kib}k"
+}
+
+file_json() { # FILE
+    jq -n --arg file "$(basename "$1")" --argjson size "$(stat -c %s "$1")" --arg sha256 "$(sha256sum "$1" | cut -d ' ' -f 1)" \
+        '{$file, $size, $sha256}'
+}
+
+# packages.json: an array of {"name","version"}.
+write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
+    jq -n --arg name "$1" --arg type "$2" --arg kernel_version "$3" --arg digest "$4" --slurpfile packages "$5" \
+        --arg created_at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg uuid "$rootfs_uuid" \
+        --argjson kernel "$(file_json "$work/vmlinuz")" --argjson initrd "$(file_json "$work/initrd.img")" \
+        --argjson rootfs "$(file_json "$work/rootfs.ext4")" '{
+            schema: "image-manifest/1", $name, $type, $created_at, recipe_digest: $digest,
+            kernel: ({version: $kernel_version} + $kernel), $initrd, rootfs: ($rootfs + {$uuid}),
+            packages: $packages[0]}' >"$work/manifest.json"
+}
+
+swap_link() { # TARGET LINK
+    ln -sfn "$1" "$2.new"
+    mv -T "$2.new" "$2"
+}
+
+# The build appears under its name only when it is whole and on the disk.
+image_publish() {
+    chmod 0444 "$work"/{rootfs.ext4,vmlinuz,initrd.img,manifest.json}
+    sync -f "$work"
+    mv -T "$work" "$base/$build_id"
+    swap_link "$build_id" "$base/current"
+    swap_link current/rootfs.ext4 "$base/golden-rootfs.ext4"
+    swap_link current/manifest.json "$base/golden-rootfs.ext4.manifest.json"
+    rm -f "$base/failed-build.log"
+    # Names begin with the time, so the oldest come first.
+    local old
+    find "$base" -mindepth 1 -maxdepth 1 -type d -name '2*Z-*' -printf '%f\n' | sort | head -n "-$image_keep_builds" |
+        while read -r old; do rm -rf "${base:?}/$old"; done
+    printf '[%4d s] done: %s\n' "$SECONDS" "$base/current -> $build_id" >&2
+}
+
+# ---------------------------------------------------------------- the recipe's digest and the check
+
+# One digest over names, modes and bytes of files and folders.
+digest_of() { # ROOT PATH...
+    local root=$1
+    shift
+    (
+        cd "$root"
+        find "$@" \( -type f -o -type l \) -printf '%p\t%m\t%l\n' | LC_ALL=C sort
+        find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    ) | sha256sum | cut -d ' ' -f 1
+}
+
+# Says in words why there is no good image in BASE. Quick: sizes, the two small files' digests, the file system's
+# structure; not the digest of the whole root. Return: 0 good, 1 not.
+image_check() { # BASE DIGEST
+    local current=$1/current manifest=$1/current/manifest.json part file size have
+    no() {
+        echo "image: not good: $*"
+        return 1
+    }
+    [[ -d $current ]] || no "there is none in $1" || return 1
+    [[ -s $manifest ]] || no "$manifest is missing" || return 1
+    [[ $(jq -r .schema "$manifest" 2>/dev/null) == image-manifest/1 ]] ||
+        no "$manifest is not an image-manifest/1" || return 1
+    [[ $(jq -r .recipe_digest "$manifest") == "$2" ]] ||
+        no "the recipe, its scripts or the init have changed since it was built" || return 1
+    for part in kernel initrd rootfs; do
+        file=$current/$(jq -r ".$part.file" "$manifest")
+        size=$(jq -r ".$part.size" "$manifest")
+        [[ -f $file ]] || no "$file is missing" || return 1
+        have=$(stat -L -c %s "$file")
+        [[ $have == "$size" ]] || no "$file has $have bytes, its manifest says $size" || return 1
+        [[ $part == rootfs || $(sha256sum <"$file") == "$(jq -r ".$part.sha256" "$manifest")  -" ]] ||
+            no "$file differs from what was built" || return 1
+    done
+    e2fsck -fn "$current/rootfs.ext4" >/dev/null 2>&1 || no "e2fsck finds errors in $current/rootfs.ext4" || return 1
+    echo "image: good: $(readlink -f "$current")"
+}

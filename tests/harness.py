@@ -1,0 +1,315 @@
+"""A real daemon for a test: its own state folder, network namespace, port and socket, and a check that nothing of it is
+left. Every JSON answer that passes through here is held against doc/openapi.yaml."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.parse
+import http.client
+
+import jsonschema
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ.get("MC_BUILD", HERE / "build"))
+DAEMON = BUILD / "src/daemon/master-controller"
+MCTL = BUILD / "src/cli/mctl"
+IDLE_VMM = BUILD / "tests/vm/idle-vmm"
+TEST_GUEST = HERE / ".cache/test-guest"
+_numbers = iter(range(1, 10**6))
+
+
+def run(*argv, check=True, **kwargs):
+    return subprocess.run([str(a) for a in argv], check=check, text=True, capture_output=True, **kwargs)
+
+
+def wait_for(what, timeout_s=10.0, every_s=0.02):
+    """The first true value of what(), or an AssertionError."""
+    end = time.monotonic() + timeout_s
+    while True:
+        value = what()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {timeout_s} s: {getattr(what, '__doc__', None) or what}"
+        time.sleep(every_s)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# ---- the API's description ----
+
+SPEC = yaml.safe_load((HERE / "doc/openapi.yaml").read_text())
+
+
+def spec_operation(method, path):
+    """The operation of the description that serves this path, or None. Literal segments win."""
+    parts = path.split("?")[0].split("/")
+    found = []
+    for template, item in SPEC["paths"].items():
+        pieces = template.split("/")
+        if len(pieces) != len(parts):
+            continue
+        if all(p.startswith("{") or p == q for p, q in zip(pieces, parts)) and method.lower() in item:
+            found.append((sum(p.startswith("{") for p in pieces), item[method.lower()]))
+    return min(found, key=lambda f: f[0])[1] if found else None
+
+
+def check_answer(method, path, status, content_type, body):
+    """Fails unless the description has this answer, and it has the described shape."""
+    if path.startswith("/static/"):
+        return
+    operation = spec_operation(method, path)
+    if operation is None:
+        assert status in (400, 401, 404, 405, 501), f"{method} {path} -> {status} is not described"
+        return
+    described = operation["responses"].get(str(status)) or operation["responses"].get("default")
+    assert described, f"{method} {path}: status {status} is not described"
+    if "$ref" in described:
+        described = SPEC["components"]["responses"][described["$ref"].rsplit("/", 1)[1]]
+    media = described.get("content", {}).get(content_type.split(";")[0].strip()) if content_type else None
+    if body:
+        assert media is not None, f"{method} {path} -> {status}: {content_type} is not described"
+    if media and "json" in content_type and "schema" in media:
+        schema = dict(media["schema"], components=SPEC["components"])
+        jsonschema.Draft202012Validator(schema).validate(json.loads(body))
+
+
+def guest_image(word=""):
+    """The tiny test guest's image; with a word, one that misbehaves so (tests/vm/guest/init). Built when it is not there."""
+    out = HERE / ".cache" / ("test-guest" + (f"-{word}" if word else ""))
+    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--out", out, "--cache",
+        HERE / ".cache/kernel", *(["--test", word] if word else []))
+    return out
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.unix_path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.unix_path)
+
+
+class Mctl:
+    def __init__(self, process):
+        self.status, self.out, self.err = process.returncode, process.stdout, process.stderr
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+class Daemon:
+    def __init__(self, image=None, **config):
+        self.name = f"mt{os.getpid()}x{next(_numbers)}"
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir="/var/tmp"))
+        # VMMs run as uids of their own and execute the idle VMM from here.
+        self.dir.chmod(0o711)
+        self.state = self.dir / "state"
+        self.socket = self.dir / "api.sock"
+        self.token_file = self.dir / "admin.token"
+        self.port = free_port()
+        self.config = {
+            "network": {"namespace": self.name},
+            "api": {"listen": f"127.0.0.1:{self.port}", "socket": self.socket, "admin_token_file": self.token_file,
+                    "web_directory": HERE / "web", "requests_per_second": 100000},
+            "vm": {"probe_interval": "0.1", "reach_interval": "0.5"},
+            "image": {"directory": image or TEST_GUEST},
+        }
+        for section, keys in config.items():
+            self.config.setdefault(section, {}).update(keys)
+        self.process = None
+        self.log = self.dir / "log"
+
+    # -- the process --
+
+    @property
+    def config_file(self):
+        return self.dir / "mc.conf"
+
+    def write_config(self):
+        text = "".join(f"[{s}]\n" + "".join(f"{k} = {v}\n" for k, v in keys.items())
+                       for s, keys in self.config.items())
+        self.config_file.write_text(text)
+
+    def command(self, *more):
+        self.write_config()
+        return [str(DAEMON), "--config", str(self.config_file), "--state-dir", str(self.state), *more]
+
+    def start(self, wrapper=(), wait=True):
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen([*wrapper, *self.command()], stdout=log, stderr=log)
+        if wait:
+            wait_for(self.is_up)
+        return self
+
+    def is_up(self):
+        """the daemon answers"""
+        assert self.process.poll() is None, f"the daemon ended:\n{self.log.read_text()}"
+        try:
+            return self.get("/health").status == 200
+        except OSError:
+            return False
+
+    def stop(self, sig=signal.SIGTERM):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(sig)
+            self.process.wait(20)
+        self.process = None
+
+    def fails(self, *more, wrapper=()):
+        """What a daemon that must not start says on standard error."""
+        r = run(*wrapper, *self.command(*more), check=False, timeout=20)
+        assert r.returncode == 1, (r.returncode, r.stdout, r.stderr)
+        return r.stderr
+
+    def remove(self):
+        """Ends everything and takes the files away."""
+        self.stop()
+        if self.state.exists():
+            run(*self.command("--remove"), check=False, timeout=60)
+        shutil.rmtree(self.dir)
+
+    # -- its callers --
+
+    @property
+    def token(self):
+        return self.token_file.read_text().strip()
+
+    def request(self, method, path, body=None, headers=None, unix=False, check=True, timeout=60):
+        connection = (UnixConnection(str(self.socket), timeout) if unix
+                      else http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout))
+        headers = dict(headers or {})
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body)
+            headers.setdefault("Content-Type", "application/json")
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            data = response.read()
+            answer = Answer(response.status, response.headers, data)
+        if check:
+            check_answer(method, path, answer.status, response.headers.get("Content-Type", ""), data)
+        return answer
+
+    def admin(self, method, path, body=None, **kwargs):
+        return self.request(method, path, body, {"Authorization": f"Bearer {self.token}"}, **kwargs)
+
+    def get(self, path, **kwargs):
+        return self.request("GET", path, **kwargs)
+
+    def mctl(self, *argv, check=0):
+        r = Mctl(run(MCTL, "--socket", self.socket, *argv, check=False, timeout=300))
+        if check is not None:
+            assert r.status == check, (argv, r.status, r.out, r.err)
+        return r
+
+    def create(self, user="u1", type="cli", wait=False):
+        return self.mctl("--json", "vm", "create", "--user", user, "--type", type,
+                         *(["--wait"] if wait else [])).json["vm"]
+
+    def vm(self, vm_id):
+        return self.mctl("--json", "vm", "show", vm_id).json["vm"]
+
+    def state_of(self, vm_id):
+        return self.vm(vm_id)["state"]
+
+    def events(self, vm_id):
+        return self.mctl("--json", "vm", "why", vm_id).json["events"]
+
+    def wait_state(self, vm_id, state, timeout_s=20):
+        def reached():
+            return self.state_of(vm_id) == state
+        reached.__doc__ = f"{vm_id} is {state}"
+        wait_for(reached, timeout_s)
+
+    # -- what is there --
+
+    def netns(self, *argv, check=True):
+        """A command in the daemon's namespace."""
+        return run("nsenter", f"--net=/run/netns/{self.name}", *argv, check=check)
+
+    def links(self):
+        return {link["ifname"]: link for link in json.loads(self.netns("ip", "-d", "-j", "link").stdout)}
+
+    def taps(self):
+        return sorted(name for name in self.links() if name.startswith("fc-vm-"))
+
+    def processes(self):
+        """Pids of VMMs whose arguments name a VM of this daemon."""
+        ids = {p.name for p in (self.state / "users").glob("vm-*")} | {p.name for p in (self.state / "evidence").glob("vm-*")}
+        found = []
+        for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                text = p.read_bytes().decode(errors="replace")
+                if any(i in text for i in ids):
+                    found.append(int(p.parent.name))
+        return found
+
+    def folders(self):
+        return sorted(p.name for p in (self.state / "users").glob("*"))
+
+
+@contextlib.contextmanager
+def daemon(start=True, **config):
+    d = Daemon(**config)
+    try:
+        if start:
+            d.start()
+        yield d
+    finally:
+        leftovers = []
+        try:
+            d.remove()
+            leftovers = left_behind(d)
+        finally:
+            if d.dir.exists():
+                shutil.rmtree(d.dir, ignore_errors=True)
+        assert not leftovers, leftovers
+
+
+def left_behind(d):
+    left = []
+    if os.path.exists(f"/run/netns/{d.name}"):
+        left.append(f"namespace {d.name}")
+    if d.name in pathlib.Path("/proc/self/mountinfo").read_text():
+        left.append(f"a mount of {d.name}")
+    return left
+
+
+@contextlib.contextmanager
+def idle(start=True, **config):
+    """A daemon whose VMM does nothing but hold what it was given."""
+    with daemon(start=False, **config) as d:
+        shutil.copy(IDLE_VMM, d.dir / "idle-vmm")
+        d.config["vm"] = {"qemu_binary": d.dir / "idle-vmm", "accel": "tcg", "stop_timeout": "0.3", **d.config["vm"]}
+        if start:
+            d.start()
+        yield d
+
+
+def quote(text):
+    return urllib.parse.quote(text, safe="")

@@ -1,0 +1,422 @@
+"""The daemon, its network and its VMs' lifecycle with a VMM that does nothing: everything but a guest."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import harness
+from harness import idle, run, wait_for
+
+
+@contextlib.contextmanager
+def nothing_changes(d):
+    """The root namespace's links and rules, the namespaces and the state folder are as they were."""
+    def picture():
+        return (run("ip", "-j", "link").stdout, run("ls", "/run/netns", check=False).stdout,
+                run("nft", "list", "ruleset", check=False).stdout, sorted(p.name for p in d.state.glob("users/*")))
+    before = picture()
+    yield
+    assert picture() == before
+
+
+def refused(d, *words, wrapper=(), **sections):
+    for section, keys in sections.items():
+        d.config.setdefault(section, {}).update(keys)
+    with nothing_changes(d):
+        said = d.fails(wrapper=wrapper)
+    for word in words:
+        assert word in said, said
+    assert said.startswith("master-controller: ") and "\x1b" not in said
+    return said
+
+
+# ---- a VM's network and files ----
+
+def test_what_a_vm_gets():
+    with idle(network={"address": "10.77.0.1/20", "dns": "10.77.0.53"}) as d:
+        vm = d.create()
+        assert vm["state"] == "booting" and vm["reachable"] is None and vm["ip"] == "10.77.0.2"
+        links = d.links()
+        bridge, tap = links["br0"], links[vm["tap"]]
+        assert bridge["linkinfo"]["info_kind"] == "bridge" and bridge["ifalias"] == "master-controller"
+        assert tap["master"] == "br0" and "UP" in tap["flags"] and tap["ifalias"] == vm["id"]
+        assert vm["id"] in tap["altnames"] and tap["address"] != vm["mac"]
+        assert vm["tap"] == "fc-vm-" + vm["id"].replace("-", "")[2:11] and len(vm["tap"]) == 15
+        pid = d.processes()
+        assert len(pid) == 1
+        uid = os.stat(f"/proc/{pid[0]}").st_uid
+        assert uid >= 1000 and tap["linkinfo"]["info_data"]["user"] in (uid, str(uid))
+        status = pathlib.Path(f"/proc/{pid[0]}/status").read_text()
+        assert "NoNewPrivs:\t1" in status and "CapEff:\t0000000000000000" in status
+        folder = d.state / "users" / vm["id"]
+        assert folder.stat().st_mode & 0o777 == 0o700
+        config = json.loads((folder / "vm-config.json").read_text())
+        assert config["network-interfaces"] == [
+            {"iface_id": "eth0", "guest_mac": vm["mac"], "host_dev_name": vm["tap"]}]
+        assert "ip=10.77.0.2::10.77.0.1:255.255.240.0:" in config["boot-source"]["boot_args"]
+        assert ":eth0:off:10.77.0.53" in config["boot-source"]["boot_args"]
+        assert (folder / "console.log").exists()
+
+
+def test_bridge_mac_is_pinned():
+    with idle() as d:
+        before = d.links()["br0"]["address"]
+        d.netns("ip", "tuntap", "add", "low0", "mode", "tap")
+        d.netns("ip", "link", "set", "low0", "address", "00:00:00:00:00:11", "master", "br0")
+        assert d.links()["br0"]["address"] == before
+        d.netns("ip", "link", "del", "low0")
+
+
+def test_destroy_leaves_nothing_but_evidence():
+    with idle() as d:
+        before = d.links()
+        vm = d.create(type="browser")
+        gone = d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "the test is over").json["vm"]
+        assert gone["state"] == "stopped" and gone["reason"] == "the test is over"
+        assert sorted(d.links()) == sorted(before) and d.processes() == [] and d.folders() == []
+        evidence = d.state / "evidence" / vm["id"]
+        assert {p.name for p in evidence.iterdir()} >= {"console.log", "vm-config.json", "summary.json"}
+        summary = json.loads((evidence / "summary.json").read_text())
+        assert "signal" in summary["vmm_ended"] or "exit" in summary["vmm_ended"]
+        assert [e["event"] for e in d.events(vm["id"])] == ["claimed", "started", "stop", "ended"]
+        assert all(e["actor"] for e in d.events(vm["id"]))
+        assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "again", check=5).json["error"]["code"] == "vm.ended"
+
+
+def test_one_cli_vm_a_user_and_a_quota():
+    with idle(vm={"quota_per_user": 2}) as d:
+        first = d.admin("POST", "/api/users/u1/vm", {})
+        again = d.admin("POST", "/api/users/u1/vm", {})
+        assert (first.status, again.status) == (201, 200) and first.json["vm"]["id"] == again.json["vm"]["id"]
+        d.create(type="browser")
+        r = d.admin("POST", "/api/users/u1/vm", {"type": "browser"})
+        assert r.status == 409 and r.json["code"] == "quota.user"
+        assert d.mctl("vm", "create", "--user", "u1", "--type", "browser", check=5).err.count("limit is 2") == 1
+        assert d.admin("GET", "/api/users/u1/vm").json["vm"]["id"] == first.json["vm"]["id"]
+        assert d.admin("GET", "/api/users/u2/vm").status == 404
+        assert d.admin("DELETE", "/api/users/u1/vm?reason=done").json["vm"]["state"] == "stopped"
+
+
+def test_addresses_rest_before_they_are_given_again():
+    with idle(network={"address": "10.9.0.1/29"}, vm={"quota_per_user": 10}) as d:
+        ips = [d.create(user=f"u{i}")["ip"] for i in range(3)]
+        assert ips == ["10.9.0.2", "10.9.0.3", "10.9.0.4"]
+        d.admin("DELETE", "/api/users/u0/vm?reason=x")
+        assert d.create(user="u3")["ip"] == "10.9.0.5"
+        assert [d.create(user=f"v{i}")["ip"] for i in range(2)] == ["10.9.0.6", "10.9.0.2"]
+        r = d.admin("POST", "/api/users/last/vm", {})
+        assert r.status == 507 and r.json["code"] == "network.pool-exhausted" and len(d.taps()) == 5
+
+
+def test_an_id_may_be_any_unique_beginning():
+    with idle() as d:
+        a, b = d.create(user="a"), d.create(user="b")
+        common = os.path.commonprefix([a["id"], b["id"]])
+        assert d.vm(a["id"][:len(common) + 1])["id"] == a["id"]
+        assert d.vm(b["id"].removeprefix("vm-")[:20])["id"] == b["id"]
+        assert d.mctl("--json", "vm", "show", common, check=5).json["error"]["code"] == "vm.ambiguous"
+        for nothing in ("vm-zz", "", "..", "%", "vm-" + "0" * 50):
+            said = d.mctl("--json", "vm", "show", nothing, check=None)
+            assert said.status in (2, 4) and said.json["error"]["detail"], nothing
+
+
+# ---- ends that nobody asked for ----
+
+def test_a_boot_that_never_ends_fails_in_words():
+    with idle(vm={"cli_boot_timeout": "1", "probe_timeout": "0.3"}) as d:
+        vm = d.create()
+        (d.state / "users" / vm["id"] / "console.log").write_text("[ 1.0] booting\n\x1b[31mKernel panic\x1b[0m - x\n\n")
+        d.wait_state(vm["id"], "failed")
+        reason = d.vm(vm["id"])["reason"]
+        assert "not reachable within 1 s" in reason and "ping 192.168.0.2" in reason
+        assert "Kernel panic - x" in reason and "\x1b" not in reason
+        assert d.taps() == [] and d.processes() == [] and d.folders() == []
+        assert d.mctl("vm", "why", vm["id"]).out.count("booting -> failed") == 1
+
+
+def test_a_killed_vmm_is_told():
+    with idle() as d:
+        vm = d.create()
+        os.kill(d.processes()[0], signal.SIGKILL)
+        d.wait_state(vm["id"], "failed")
+        assert "killed by signal 9" in d.vm(vm["id"])["reason"]
+        assert d.taps() == [] and d.folders() == []
+
+
+def test_waiting_callers_get_the_failure():
+    with idle(vm={"cli_boot_timeout": "1", "probe_timeout": "0.3"}) as d:
+        r = d.admin("POST", "/api/users/u1/vm?wait=ready", {})
+        assert r.status == 500 and r.json["code"] == "vm.failed" and "not reachable" in r.json["detail"]
+        said = d.mctl("--json", "vm", "create", "--user", "u2", "--type", "cli", "--wait", check=1).json
+        assert said["error"]["code"] == "vm.failed"
+
+
+def test_a_console_cannot_grow_without_end():
+    with idle() as d:
+        vm = d.create()
+        log = d.state / "users" / vm["id"] / "console.log"
+        with log.open("ab") as f:
+            f.write(b"x" * 79 + b"\n")
+            f.write((b"y" * 79 + b"\n") * 200000)
+            f.write(b"the end\n")
+        wait_for(lambda: log.stat().st_size < 9 << 20, 10)
+        assert log.read_bytes().endswith(b"the end\n")
+        assert len(d.admin("GET", f"/api/vms/{vm['id']}/console?bytes=100").body) == 100
+
+
+# ---- restarts ----
+
+def test_vms_outlive_the_daemon():
+    with idle() as d:
+        vms = [d.create(user=f"u{i}") for i in range(3)]
+        pids, links = sorted(d.processes()), d.links()
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            d.stop(sig)
+            assert sorted(d.processes()) == pids
+            d.start()
+            assert sorted(d.processes()) == pids
+            assert {n: l["ifindex"] for n, l in d.links().items()} == {n: l["ifindex"] for n, l in links.items()}
+            assert {v["id"] for v in d.mctl("--json", "vm", "list").json["vms"]} == {v["id"] for v in vms}
+        os.kill(pids[0], signal.SIGKILL)
+        wait_for(lambda: len(d.mctl("--json", "vm", "list").json["vms"]) == 2)
+        d.mctl("vm", "destroy", [v["id"] for v in d.mctl("--json", "vm", "list").json["vms"]][0], "--reason", "x")
+        assert len(d.taps()) == 1
+
+
+def test_a_vm_that_died_meanwhile():
+    with idle() as d:
+        vm = d.create()
+        pid = d.processes()[0]
+        d.stop()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        d.start()
+        assert d.state_of(vm["id"]) == "failed" and "while the controller was down" in d.vm(vm["id"])["reason"]
+        assert d.taps() == [] and d.folders() == []
+
+
+def test_a_reused_pid_is_not_ours():
+    """A record whose pid now is another process must not be taken up, and that process not be touched."""
+    with idle() as d:
+        vm = d.create()
+        pid = d.processes()[0]
+        d.stop()
+        os.kill(pid, signal.SIGKILL)
+        stranger = subprocess.Popen(["sleep", "60"])
+        try:
+            db = d.state / "master-controller.db"
+            run("/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
+                "c.execute('update vm set pid=?', (int(sys.argv[2]),))\nc.commit()", db, stranger.pid)
+            d.start()
+            assert d.state_of(vm["id"]) == "failed" and stranger.poll() is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
+def test_killed_at_any_moment():
+    """kill -9 of the daemon while VMs are made and ended: then each is whole or gone, and nothing is left over."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    with idle(vm={"quota_per_user": 100, "cli_boot_timeout": "600"}) as d:
+        for round_ in range(25):
+            ids = [v["id"] for v in d.mctl("--json", "vm", "list").json["vms"]]
+            callers = [subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, *words], stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
+                       for words in [["vm", "create", "--user", f"r{round_}-{i}", "--type", "cli"] for i in range(3)] +
+                       [["vm", "destroy", i, "--reason", "x"] for i in ids[:2]]]
+            time.sleep(rng.random() * 0.04)
+            d.stop(signal.SIGKILL)
+            for c in callers:
+                c.wait(20)
+            d.start()
+            live = d.mctl("--json", "vm", "list").json["vms"]
+            wait_for(lambda: all(v["state"] != "stopping" for v in d.mctl("--json", "vm", "list").json["vms"]))
+            live = d.mctl("--json", "vm", "list").json["vms"]
+            assert sorted(v["tap"] for v in live) == d.taps(), f"seed {seed} round {round_}"
+            assert sorted(v["id"] for v in live) == d.folders(), f"seed {seed} round {round_}"
+            assert len(d.processes()) == len(live), f"seed {seed} round {round_}"
+            assert all(v["state"] == "booting" for v in live), f"seed {seed} round {round_}"
+
+
+def test_remove_takes_everything_away():
+    with idle() as d:
+        for i in range(2):
+            d.create(user=f"u{i}")
+        pids = d.processes()
+        assert len(pids) == 2
+        assert "another master-controller" in d.fails("--remove")
+        d.stop()
+        run(*d.command("--remove"))
+        # Who was a child of the daemon is reaped by init, in its own time.
+        wait_for(lambda: not any(os.path.exists(f"/proc/{p}") for p in pids))
+        assert not os.path.exists(f"/run/netns/{d.name}") and d.folders() == []
+
+
+def test_a_second_instance_is_refused():
+    with idle() as d:
+        with nothing_changes(d):
+            said = d.fails()
+        assert "another master-controller uses the state folder" in said or "in use" in said
+        assert d.get("/health").status == 200
+
+
+# ---- wrong input ----
+
+def test_configuration_errors():
+    cases = [("[network]\nbrigde = br0\n", ":2: ", 'did you mean "bridge"'), ("[netwrok]\nx = 1\n", ":2: ", "sections are"),
+             ("[vm]\n\ncli_memory = lots\n", ":3: ", "from 128"), ("[network]\naddress = 192.168.0.0/16\n", "network address"),
+             ("[network]\naddress = 192.168.0.1/31\n", "/8 to /29"), ("nonsense\n", ":1: "),
+             ("[api]\nlisten = nowhere\n", "nowhere"), ("[api]\nsocket_group = no-such-group\n", "no-such-group"),
+             ("[vm]\nvmm = xen\n", "auto|qemu")]
+    with idle(start=False) as d:
+        for text, *words in cases:
+            d.config_file.write_text(text)
+            with nothing_changes(d):
+                r = run(harness.DAEMON, "--config", d.config_file, "--state-dir", d.state, check=False)
+            assert r.returncode == 1, text
+            for word in words:
+                assert word in r.stderr, (text, r.stderr)
+        r = run(harness.DAEMON, "--config", d.dir / "absent", check=False)
+        assert r.returncode == 1 and "absent" in r.stderr
+        for words in (["--nonsense"], ["x"], ["--check", "--remove"]):
+            assert run(harness.DAEMON, *words, check=False).returncode == 2
+
+
+def test_port_in_use():
+    with idle() as d, idle(start=False) as other:
+        refused(other, str(d.port), f"{d.process.pid}", api={"listen": f"127.0.0.1:{d.port}"})
+
+
+def test_socket_of_a_living_daemon():
+    with idle() as d, idle(start=False) as other:
+        refused(other, "api.sock", api={"socket": d.socket})
+        assert d.mctl("status").status == 0
+
+
+def test_foreign_bridge():
+    with idle(start=False) as d:
+        run("ip", "netns", "add", d.name)
+        try:
+            d_links = run("nsenter", f"--net=/run/netns/{d.name}", "ip", "link", "add", "br0", "type", "bridge")
+            before = run("nsenter", f"--net=/run/netns/{d.name}", "ip", "-d", "link").stdout
+            refused(d, "br0", "[network] bridge")
+            assert run("nsenter", f"--net=/run/netns/{d.name}", "ip", "-d", "link").stdout == before
+        finally:
+            run("ip", "netns", "del", d.name)
+
+
+def test_pool_overlaps_a_route():
+    with idle(start=False) as d:
+        run("ip", "netns", "add", d.name)
+        try:
+            ns = ("nsenter", f"--net=/run/netns/{d.name}", "ip")
+            run(*ns, "link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+            run(*ns, "link", "set", "lan0", "up")
+            run(*ns, "addr", "add", "192.168.7.1/24", "dev", "lan0")
+            refused(d, "192.168.7", "lan0")
+            assert "br0" not in run(*ns, "link").stdout
+        finally:
+            run("ip", "netns", "del", d.name)
+
+
+def test_no_tun_device():
+    with idle(start=False) as d:
+        refused(d, "/dev/net/tun",
+                wrapper=["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"])
+
+
+def test_not_root():
+    with idle(start=False) as d:
+        shutil.copy(harness.DAEMON, d.dir / "daemon")
+        d.write_config()
+        r = run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", d.dir / "daemon", "--config",
+                d.config_file, "--state-dir", "/nonexistent", check=False)
+        assert r.returncode == 1 and "root" in r.stderr
+        assert run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", d.dir / "daemon", "--help").returncode == 0
+
+
+def broken_images(base):
+    current = (harness.TEST_GUEST / "current").resolve()
+    def copy(name):
+        shutil.copytree(current, base / name / "build")
+        (base / name / "current").symlink_to("build")
+        return base / name / "build"
+    base.mkdir()
+    yield base / "absent", "image.missing"
+    with open(copy("cut") / "rootfs.ext4", "r+b") as f:
+        f.truncate(4096)
+    yield base / "cut", "image.broken"
+    with open(copy("zeroed") / "rootfs.ext4", "r+b") as f:
+        f.write(bytes(4096))
+    yield base / "zeroed", "image.broken"
+    (copy("no-kernel") / "vmlinuz").unlink()
+    yield base / "no-kernel", "image.broken"
+    (copy("garbage") / "manifest.json").write_bytes(b"\x00\xff{")
+    yield base / "garbage", "image.broken"
+    (copy("other") / "manifest.json").write_text('{"schema": "something/9"}')
+    yield base / "other", "image.broken"
+    (copy("none") / "manifest.json").unlink()
+    yield base / "none", "image.broken"
+
+
+def test_missing_and_broken_images():
+    with idle() as d:
+        for directory, code in broken_images(d.dir / "images"):
+            d.stop()
+            d.config["image"]["directory"] = directory
+            d.start()
+            said = d.mctl("--json", "vm", "create", "--user", "u1", "--type", "cli", check=1).json["error"]
+            assert said["code"] == code and said["hint"], said
+            assert directory.name in said["detail"] or "manifest" in said["detail"], said
+            assert d.taps() == [] and d.folders() == [] and d.mctl("--json", "vm", "list", "--all").json["vms"] == []
+            assert d.admin("GET", "/api/status").json["image"]["problem"]
+
+
+def test_no_qemu():
+    with idle(start=False) as d:
+        d.config["vm"]["qemu_binary"] = "/nonexistent/qemu"
+        d.start()
+        said = d.mctl("--json", "vm", "create", "--user", "u1", "--type", "cli", check=1).json["error"]
+        assert said["code"] == "vmm.unusable" and "/nonexistent/qemu" in said["detail"] and d.folders() == []
+        assert "/nonexistent/qemu" in d.mctl("status").out
+
+
+def test_a_vmm_that_cannot_start():
+    with idle(start=False) as d:
+        (d.dir / "not-a-program").write_text("garbage")
+        (d.dir / "not-a-program").chmod(0o755)
+        d.config["vm"]["qemu_binary"] = d.dir / "not-a-program"
+        d.start()
+        said = d.mctl("--json", "vm", "create", "--user", "u1", "--type", "cli", check=1).json["error"]
+        assert "not-a-program" in said["detail"] and "create vm-" in said["detail"]
+        assert d.taps() == [] and d.folders() == []
+        assert [v["state"] for v in d.mctl("--json", "vm", "list", "--all").json["vms"]] == ["failed"]
+
+
+def test_a_full_disk():
+    with idle(start=False) as d:
+        d.state.mkdir()
+        run("mount", "-t", "tmpfs", "-o", "size=1M,nr_inodes=200", "none", d.state)
+        try:
+            d.start()
+            filler = d.state / "filler"
+            with contextlib.suppress(OSError), filler.open("wb") as f:
+                while True:
+                    f.write(b"x" * 4096)
+                    f.flush()
+            said = d.mctl("--json", "vm", "create", "--user", "u1", "--type", "cli", check=None).json["error"]
+            assert "No space left" in said["detail"] or "full" in said["detail"], said
+            filler.unlink()
+            vm = d.create(user="u2")
+            assert vm["state"] == "booting" and d.taps() == [vm["tap"]]
+            d.stop()
+            run(*d.command("--remove"))
+        finally:
+            run("umount", "-l", d.state)
