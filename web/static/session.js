@@ -1,0 +1,245 @@
+/* The page of one session, as one loop: ask how things are, show it in words, open the desktop when it can be
+ * had, stay until it ends, and begin again.
+ *
+ *   ticket in the address  ->  cookie  ->  status, once a second  ->  desktop  ->  closed: why?  ->  status ...
+ *
+ * Nothing here ends without words on the page: see state.js for all of them.
+ */
+
+import { Api, sessionBase } from './api.js';
+import { Desktop, loadNoVnc } from './desktop.js';
+import { CLOSE, backoffMs, sentence, viewOf } from './state.js';
+import { View } from './view.js';
+
+const WATCH_MS = 5000;      // between status questions while the desktop is connected
+const WATCH_MISSES = 2;     // unanswered in a row: the picture is frozen, whatever the socket believes
+const STEADY_MS = 10000;    // a connection that lasted this long makes up for the failed ones before it
+const BOOT_RETRY_MS = 2000; // between attempts while the VM boots
+const PICTURE_MS = 2000;    // between looks for a picture
+const RELOAD_MS = 5000;
+
+const OWN = { advice: '', command: '', step: null, next: 'poll', retry: false };
+const CONNECTED = { ...OWN, state: 'connected', tone: 'good', title: 'The desktop is connected', text: '' };
+const NOT_LOADED = {
+  ...OWN, state: 'offline', tone: 'bad', retry: true, title: 'A part of the page could not be loaded',
+  text: 'The page is loaded again in a moment.',
+};
+const NOT_A_SESSION = {
+  ...OWN, state: 'ended', tone: 'bad', next: 'stop', title: 'This is not the address of a session',
+  text: 'Open the link again as it was given.',
+};
+const BROKEN = {
+  ...OWN, state: 'failed', tone: 'bad', next: 'stop', title: 'The page itself has failed',
+  text: 'This is a fault of the page, or the browser is too old for it. Reload the page to try again.',
+};
+
+class Page {
+  #api;
+  #view;
+  #desktop = null;
+  #close = null;    // how the last connection ended
+  #failures = 0;    // attempts in a row that brought nothing
+  #retryAt = 0;     // the moment of the next attempt
+  #ticketRefused = false;
+  #finding = '';    // of the network doctor, about a VM whose desktop is connected
+  #wake = () => {}; // ends the pause that is under way
+
+  constructor(base, view) {
+    this.#api = new Api(base);
+    this.#view = view;
+    view.onRetry = () => this.#tryNow();
+    view.onUse = () => this.#desktop?.focus();
+    setInterval(() => this.#tick(), 1000);
+    // Moments in which an answer may have become possible: do not sit out a back-off then.
+    addEventListener('online', () => this.#tryNow());
+    document.addEventListener('visibilitychange', () => {
+      if (!document.hidden) this.#tryNow();
+    });
+    // A new link to the same session, opened in this tab, changes only the hash, which loads nothing.
+    addEventListener('hashchange', () => {
+      if (ticketInAddress()) location.reload();
+    });
+    this.#watchKeyboard();
+  }
+
+  async run() {
+    await this.#exchangeTicket();
+    for (let answered = true;;) {
+      const answer = await this.#api.status();
+      if (answer.kind === 'ok' && !answered) this.#forgive(); // it is back: connect at once
+      answered = answer.kind === 'ok';
+      if (answered && answer.vm?.state !== 'running') this.#close = null; // of a VM's earlier life
+
+      const view = this.#viewOf(answer);
+      this.#show(view, answer);
+      if (view.next === 'stop') return;
+      if (!answered) await this.#pauseAfterFailure();
+      else if (view.next === 'poll') await this.#pause(view.pollMs);
+      else if (!(await this.#stayConnected(answer))) return;
+    }
+  }
+
+  /* The ticket works once, so it leaves the address (and the history) as soon as it has been answered. */
+  async #exchangeTicket() {
+    const ticket = ticketInAddress();
+    if (!ticket) return;
+    for (;;) {
+      const answer = await this.#api.exchange(ticket);
+      if (answer.kind === 'done' || answer.kind === 'refused') {
+        // Refused is not the end: a page that is loaded again has its cookie already. The status tells.
+        this.#ticketRefused = answer.kind === 'refused';
+        history.replaceState(null, '', location.pathname);
+        this.#forgive();
+        return;
+      }
+      this.#show(this.#viewOf(answer));
+      await this.#pauseAfterFailure();
+    }
+  }
+
+  /* Opens the desktop and stays until it ends. Return: whether to go on. */
+  async #stayConnected(answer) {
+    const RFB = await loadNoVnc();
+    if (!RFB) {
+      this.#retryAt = Date.now() + RELOAD_MS;
+      this.#show(NOT_LOADED);
+      await this.#pause(RELOAD_MS);
+      location.reload();
+      return false;
+    }
+    const desktop = new Desktop(RFB, this.#view.desktop, this.#api.websocketUrl(), () => this.#connected(answer));
+    this.#desktop = desktop;
+    this.#watch(desktop);
+    this.#close = await desktop.closed;
+    this.#desktop = null;
+    this.#finding = '';
+    this.#view.note('');
+    delete document.documentElement.dataset.picture;
+
+    if (this.#close.lastedMs >= STEADY_MS) this.#failures = 0;
+    this.#retryAt = Date.now() + BOOT_RETRY_MS;
+    const view = this.#viewOf(answer);
+    if (view.retry) this.#retryAt = Date.now() + this.#backoff();
+    this.#show(view);
+    return view.next !== 'stop';
+  }
+
+  #connected(answer) {
+    this.#show(CONNECTED, answer);
+    const { canvas } = this.#desktop;
+    canvas.setAttribute('role', 'application');
+    canvas.setAttribute('aria-label', 'The desktop. Keys go to it; Control, Alt and Shift together leave it.');
+    if (document.activeElement === document.body) this.#desktop.focus();
+    this.#lookForPicture(this.#desktop);
+  }
+
+  /* While connected: time left, findings, the session's end; and a controller that is gone although the socket
+   * does not know it yet. */
+  async #watch(desktop) {
+    for (let misses = 0; misses < WATCH_MISSES;) {
+      await new Promise((resolve) => { setTimeout(resolve, WATCH_MS); });
+      if (desktop !== this.#desktop) return;
+      const answer = await this.#api.status();
+      if (desktop !== this.#desktop) return;
+      misses = answer.kind === 'offline' ? misses + 1 : 0;
+      if (this.#viewOf(answer).next === 'stop') break; // and the loop finds the same and says it
+      if (answer.kind !== 'ok' || !desktop.connected) continue;
+      this.#finding = answer.vm?.reachable === false ? sentence(answer.vm.finding) : '';
+      this.#show(CONNECTED, answer);
+    }
+    desktop.close(CLOSE.NO_REASON_GIVEN);
+  }
+
+  #lookForPicture(desktop) {
+    if (desktop !== this.#desktop) return;
+    const drawn = desktop.hasPicture();
+    document.documentElement.dataset.picture = drawn ? 'drawn' : 'black';
+    if (this.#finding) this.#view.note(`The network doctor says: ${this.#finding}`);
+    else if (drawn) this.#view.note('');
+    else this.#view.note('The desktop is connected, but nothing is drawn on it yet. Its browser may still be starting.');
+    setTimeout(() => this.#lookForPicture(desktop), PICTURE_MS);
+  }
+
+  #viewOf(answer) {
+    return viewOf({
+      answer, close: this.#close, mayConnect: Date.now() >= this.#retryAt, ticketRefused: this.#ticketRefused,
+    });
+  }
+
+  /* One more attempt failed. Return: how long to wait, in ms. */
+  #backoff() {
+    this.#failures += 1;
+    return backoffMs(this.#failures, Math.random());
+  }
+
+  #forgive() {
+    this.#failures = 0;
+    this.#retryAt = 0;
+  }
+
+  #pauseAfterFailure() {
+    const ms = this.#backoff();
+    this.#retryAt = Date.now() + ms;
+    this.#tick();
+    return this.#pause(ms);
+  }
+
+  #pause(ms) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  #tryNow() {
+    this.#retryAt = 0;
+    this.#wake();
+    this.#tick();
+  }
+
+  #show(view, answer = null) {
+    this.#view.show(view, answer?.kind === 'ok' ? answer : null);
+    this.#tick();
+  }
+
+  #tick() {
+    this.#view.tick(this.#api.now(), this.#retryAt - Date.now());
+  }
+
+  /* noVNC takes every key while its canvas has the focus, Tab too. Ctrl, Alt and Shift held together and let go
+   * give the keyboard back: when they are let go, so that the desktop hears of that as well. */
+  #watchKeyboard() {
+    let leaving = false;
+    const onKey = (event) => {
+      if (!this.#desktop?.canvas || event.target !== this.#desktop.canvas) return;
+      const modifier = ['Control', 'Alt', 'Shift', 'AltGraph', 'Meta'].includes(event.key);
+      if (event.type === 'keydown') leaving = modifier && event.ctrlKey && event.altKey && event.shiftKey;
+      else if (leaving && !event.ctrlKey && !event.altKey && !event.shiftKey) {
+        leaving = false;
+        setTimeout(() => this.#view.leaveDesktop());
+      }
+    };
+    addEventListener('keydown', onKey, true);
+    addEventListener('keyup', onKey, true);
+    const onFocus = () => this.#view.focused(document.activeElement === this.#desktop?.canvas);
+    addEventListener('focusin', onFocus);
+    addEventListener('focusout', () => setTimeout(onFocus));
+  }
+}
+
+function ticketInAddress() {
+  return new URLSearchParams(location.hash.slice(1)).get('ticket');
+}
+
+const view = new View();
+const base = sessionBase(location.pathname);
+try {
+  if (base) await new Page(base, view).run();
+  else view.show(NOT_A_SESSION);
+} catch (error) {
+  view.show(BROKEN);
+  throw error; // for the console
+}
