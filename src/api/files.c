@@ -160,17 +160,15 @@ void api_files_serve(struct api *api, struct http_request *req, const char *name
         http_problem(req, 404, "http.no-route", NULL, "there is no such file", NULL);
 }
 
-/* The WebSocket's address is named with its scheme: 'self' did not cover ws: in older browsers. */
+/* data: is noVNC's cursor. The WebSocket is of our own origin. */
+static const char page_policy[] =
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'";
+
 void api_page_serve(struct api *api, struct http_request *req) {
-    char policy[CONFIG_TEXT + 320];
-    const char *host = strstr(api->base_url, "://");
-    bool tls = str_starts(api->base_url, "https:");
-    snprintf(policy, sizeof policy,
-             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-             "connect-src 'self' %s%s; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-             tls ? "wss" : "ws", host ? host : "://127.0.0.1");
-    const struct http_header headers[] = {{"Content-Security-Policy", policy},
-                                          {"X-Frame-Options", "DENY"},
-                                          {"Cross-Origin-Opener-Policy", "same-origin"}};
+    const struct http_header headers[] = {{"Content-Security-Policy", page_policy},
+                                          {"Cross-Origin-Opener-Policy", "same-origin"},
+                                          {"Cross-Origin-Resource-Policy", "same-origin"}};
     serve(req, find(api->files, PAGE), headers, sizeof headers / sizeof *headers);
 }

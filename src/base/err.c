@@ -4,9 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What err_hint() returns where the caller wants no text. */
+static _Thread_local int last_errnum = EIO;
+
 static int set_v(struct err *err, int errnum, const char *code, const char *fmt, va_list ap) {
     if (errnum == 0)
         errnum = EIO;
+    last_errnum = errnum;
     if (!err)
         return -errnum;
     *err = (struct err){.errnum = errnum};
@@ -37,7 +41,7 @@ int err_sys(struct err *err, int errnum, const char *code, const char *fmt, ...)
 
 int err_hint(struct err *err, const char *fmt, ...) {
     if (!err)
-        return -EIO;
+        return -last_errnum;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(err->hint, sizeof err->hint, fmt, ap);

@@ -27,7 +27,8 @@ int err_set(struct err *err, int errnum, const char *code, const char *fmt, ...)
 /* As err_set(), with ": strerror(errnum)" behind the text. */
 int err_sys(struct err *err, int errnum, const char *code, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 
-/* What the person can do. Returns -errnum of err (or -EIO), so that it can end a function too. */
+/* What the person can do. Returns -errnum of err (of the last one that was set in
+ * this thread where err is NULL), so that it can end a function too. */
 int err_hint(struct err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Puts "context: " in front of the detail. */

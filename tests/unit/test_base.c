@@ -21,6 +21,7 @@ static void err_keeps_the_chain(void **state) {
     assert_int_equal(err_sys(&err, ENOENT, "x", "open f"), -ENOENT);
     assert_string_equal(err.detail, "open f: No such file or directory");
     assert_int_equal(err_set(NULL, EINVAL, "x", "y"), -EINVAL);
+    assert_int_equal(err_hint(NULL, "z"), -EINVAL);
     assert_int_equal(err_set(&err, 0, "x", "y"), -EIO);
 }
 
