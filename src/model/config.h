@@ -37,7 +37,7 @@ struct config_vm {
     uint32_t probe_interval_ms;
     uint32_t probe_timeout_ms;
     uint32_t reach_interval_ms; /* between two looks at a running VM */
-    uint32_t stop_timeout_ms; /* from the request to stop until the VMM is killed */
+    uint32_t stop_timeout_ms;   /* from the request to stop until the VMM is killed */
     struct config_vm_type type[VM_TYPE_COUNT];
 };
 

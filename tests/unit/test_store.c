@@ -1,0 +1,218 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+#include "cmocka_all.h"
+#include "store/store.h"
+
+struct fixture {
+    char dir[64];
+    char path[96];
+    struct store *store;
+};
+
+static int set_up(void **state) {
+    struct fixture *f = calloc(1, sizeof *f);
+    struct err err;
+    strcpy(f->dir, "/tmp/mc-store-XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    snprintf(f->path, sizeof f->path, "%s/db", f->dir);
+    assert_int_equal(store_open(f->path, "host-a", &f->store, &err), 0);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state) {
+    struct fixture *f = *state;
+    store_close(f->store);
+    dir_remove(f->dir);
+    free(f);
+    return 0;
+}
+
+static struct vm make_vm(unsigned n) {
+    uint8_t random[16] = {(uint8_t)(n >> 8), (uint8_t)n};
+    struct vm vm = {.type = VM_TYPE_BROWSER,
+                    .state = VM_STATE_CREATING,
+                    .created_ms = 1000 + n,
+                    .state_since_ms = 1000 + n,
+                    .ip = 0xc0a80002 + n,
+                    .mac = {{2, 0xfc, 0, 0, (uint8_t)(n >> 8), (uint8_t)n}},
+                    .vcpus = 2,
+                    .memory_mib = 1024,
+                    .uid = 2000 + n,
+                    .reachable = -1};
+    vm_id_from_random(random, vm.id);
+    vm_tap_from_id(vm.id, vm.tap);
+    strcpy(vm.user, "u");
+    strcpy(vm.bridge, "br0");
+    strcpy(vm.vmm, "qemu");
+    return vm;
+}
+
+static void vm_goes_in_and_comes_out(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm vm = make_vm(1), out;
+    assert_int_equal(store_vm_claim(f->store, &vm, 5, "somebody", &err), 0);
+    vm.state = VM_STATE_RUNNING;
+    vm.reachable = 0;
+    vm.pid = 77;
+    vm.pid_start = UINT64_MAX / 2;
+    strcpy(vm.reason, "ä \x01 '; DROP TABLE vm; --");
+    struct store_event event = {.at_ms = 5, .actor = "me", .event = "x", .from = "a", .to = "b", .reason = "why"};
+    assert_int_equal(store_vm_update(f->store, &vm, &event, &err), 0);
+    store_close(f->store);
+    assert_int_equal(store_open(f->path, "host-a", &f->store, &err), 0);
+    assert_int_equal(store_vm_get(f->store, vm.id, &out, &err), 0);
+    strcpy(vm.host, "host-a");
+    assert_memory_equal(&out, &vm, sizeof vm);
+    struct store_event *events;
+    size_t n;
+    assert_int_equal(store_vm_events(f->store, vm.id, &events, &n, &err), 0);
+    assert_int_equal(n, 2);
+    assert_string_equal(events[0].event, "claimed");
+    assert_memory_equal(&events[1], &event, sizeof event);
+    free(events);
+}
+
+static void names_are_unique_among_the_living(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm first = make_vm(1);
+    assert_int_equal(store_vm_claim(f->store, &first, 5, "a", &err), 0);
+    struct vm same[4];
+    for (unsigned i = 0; i < 4; i++)
+        same[i] = make_vm(10 + i);
+    same[0].ip = first.ip;
+    same[1].mac = first.mac;
+    strcpy(same[2].tap, first.tap);
+    same[3].uid = first.uid;
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(store_vm_claim(f->store, &same[i], 5, "a", &err), -EEXIST);
+        assert_string_equal(err.code, "store.taken");
+        struct vm out;
+        assert_int_equal(store_vm_get(f->store, same[i].id, &out, NULL), -ENOENT);
+    }
+    first.state = VM_STATE_STOPPED;
+    assert_int_equal(store_vm_update(f->store, &first, NULL, &err), 0);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(store_vm_claim(f->store, &same[i], 5, "a", &err), 0);
+}
+
+static void a_quota_counts_the_living(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    for (unsigned i = 0; i < 3; i++) {
+        struct vm vm = make_vm(i);
+        int r = store_vm_claim(f->store, &vm, 2, "a", &err);
+        assert_int_equal(r, i < 2 ? 0 : -EDQUOT);
+    }
+    assert_string_equal(err.code, "quota.user");
+    struct vm other = make_vm(9);
+    strcpy(other.user, "v");
+    assert_int_equal(store_vm_claim(f->store, &other, 2, "a", &err), 0);
+}
+
+static void a_prefix_finds_one(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm a = make_vm(0x1234), b = make_vm(0x1235), out;
+    assert_int_equal(store_vm_claim(f->store, &a, 5, "a", &err), 0);
+    assert_int_equal(store_vm_claim(f->store, &b, 5, "a", &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-1234", &out, &err), 0);
+    assert_string_equal(out.id, a.id);
+    assert_int_equal(store_vm_find(f->store, "1235", &out, &err), 0);
+    assert_string_equal(out.id, b.id);
+    assert_int_equal(store_vm_find(f->store, b.id, &out, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-123", &out, &err), -ENOTUNIQ);
+    assert_int_equal(store_vm_find(f->store, "v", &out, &err), -ENOTUNIQ);
+    const char *none[] = {
+        "", "vm-9", "%", "vm-123_", "vm-1234'", "xyz", "vm-1234-0000-4000-8000-000000000000-and-more"};
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        assert_int_equal(store_vm_find(f->store, none[i], &out, &err), -ENOENT);
+    b.state = VM_STATE_FAILED;
+    assert_int_equal(store_vm_update(f->store, &b, NULL, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-123", &out, &err), 0);
+    assert_string_equal(out.id, a.id);
+}
+
+static void a_ticket_is_used_once_and_gets_old(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    uint8_t one[STORE_HASH_SIZE] = {1}, two[STORE_HASH_SIZE] = {2};
+    assert_int_equal(store_secret_add(f->store, STORE_TICKET, one, "s1", 100, &err), 0);
+    assert_int_equal(store_secret_add(f->store, STORE_COOKIE, one, "s1", 100, &err), 0);
+    assert_int_equal(store_secret_add(f->store, STORE_TICKET, two, "s1", 100, &err), 0);
+    assert_int_equal(store_secret_use(f->store, STORE_TICKET, one, "s2", 50, &err), -ENOENT);
+    assert_int_equal(store_secret_use(f->store, STORE_TICKET, one, "s1", 50, &err), 0);
+    assert_int_equal(store_secret_use(f->store, STORE_TICKET, one, "s1", 50, &err), -ENOENT);
+    assert_int_equal(store_secret_use(f->store, STORE_COOKIE, one, "s1", 50, &err), 0);
+    assert_int_equal(store_secret_use(f->store, STORE_COOKIE, one, "s1", 99, &err), 0);
+    assert_int_equal(store_secret_use(f->store, STORE_TICKET, two, "s1", 100, &err), -ENOENT);
+    assert_int_equal(store_secret_use(f->store, STORE_COOKIE, one, "s1", 100, &err), -ENOENT);
+}
+
+static void one_active_session_a_user_and_provider(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct session s = {.id = "00000000000000000000000000000001", .user = "u", .provider = "demo"}, out;
+    assert_int_equal(store_session_add(f->store, &s, &err), 0);
+    struct session second = s;
+    strcpy(second.id, "00000000000000000000000000000002");
+    assert_int_equal(store_session_add(f->store, &second, &err), -EEXIST);
+    assert_int_equal(store_session_find(f->store, "u", "demo", &out, &err), 0);
+    assert_memory_equal(&out, &s, sizeof s);
+    s.status = SESSION_CANCELLED;
+    assert_int_equal(store_session_update(f->store, &s, &err), 0);
+    assert_int_equal(store_session_find(f->store, "u", "demo", &out, &err), -ENOENT);
+    assert_int_equal(store_session_add(f->store, &second, &err), 0);
+}
+
+static void values(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    char value[16];
+    assert_int_equal(store_value_get(f->store, "x", value, sizeof value, &err), -ENOENT);
+    assert_int_equal(store_value_set(f->store, "x", "1", &err), 0);
+    assert_int_equal(store_value_set(f->store, "x", "2", &err), 0);
+    assert_int_equal(store_value_get(f->store, "x", value, sizeof value, &err), 0);
+    assert_string_equal(value, "2");
+}
+
+static void a_newer_or_foreign_database_is_left_alone(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct store *none = NULL;
+    char path[96];
+    snprintf(path, sizeof path, "%s/garbage", f->dir);
+    assert_int_equal(file_write_atomic(path, "this is not a database, it only looks long enough to be one", 60, 0600),
+                     0);
+    assert_true(store_open(path, "h", &none, &err) < 0);
+    assert_non_null(strstr(err.detail, "garbage"));
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    assert_int_equal(file_read(path, 100, &text, &len), 0);
+    assert_int_equal(len, 60);
+    snprintf(path, sizeof path, "%s/absent/db", f->dir);
+    assert_true(store_open(path, "h", &none, &err) < 0);
+    assert_null(none);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(vm_goes_in_and_comes_out, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(names_are_unique_among_the_living, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_quota_counts_the_living, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_prefix_finds_one, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_ticket_is_used_once_and_gets_old, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_active_session_a_user_and_provider, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(values, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_newer_or_foreign_database_is_left_alone, set_up, tear_down),
+    };
+    return cmocka_run_group_tests_name("store", tests, NULL, NULL);
+}
