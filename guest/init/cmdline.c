@@ -225,7 +225,7 @@ static const char *value_of(const char *parameter, const char *key) {
 
 int guest_cmdline_parse(const char *text, struct guest_cmdline *ret_cmdline) {
     struct guest_cmdline cmdline = {.rootfstype = "ext4", .init = "/sbin/init", .ip_why = "there is no ip="};
-    char parameter[512]; /* longer than all that we read, so that what is cut is too long anyway */
+    char parameter[512] = ""; /* longer than all that we read, so that what is cut is too long anyway */
     const char *value;
     int r = 0;
 

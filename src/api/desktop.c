@@ -200,7 +200,7 @@ void route_session_websock(struct http_request *req, const struct http_match *ma
     struct api *api = userdata;
     struct http_websocket websocket;
     struct err err = {0};
-    struct vm vm;
+    struct vm vm = {0};
     if (http_websocket_check(req, &websocket, &err) < 0) {
         http_websocket_refuse(req, &err);
         return;

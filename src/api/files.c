@@ -170,5 +170,9 @@ void api_page_serve(struct api *api, struct http_request *req) {
     const struct http_header headers[] = {{"Content-Security-Policy", page_policy},
                                           {"Cross-Origin-Opener-Policy", "same-origin"},
                                           {"Cross-Origin-Resource-Policy", "same-origin"}};
-    serve(req, find(api->files, PAGE), headers, sizeof headers / sizeof *headers);
+    const struct static_file *page = find(api->files, PAGE);
+    if (page)
+        serve(req, page, headers, sizeof headers / sizeof *headers);
+    else
+        http_problem(req, 500, "internal", NULL, "the page is not there", NULL);
 }

@@ -91,7 +91,7 @@ static int open_regular(const char *path, struct stat *ret_st) {
 }
 
 int file_read(const char *path, size_t max, char **ret_data, size_t *ret_len) {
-    struct stat st;
+    struct stat st = {0};
     _cleanup_close_ int fd = open_regular(path, &st);
     if (fd < 0)
         return fd;
@@ -99,7 +99,7 @@ int file_read(const char *path, size_t max, char **ret_data, size_t *ret_len) {
 }
 
 int file_read_tail(const char *path, size_t max, char **ret_data, size_t *ret_len) {
-    struct stat st;
+    struct stat st = {0};
     _cleanup_close_ int fd = open_regular(path, &st);
     if (fd < 0)
         return fd;
