@@ -63,7 +63,11 @@ install_packages() {
     local wanted
     mapfile -t wanted < <(missing_packages "$@")
     type -P npm >/dev/null || wanted+=(nodejs npm)
-    ((${#wanted[@]})) || return 0
+    if ((${#wanted[@]} == 0)); then
+        # The images are made of packages that apt must know, and a fresh machine may have emptied its lists.
+        apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || ((EUID != 0)) || step 'apt-get update' apt-get update -q
+        return 0
+    fi
     ((EUID == 0)) || die "these Debian packages are missing: ${wanted[*]}" "install them, or run this as root"
     step_hint='does apt-get update work on this host? Then run this again' step "install ${#wanted[@]} Debian packages" apt_install "${wanted[@]}"
 }

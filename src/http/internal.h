@@ -18,6 +18,9 @@
 #define LINGER_MS 2000
 #define LINGER_BYTES (1024 * 1024)
 #define RESPONSE_BLOCK_BYTES (16 * 1024)
+/* What the kernel may hold of an answer besides what the client's window takes: else it grows to megabytes, and a slow
+ * client looks like one that has stopped. Source: TCP_NOTSENT_LOWAT, tcp(7). */
+#define UNSENT_BYTES (128 * 1024)
 
 /* What a connection is waiting for; since_ms says since when. */
 enum conn_phase {

@@ -3,7 +3,7 @@
  * peer name than it read. */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <netdb.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,8 +104,9 @@ static void admit(struct http_server *server, bool local, int fd, const struct s
         close(fd);
         return;
     }
-    int on = 1;
+    int on = 1, unsent_bytes = UNSENT_BYTES;
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent_bytes, sizeof unsent_bytes); /* a unix socket refuses */
     server->progress++;
     server->incoming = conn;
     MHD_add_connection(server->mhd, fd, (const struct sockaddr *)addr, len); /* closes fd when it fails */

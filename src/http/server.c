@@ -26,19 +26,27 @@ const struct http_limits http_limits_default = {
     .always_path = "/health",
 };
 
+/* Never at once: the caller may be inside one of libmicrohttpd's callbacks. */
+void server_kick(struct http_server *server) {
+    sd_event_source_set_enabled(server->kick, SD_EVENT_ONESHOT);
+}
+
 /* After each turn libmicrohttpd says when it wants the next one. It says "at once" for ever about a connection whose
  * buffer is full and whose next line is not complete (an endless chunk extension), so turns that led to no callback are
  * spread out, slowly: some of them read a long head. Input wakes it all the same. */
 static void arm(struct http_server *server) {
     MHD_UNSIGNED_LONG_LONG wait_ms;
-    if (MHD_get_timeout(server->mhd, &wait_ms) != MHD_YES) {
-        sd_event_source_set_enabled(server->timer, SD_EVENT_OFF);
+    sd_event_source_set_enabled(server->timer, SD_EVENT_OFF);
+    if (MHD_get_timeout(server->mhd, &wait_ms) != MHD_YES)
         return;
-    }
     server->fruitless = server->progress == server->progress_seen ? server->fruitless + 1 : 0;
     server->progress_seen = server->progress;
     if (wait_ms == 0)
         wait_ms = server->fruitless / 64 < 50 ? server->fruitless / 64 : 50;
+    if (wait_ms == 0) {
+        server_kick(server);
+        return;
+    }
     sd_event_source_set_time_relative(server->timer, wait_ms * 1000);
     sd_event_source_set_enabled(server->timer, SD_EVENT_ONESHOT);
 }
@@ -62,11 +70,6 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata) {
 static int on_kick(sd_event_source *source, void *userdata) {
     run(userdata);
     return 0;
-}
-
-/* Never at once: the caller may be inside one of libmicrohttpd's callbacks. */
-void server_kick(struct http_server *server) {
-    sd_event_source_set_enabled(server->kick, SD_EVENT_ONESHOT);
 }
 
 /* ---- deadlines ---- */
@@ -203,7 +206,7 @@ static struct MHD_Daemon *start_mhd(struct http_server *server) {
         2 * (l->connections + SPARE_CONNECTIONS) + 1, MHD_OPTION_CONNECTION_TIMEOUT, 0U, MHD_OPTION_STRICT_FOR_CLIENT,
         STRICT,
         /* The head, libmicrohttpd's records of it, and room to read a body and to write an answer's head. */
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes + 32 * 1024, MHD_OPTION_END);
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes + 20 * 1024, MHD_OPTION_END);
 }
 
 static int add_sources(struct http_server *server) {

@@ -51,6 +51,9 @@ struct http_limits {
     const char *always_path; /* answered at the connection limit and the rate limit too, such as "/health"; or NULL */
 };
 
+/* Above `connections` there are 32 more, for 503 and always_path alone, closed after one answer and 2 s for their head;
+ * one address gets 8 of them. Beyond, connections wait in the kernel's queue. Upgraded connections do not count. */
+
 /* Sensible values for a controller on one host. */
 extern const struct http_limits http_limits_default;
 
