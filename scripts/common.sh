@@ -85,6 +85,10 @@ npm_ci() {
 compile() { # DIR [meson options]
     local dir=$1
     shift
-    [[ -f $dir/build.ninja ]] || meson setup "$dir" "$here" "$@" || return 1
+    if [[ ! -f $dir/build.ninja ]]; then
+        meson setup "$dir" "$here" "$@" || return 1
+    elif (($#)); then
+        meson configure "$dir" "$@" || return 1
+    fi
     ninja -C "$dir"
 }
