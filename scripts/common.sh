@@ -82,10 +82,11 @@ npm_ci() {
     npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund && cp "$1/package-lock.json" "$1/node_modules/.installed"
 }
 
-compile() { # DIR [meson options]
+compile() { # DIR [meson options]; without options the tests are built when what they need is there
     local dir=$1
     shift
     if [[ ! -f $dir/build.ninja ]]; then
+        (($#)) || set -- -Dtests="$(pkg-config --exists cmocka && echo true || echo false)"
         meson setup "$dir" "$here" "$@" || return 1
     elif (($#)); then
         meson configure "$dir" "$@" || return 1
