@@ -113,7 +113,7 @@ static int run_qemu_img(const char *const *argv, struct err *err) {
     struct pollfd p = {.fd = pidfd, .events = POLLIN};
     if (poll(&p, 1, 10000) <= 0)
         proc_signal(pidfd, SIGKILL);
-    while ((r = proc_reap(pidfd, words, sizeof words)) == 0)
+    while (proc_reap(pidfd, words, sizeof words) == 0)
         poll(&p, 1, 1000);
     if (strcmp(words, "exit status 0") != 0)
         return err_set(err, EIO, "image.clone", "qemu-img: %s", words);

@@ -155,11 +155,11 @@ int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, st
     r = query_step(&q, err);
     if (r <= 0)
         return r < 0 ? r : no_vm(prefix, err);
-    struct vm vm;
+    struct vm vm = {0};
     r = read_vm(&q, &vm, err);
     if (r < 0)
         return r;
-    struct vm other;
+    struct vm other = {0};
     r = query_step(&q, err);
     if (r > 0)
         r = read_vm(&q, &other, err) < 0 ? -EPROTO : 1;

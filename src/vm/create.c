@@ -163,8 +163,8 @@ static int run_steps(struct machine *m, const struct vmm_choice *choice, const s
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
     struct image image;
-    struct vmm_choice choice;
-    struct vm vm;
+    struct vmm_choice choice = {0};
+    struct vm vm = {0};
     int r = fill_request(vms, request, &vm, err);
     if (r == 0)
         r = vmm_choose(&vms->config->vm, &choice, err);

@@ -2,7 +2,6 @@
  * is ended with a reason; what belongs to no living VM is removed. Nothing is touched that is not proven to be ours: a
  * process by pid and start time, or by its own uid and its VM's id on its command line; a TAP by the id in its alias,
  * and never one that somebody holds. */
-#include <ctype.h>
 #include <dirent.h>
 #include <poll.h>
 #include <signal.h>
@@ -35,9 +34,11 @@ static bool is_vmm_of(pid_t pid, const struct vm *vm) {
 static pid_t find_vmm(const struct vm *vm) {
     DIR *proc = opendir("/proc");
     pid_t found = 0;
-    for (struct dirent *e; proc && !found && (e = readdir(proc));)
-        if (isdigit((unsigned char)e->d_name[0]) && is_vmm_of(atoi(e->d_name), vm))
-            found = atoi(e->d_name);
+    for (struct dirent *e; proc && !found && (e = readdir(proc));) {
+        uint64_t pid;
+        if (str_to_u64(e->d_name, 1, INT32_MAX, &pid) == 0 && is_vmm_of((pid_t)pid, vm))
+            found = (pid_t)pid;
+    }
     if (proc)
         closedir(proc);
     return found;

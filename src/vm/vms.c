@@ -139,7 +139,7 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
 int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
     while (vms->first) {
         struct machine *m = vms->first;
-        struct vm vm;
+        struct vm vm = {0};
         int r = vms_destroy(vms, m->vm.id, actor, REMOVE_REASON, &vm, err);
         if (r < 0)
             return r;
