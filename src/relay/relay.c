@@ -10,7 +10,7 @@
  * receiver takes at once is never copied anywhere else. What it does not take goes to a queue made for it, and until
  * that is empty nothing more is read from the sender, whose kernel then stops the peer: that is all backpressure, and
  * the bound: one queue of one read, and the start of one frame (held), in each direction. An idle connection has
- * neither, only a struct conn of some 600 bytes.
+ * neither, only a struct conn of some 400 bytes.
  *
  * Frames. The browser must always be told why its connection ends, and a Close in the middle of a frame would be read
  * as payload. So only what is complete is sent on: a long frame is cut into fragments of what has come (frame.h), and
@@ -183,7 +183,7 @@ int relay_dial(struct relay *relay, int fd, const struct relay_dial *dial, uint6
                        relay->config.max_connections);
     struct command *command = NULL;
     r = prepare_dial(relay, fd, dial, &command, err);
-    if (r < 0) {
+    if (!command) {
         atomic_fetch_sub(&relay->count, 1);
         return r;
     }

@@ -21,6 +21,9 @@
 /* Room behind a queue for what the relay itself may add: a ping and a Close. */
 #define QUEUE_SLACK ((size_t)2 * (FRAME_HEAD_MAX + FRAME_CONTROL_MAX))
 
+/* How many times an end is put off, each time by linger_ms, for a peer that is slow but takes what it is sent. */
+#define DELAYS_MAX 15
+
 static struct thread *thread_of(const struct side *s) {
     return s->conn->thread;
 }
@@ -259,12 +262,14 @@ void side_expire(struct side *s) {
         return;
     }
     int unsent = 0;
-    if (s->queue_len > 0 || s->lost) {
-        side_drop(s);
-    } else if (ioctl(s->fd, SIOCOUTQ, &unsent) == 0 && unsent > 0 && unsent < s->unsent) {
+    if (!s->lost && s->delays < DELAYS_MAX && ioctl(s->fd, SIOCOUTQ, &unsent) == 0 && unsent > 0 &&
+        unsent < s->unsent) {
         /* A slow peer, not a dead one: it is still being sent what came before the Close. */
+        s->delays++;
         s->unsent = unsent;
         s->moved_ms = thread_of(s)->now_ms;
+    } else if (s->queue_len > 0 || s->lost) {
+        side_drop(s);
     } else if (!s->out_shut) {
         send_fin(s);
     } else {

@@ -36,6 +36,7 @@ int timers_set(struct timers *t, struct timer *timer, int64_t at_ms) {
     if (timer->position == 0) {
         if (t->len == t->cap) {
             size_t cap = t->cap ? 2 * t->cap : 64;
+            /* The heap is of pointers. NOLINTNEXTLINE(bugprone-sizeof-expression) */
             struct timer **bigger = reallocarray(t->heap, cap, sizeof *bigger);
             if (!bigger)
                 return -ENOMEM;

@@ -326,3 +326,38 @@ static inline void ends_close(struct ends *e) {
     ws_decoder_free(&e->at_browser);
     ws_decoder_free(&e->at_vm);
 }
+
+__attribute__((unused)) static const struct relay_config quick = {
+    .threads = 2,
+    .handshake_timeout_ms = 500,
+    .half_close_ms = 200,
+    .linger_ms = 400,
+    .dead_after_ms = 500,
+    .ping_after_ms = -1,
+};
+
+/* With deadlines that only a test that hangs would reach. */
+__attribute__((unused)) static const struct relay_config slow = {.threads = 2, .ping_after_ms = -1};
+
+/* The browser answers the Close, and the connection ends as it should. */
+static inline void finish_browser(struct ends *e) {
+    send_close(e->browser, true, e->at_browser.code ? e->at_browser.code : 1000, "");
+    assert_int_equal(read_to_end(e->browser, &e->at_browser), READ_FIN);
+    close(e->browser);
+    e->browser = -1;
+}
+
+static inline void finish_vm(struct ends *e) {
+    send_close(e->vm, false, e->at_vm.code ? e->at_vm.code : 1000, "");
+    assert_int_equal(read_to_end(e->vm, &e->at_vm), READ_FIN);
+    close(e->vm);
+    e->vm = -1;
+}
+
+static inline void expect_close(int fd, struct ws_decoder *d, uint16_t code, const char *reason_has) {
+    read_close(fd, d);
+    assert_int_equal(d->code, code);
+    if (!strstr(d->reason, reason_has))
+        fail_msg("\"%s\" does not say \"%s\"", d->reason, reason_has);
+    assert_true(strlen(d->reason) <= RELAY_REASON_MAX);
+}
