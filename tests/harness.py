@@ -265,7 +265,7 @@ class Daemon:
         for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 text = p.read_bytes().decode(errors="replace")
-                if any(i in text for i in ids):
+                if any(f"\0-name\0{i}," in text for i in ids):
                     found.append(int(p.parent.name))
         return found
 

@@ -118,11 +118,11 @@ bool api_allowed(struct api *api, struct http_request *req, const struct http_ma
     return false;
 }
 
-void api_actor(struct http_request *req, char ret_actor[STORE_ACTOR_MAX]) {
+void api_actor(struct api *api, struct http_request *req, char ret_actor[STORE_ACTOR_MAX]) {
     const struct http_peer *peer = http_request_peer(req);
     if (peer->local)
         snprintf(ret_actor, STORE_ACTOR_MAX, "uid %u (pid %d, unix socket)", peer->uid, peer->pid);
     else
-        snprintf(ret_actor, STORE_ACTOR_MAX, "%s from %s",
-                 http_request_header(req, "Authorization") ? "admin token" : "session page", peer->ip);
+        snprintf(ret_actor, STORE_ACTOR_MAX, "%s from %s", has_token(api, req) ? "admin token" : "session page",
+                 peer->ip);
 }

@@ -13,6 +13,7 @@
 #define FOLLOW_INTERVAL_MS 250
 #define FOLLOW_CHUNK 16384
 #define FOLLOW_START_BYTES 65536
+#define CHUNKS_AT_ONCE 8 /* less than the server holds back for a client that does not read */
 #define FOLLOWERS_MAX 64
 
 struct follower {
@@ -57,10 +58,10 @@ static int send_some(struct follower *f) {
 static bool follow_once(struct follower *f) {
     struct vm vm;
     bool ended = store_vm_get(f->api->store, f->vm_id, &vm, NULL) < 0 || vm_state_is_end(vm.state);
-    int r;
-    for (int i = 0; (r = send_some(f)) > 0 && (ended || i < 4); i++) {
-    }
-    if (r == 0 && !ended)
+    int r = 1;
+    for (int i = 0; r > 0 && i < CHUNKS_AT_ONCE; i++)
+        r = send_some(f);
+    if (r > 0 || (r == 0 && !ended))
         return true;
     struct http_request *req = f->req;
     drop(f);

@@ -48,7 +48,7 @@ bool api_has_cookie(struct api *api, struct http_request *req, const char *sessi
 /* Whether the request's Origin is exactly our own address; required false: an absent one is fine. */
 bool api_origin_is_ours(struct api *api, struct http_request *req, bool required);
 /* "uid 0 (unix socket)", "admin token from 127.0.0.1": who did it, for events. */
-void api_actor(struct http_request *req, char ret_actor[STORE_ACTOR_MAX]);
+void api_actor(struct api *api, struct http_request *req, char ret_actor[STORE_ACTOR_MAX]);
 
 /* reply.c */
 void api_json(struct http_request *req, int status, json_t *body); /* takes the reference */

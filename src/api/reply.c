@@ -45,10 +45,16 @@ static int status_of(int errnum) {
 }
 
 void api_fail(struct http_request *req, const struct err *err) {
+    /* What went wrong inside is not the caller's fault, whatever the number: a missing image is not a missing page. */
+    static const struct {
+        const char *prefix;
+        int status;
+    } inside[] = {{"image.", 503}, {"vmm.", 503},     {"vm.create", 500}, {"process.", 500},
+                  {"store.", 500}, {"network.", 500}, {"probe.", 500},    {"state.", 500}};
     int status = status_of(err->errnum);
-    /* A missing image is not a missing page. */
-    if (str_starts(err->code, "image.") || str_starts(err->code, "vmm."))
-        status = 503;
+    for (size_t i = 0; i < sizeof inside / sizeof *inside && status != 507; i++)
+        if (str_starts(err->code, inside[i].prefix))
+            status = inside[i].status;
     http_problem(req, status, err->code, NULL, err->detail, err->hint);
 }
 
@@ -104,8 +110,12 @@ json_t *api_time(int64_t realtime_ms) {
     return json_string(text);
 }
 
+/* Text that is not UTF-8 is shown escaped: one bad byte must not hide a VM. */
 static json_t *text_or_null(const char *text) {
-    return *text ? json_string(text) : json_null();
+    char safe[4 * VM_REASON_MAX];
+    if (!*text)
+        return json_null();
+    return json_string(str_is_utf8(text, strlen(text)) ? text : str_escape(text, strlen(text), safe, sizeof safe));
 }
 
 json_t *api_vm_json(const struct vm *vm) {

@@ -47,7 +47,7 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
                      "userId and provider are texts, ticketLifetime is from 1 to 3600 seconds");
         return;
     }
-    api_actor(req, actor);
+    api_actor(api, req, actor);
     int r = vm_user_check(user, user_len, &err);
     if (r == 0)
         r = sessions_start(api->sessions, user, provider, actor, &session, &is_new, &err);
@@ -121,7 +121,7 @@ void route_session_cancel(struct http_request *req, const struct http_match *mat
         http_problem(req, 400, "body.bad-value", NULL, "reason is not a text of at most 399 bytes", NULL);
         return;
     }
-    api_actor(req, actor);
+    api_actor(api, req, actor);
     int r = sessions_cancel(api->sessions, session.id, actor, reason, &session, &err);
     json_decref(body);
     if (r < 0)

@@ -77,7 +77,7 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
     int r = request.type == VM_TYPE_CLI ? find_cli_vm(api, user, &vm, &err) : -ENOENT;
     if (r == -ENOENT) {
         char actor[STORE_ACTOR_MAX];
-        api_actor(req, actor);
+        api_actor(api, req, actor);
         status = 201;
         r = vms_create(api->vms, &request, actor, &vm, &err);
     }
@@ -102,7 +102,7 @@ static void destroy(struct api *api, struct http_request *req, const struct vm *
                      "give a sentence of at most 399 bytes");
         return;
     }
-    api_actor(req, actor);
+    api_actor(api, req, actor);
     r = vms_destroy(api->vms, vm->id, actor, reason, &stopping, &err);
     if (r < 0)
         api_fail(req, &err);

@@ -83,9 +83,11 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
     const struct config_api *config = &params->config->api;
     snprintf(api->base_url, sizeof api->base_url, "%s%s", *config->public_url ? "" : "http://",
              *config->public_url ? config->public_url : config->listen);
-    size_t len = strlen(api->base_url);
-    if (len > 0 && api->base_url[len - 1] == '/')
-        api->base_url[len - 1] = '\0';
+    /* Browsers leave the scheme's own port out of an Origin. */
+    const char *usual = str_starts(api->base_url, "https:") ? ":443" : ":80";
+    size_t len = strlen(api->base_url), usual_len = strlen(usual);
+    if (len > usual_len && strcmp(api->base_url + len - usual_len, usual) == 0)
+        api->base_url[len - usual_len] = '\0';
     int r = api_token_load(api, err);
     if (r == 0)
         r = api_files_load(config->web_dir, &api->files, err);

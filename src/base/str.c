@@ -51,8 +51,12 @@ void strbuf_free(struct strbuf *b) {
 bool str_copy(char *dst, size_t size, const char *src) {
     size_t len = strnlen(src, size);
     bool fits = len < size;
-    if (!fits)
+    if (!fits) {
         len = size - 1;
+        /* Not within a character: what is stored must stay UTF-8. */
+        while (len > 0 && ((unsigned char)src[len] & 0xc0) == 0x80)
+            len--;
+    }
     memmove(dst, src, len);
     dst[len] = '\0';
     return fits;

@@ -18,7 +18,8 @@ void strbuf_addf(struct strbuf *b, const char *fmt, ...) __attribute__((format(p
 void strbuf_free(struct strbuf *b);
 #define _cleanup_strbuf_ __attribute__((cleanup(strbuf_free)))
 
-/* Copies src into dst (size bytes with the NUL). Return: false when it did not fit (dst then holds a cut copy). */
+/* Copies src into dst (size bytes with the NUL). Return: false when it did not fit (dst then holds a copy that is cut
+ * between two characters of UTF-8). */
 bool str_copy(char *dst, size_t size, const char *src);
 
 bool str_starts(const char *s, const char *prefix);

@@ -9,6 +9,8 @@
 #define CONFIG_FILE_DEFAULT "/etc/master-controller/master-controller.conf"
 #define CONFIG_FILE_MAX 65536
 
+#define LINE_MAX_BYTES 198 /* inih reads no longer ones, and takes what is left of them for a line of its own */
+
 struct reading {
     struct config config;
     struct err err; /* of the first wrong line */
@@ -19,6 +21,22 @@ static int on_pair(void *userdata, const char *section, const char *name, const 
     if (reading->err.errnum)
         return 0;
     return config_set(&reading->config, section, name, value ? value : "", &reading->err) == 0;
+}
+
+/* What inih would read otherwise than a person does: a line that it cuts, and one that it hangs on the line above. */
+static int check_lines(const char *path, const char *text, struct err *err) {
+    int number = 1;
+    for (const char *line = text; *line; number++) {
+        size_t len = strcspn(line, "\n");
+        const char *word = line + strspn(line, " \t\r");
+        if (len > LINE_MAX_BYTES)
+            return err_set(err, EINVAL, "config.syntax", "%s:%d: the line has %zu bytes, %d can be read", path, number,
+                           len, LINE_MAX_BYTES);
+        if (word > line && word < line + len && *word != '#' && *word != ';')
+            return err_set(err, EINVAL, "config.syntax", "%s:%d: a line must not begin with white space", path, number);
+        line += len + (line[len] == '\n');
+    }
+    return 0;
 }
 
 static int parse(const char *path, const char *text, struct reading *reading, struct err *err) {
@@ -46,7 +64,9 @@ int config_file_load(const char *path, struct config *ret_config, struct err *er
     }
     if (r == 0 && strlen(text) != len)
         return err_set(err, EINVAL, "config.syntax", "%s holds a NUL byte: it is not a text file", file);
-    r = r == 0 ? parse(file, text, &reading, err) : 0;
+    r = r == 0 ? check_lines(file, text, err) : 0;
+    if (r == 0 && text)
+        r = parse(file, text, &reading, err);
     if (r == 0) {
         r = config_check(&reading.config, err);
         if (r < 0)

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,6 +209,8 @@ static int start_vms(struct daemon *d, struct err *err) {
     int r = store_open(d->store_file, host, &d->store, err);
     if (r == 0)
         r = network_start(&d->config.network, &d->network, err);
+    if (r == 0)
+        r = network_claim(d->network, err);
     if (r < 0)
         return r;
     struct vms_params params = {.loop = d->loop,
@@ -265,6 +268,8 @@ static int remove_everything(struct daemon *d, struct err *err) {
     int r = loop_new(&d->loop, err);
     if (r == 0)
         r = start_vms(d, err);
+    if (r < 0 && d->store && !d->vms && vms_kill_recorded(d->store, NULL) == 0)
+        err_prefix(err, "the VMs' processes were ended, but the network stays");
     if (r == 0)
         r = vms_remove_all(d->vms, "operator (--remove)", err);
     return r < 0 ? r : network_remove(d->network, err);
@@ -277,6 +282,7 @@ int main(int argc, char **argv) {
     int status;
     if (read_options(argc, argv, &options, &status))
         return status;
+    signal(SIGPIPE, SIG_IGN); /* who reads our log may go; we stay */
     log_open(options.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
     umask(0022);
     raise_fd_limit();

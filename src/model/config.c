@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
@@ -70,7 +71,7 @@ static const struct key keys[] = {
     {"api", "header_timeout", "10", KIND_SECONDS, AT(api.header_timeout_ms), 100, 600000},
     {"api", "body_timeout", "30", KIND_SECONDS, AT(api.body_timeout_ms), 100, 600000},
     {"api", "body_limit", "65536", KIND_U32, AT(api.body_bytes), 1024, 16777216},
-    {"api", "connections", "1024", KIND_U32, AT(api.connections), 8, 100000},
+    {"api", "connections", "1024", KIND_U32, AT(api.connections), 8, 60000},
 
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},
     {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},
@@ -280,6 +281,48 @@ int config_set(struct config *config, const char *section, const char *name, con
     return unknown_key(section, name, err);
 }
 
+/* "127.0.0.1:4000" or "[::1]:4000". */
+static bool is_listen_address(const char *text) {
+    char host[64];
+    uint64_t port;
+    struct in6_addr address;
+    const char *colon = strrchr(text, ':');
+    if (!colon || str_to_u64(colon + 1, 0, 65535, &port) < 0 || (size_t)(colon - text) >= sizeof host)
+        return false;
+    memcpy(host, text, (size_t)(colon - text));
+    host[colon - text] = '\0';
+    size_t len = strlen(host);
+    if (len > 2 && host[0] == '[' && host[len - 1] == ']') {
+        host[len - 1] = '\0';
+        return inet_pton(AF_INET6, host + 1, &address) == 1;
+    }
+    return inet_pton(AF_INET, host, &address) == 1;
+}
+
+/* A scheme and a host, perhaps a port: what a browser sends as Origin. */
+static bool is_origin(const char *url) {
+    const char *host = str_starts(url, "https://") ? url + 8 : str_starts(url, "http://") ? url + 7 : NULL;
+    return host && *host && host[strcspn(host, "/?#@ ")] == '\0';
+}
+
+static int check_addresses(const struct config_api *api, struct err *err) {
+    if (!is_listen_address(api->listen)) {
+        err_set(err, EINVAL, "config.bad-value", "[api] listen = \"%s\" is not an address and a port", api->listen);
+        return err_hint(err, "right would be 127.0.0.1:4000 or [::1]:4000");
+    }
+    if (*api->public_url && !is_origin(api->public_url)) {
+        err_set(err, EINVAL, "config.bad-value", "[api] public_url = \"%s\" is not an origin", api->public_url);
+        return err_hint(err, "right would be https://vms.example.org, without a path or a slash at its end");
+    }
+    bool everywhere = str_starts(api->listen, "0.0.0.0:") || str_starts(api->listen, "[::]:");
+    if (everywhere && !*api->public_url) {
+        err_set(err, EINVAL, "config.bad-value", "[api] listen = %s is every address, but public_url is empty",
+                api->listen);
+        return err_hint(err, "set public_url to what users' browsers call this daemon: links and Origins need it");
+    }
+    return 0;
+}
+
 int config_check(const struct config *config, struct err *err) {
     struct net_prefix p = config->network.address;
     char text[NET_IP_TEXT];
@@ -304,6 +347,9 @@ int config_check(const struct config *config, struct err *err) {
     if (!*config->api.socket || !*config->api.admin_token_file || !*config->api.web_dir || !*config->vm.qemu_binary)
         return err_set(err, EINVAL, "config.bad-value",
                        "[api] socket, admin_token_file, web_directory and [vm] qemu_binary may not be empty");
+    int r = check_addresses(&config->api, err);
+    if (r < 0)
+        return r;
     if (*config->network.uplink && strcmp(config->network.uplink, config->network.bridge) == 0)
         return err_set(err, EINVAL, "config.bad-value", "[network] uplink and bridge are both \"%s\"",
                        config->network.bridge);

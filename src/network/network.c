@@ -2,8 +2,12 @@
 #include "network/network.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #include "base/fd.h"
 #include "base/str.h"
@@ -191,6 +195,7 @@ int network_start(const struct config_network *cfg, struct network **ret, struct
         return err_sys(err, ENOMEM, "network.failed", "set up the network");
     network->cfg = *cfg;
     network->nsfd = -1;
+    network->claim_fd = -1;
     pthread_mutex_init(&network->lock, NULL);
     int r = plan_make(cfg, &plan, err);
     if (r == 0) {
@@ -210,10 +215,30 @@ int network_start(const struct config_network *cfg, struct network **ret, struct
     return r;
 }
 
+/* A name of the abstract kind belongs to one network namespace and goes with its process. Source: unix(7). */
+int network_claim(struct network *network, struct err *err) {
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int len = snprintf(addr.sun_path + 1, sizeof addr.sun_path - 1, "%s/%s", NETWORK_MARK, network->cfg.bridge);
+    _cleanup_close_ int fd = -1;
+    int r = netns_socket(network->nsfd, AF_UNIX, SOCK_STREAM, 0, &fd);
+    if (r < 0)
+        return err_sys(err, -r, "network.failed", "claim bridge %s", network->cfg.bridge);
+    if (bind(fd, (struct sockaddr *)&addr, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len)) < 0) {
+        int errnum = errno == EADDRINUSE ? EBUSY : errno;
+        err_set(err, errnum, "network.bridge-claimed", "bridge %s is used by another master-controller",
+                network->cfg.bridge);
+        err_hint(err, "give this one another [network] bridge, or a namespace of its own");
+        return -errnum;
+    }
+    network->claim_fd = fd_steal(&fd);
+    return 0;
+}
+
 void network_free(struct network *network) {
     if (!network)
         return;
     rtnl_close(network->rtnl);
+    fd_close(&network->claim_fd);
     fd_close(&network->nsfd);
     pthread_mutex_destroy(&network->lock);
     free(network);

@@ -52,6 +52,11 @@ struct network;
  * The caller frees *ret. */
 int network_start(const struct config_network *cfg, struct network **ret, struct err *err);
 
+/* Says that the bridge is this process's, for as long as it lives: of two controllers on one bridge, each would give out
+ * the addresses of the other's VMs. The claim is a name in the namespace and leaves nothing behind. Error:
+ * "network.bridge-claimed" -EBUSY. */
+int network_claim(struct network *network, struct err *err);
+
 /* Frees memory and descriptors; what is in the kernel stays. */
 void network_free(struct network *network);
 
@@ -63,6 +68,11 @@ int network_remove(struct network *network, struct err *err);
 /* Makes a VM's TAP: persistent, a port of the bridge, up, marked with the VM's id (alias and alternative name), to be
  * attached to by owner_uid and root alone. On failure, and at a crash on the way, there is no TAP. */
 int network_tap_create(struct network *network, const char *name, const char *vm_id, uid_t owner_uid, struct err *err);
+
+/* Makes a VM's TAP again what network_tap_create() made it: a port of the bridge, up, with its own MAC. For one that
+ * somebody took off or down, or whose bridge was made anew; its holder keeps it. Errors: "network.tap-missing",
+ * "network.tap-foreign". */
+int network_tap_restore(struct network *network, const char *name, const char *vm_id, struct err *err);
 
 /* Attaches to a TAP to hand it to a VMM. *ret_fd is the caller's: closed on exec, non-blocking, 12 bytes of vnet
  * header. While it is open anywhere, no second one can be had. */

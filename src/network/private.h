@@ -16,6 +16,7 @@ struct network {
     int bridge; /* index */
     uint32_t mtu;
     bool namespace_is_ours;
+    int claim_fd; /* -1: not claimed */
 };
 
 /* Holds the lock until the end of the scope:

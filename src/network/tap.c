@@ -34,13 +34,11 @@ static int check_names(const char *name, const char *vm_id, struct err *err) {
 
 /* One message for all but IPv6 (whose switch has to come before "up", and is read after it) and the alternative name
  * (which SETLINK does not know). */
-static int wire(struct network *network, int index, const char *vm_id, struct err *err) {
+static int put_on_bridge(struct network *network, int index, const char *vm_id, struct err *err) {
     struct net_mac mac = names_tap_mac(vm_id);
     struct link_change change = {
         .alias = vm_id, .mac = &mac, .mtu = network->mtu, .master = network->bridge, .up = true};
-    int r = link_ipv6_autoconf_off(network->rtnl, index, err);
-    if (r == 0)
-        r = link_set(network->rtnl, index, &change, err);
+    int r = link_set(network->rtnl, index, &change, err);
     if (r == -EXFULL)
         return err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
                        NETWORK_PORTS_MAX);
@@ -48,6 +46,13 @@ static int wire(struct network *network, int index, const char *vm_id, struct er
     if (r < 0 && link_get_by_index(network->rtnl, network->bridge, &bridge, NULL) == -ENODEV)
         return err_set(err, ENODEV, "network.bridge-missing", "bridge %s is gone: somebody deleted it",
                        network->cfg.bridge);
+    return r;
+}
+
+static int wire(struct network *network, int index, const char *vm_id, struct err *err) {
+    int r = link_ipv6_autoconf_off(network->rtnl, index, err);
+    if (r == 0)
+        r = put_on_bridge(network, index, vm_id, err);
     if (r == 0) {
         r = link_altname_add(network->rtnl, index, vm_id, err);
         if (r == -EEXIST)
@@ -76,6 +81,19 @@ int network_tap_create(struct network *network, const char *name, const char *vm
     if (r < 0)
         err_prefix(err, "attach %s", name);
     return r;
+}
+
+int network_tap_restore(struct network *network, const char *name, const char *vm_id, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    struct link link;
+    int r = link_get_by_name(network->rtnl, name, &link, err);
+    if (r == -ENODEV)
+        set_code(err, "network.tap-missing");
+    if (r < 0)
+        return r;
+    if (!link.is_tap || strcmp(link.alias, vm_id) != 0)
+        return err_set(err, EPERM, "network.tap-foreign", "%s is not the TAP of %s", name, vm_id);
+    return put_on_bridge(network, link.index, vm_id, err);
 }
 
 /* Who looks through /proc for holders, as the doctor does, takes part in an open descriptor for a moment; when the

@@ -25,7 +25,7 @@ static int change(struct sessions *all, struct session *session, enum session_ev
     if (session_transition(session->status, event, &next.status) < 0)
         return err_set(err, EPROTO, "session.state", "session %s is %s: that cannot happen to it now", session->id,
                        session_status_name(session->status));
-    str_copy(next.reason, sizeof next.reason, reason);
+    str_escape(reason, strlen(reason), next.reason, sizeof next.reason);
     int r = store_session_update(all->store, &next, err);
     if (r < 0)
         return r;
@@ -38,6 +38,16 @@ static int change(struct sessions *all, struct session *session, enum session_ev
     if (all->changed)
         all->changed(all->changed_userdata, session);
     return 0;
+}
+
+/* A session that did not come to be: its VM, if there is one, ends too. A session that cannot even be written as failed
+ * stays "started", and is abandoned again when its user starts another one or the controller does. */
+static void abandon(struct sessions *all, struct session *session, const char *reason) {
+    struct err err = {0};
+    struct vm vm;
+    vms_destroy(all->vms, session->vm_id, "controller", "its session did not come to be", &vm, NULL);
+    if (change(all, session, SESSION_EVENT_FAIL, "controller", reason, &err) < 0)
+        log_error("session %s: %s", session->id, err.detail);
 }
 
 /* What a VM's state means for the session that it serves. */
@@ -80,9 +90,8 @@ static int catch_up(struct sessions *all, struct err *err) {
     int r = store_session_list(all->store, STORE_LIVE, &list, &n, err);
     for (size_t i = 0; r == 0 && i < n; i++) {
         struct vm vm;
-        if (!*list[i].vm_id)
-            r = change(all, &list[i], SESSION_EVENT_FAIL, "controller", "the controller ended while it was started",
-                       err);
+        if (list[i].status == SESSION_STARTED)
+            abandon(all, &list[i], "the controller ended while it was started");
         else if (store_vm_get(all->store, list[i].vm_id, &vm, err) == 0)
             follow_vm(all, &list[i], &vm);
     }
@@ -124,15 +133,14 @@ static void random_hex(char *ret_text, size_t bytes) {
 }
 
 static int make_vm(struct sessions *all, struct session *session, const char *actor, struct err *err) {
-    struct vms_request request = {.user = session->user, .type = VM_TYPE_BROWSER};
+    struct vms_request request = {.user = session->user, .type = VM_TYPE_BROWSER, .id = session->vm_id};
     struct vm vm;
     int r = vms_create(all->vms, &request, actor, &vm, err);
-    if (r < 0) {
-        change(all, session, SESSION_EVENT_FAIL, "controller", err ? err->detail : "no VM could be made", NULL);
-        return r;
-    }
-    str_copy(session->vm_id, sizeof session->vm_id, vm.id);
-    return change(all, session, SESSION_EVENT_VM_CREATED, actor, "", err);
+    if (r == 0)
+        r = change(all, session, SESSION_EVENT_VM_CREATED, actor, "", err);
+    if (r < 0)
+        abandon(all, session, err ? err->detail : "no VM could be made");
+    return r;
 }
 
 int sessions_start(struct sessions *all, const char *user, const char *provider, const char *actor,
@@ -144,15 +152,25 @@ int sessions_start(struct sessions *all, const char *user, const char *provider,
         return err_hint(err, "the providers are: demo (a desktop without a login)");
     }
     struct session session = {.status = SESSION_STARTED, .created_ms = time_realtime_ms()};
-    *ret_is_new = store_session_find(all->store, user, provider, &session, err) == -ENOENT;
-    if (!*ret_is_new) {
-        *ret_session = session;
+    struct session former;
+    int r = store_session_find(all->store, user, provider, &former, err);
+    if (r == 0 && former.status != SESSION_STARTED) {
+        *ret_is_new = false;
+        *ret_session = former;
         return 0;
     }
+    if (r < 0 && r != -ENOENT)
+        return r;
+    if (r == 0) /* nobody is at work on it: this function starts them in one go */
+        abandon(all, &former, "it was not started to its end");
+    *ret_is_new = true;
     random_hex(session.id, 16);
     str_copy(session.user, sizeof session.user, user);
     str_copy(session.provider, sizeof session.provider, provider);
-    int r = store_session_add(all->store, &session, err);
+    /* The VM's id first: a crash never leaves a VM that no session knows. */
+    r = vms_new_id(session.vm_id, err);
+    if (r == 0)
+        r = store_session_add(all->store, &session, err);
     if (r == 0)
         r = make_vm(all, &session, actor, err);
     if (r == 0)

@@ -141,40 +141,55 @@ static int drop_expired(struct store *store, int64_t now_ms, struct err *err) {
 }
 
 /* A ticket is found by deleting it: of two that come at once, one finds it. */
-static int use_secret(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
-                      const char *session_id, struct err *err) {
+static int delete_ticket(struct store *store, const uint8_t hash[STORE_HASH_SIZE], const char *session_id,
+                         struct err *err) {
     _cleanup_query_ struct query q;
-    const char *sql = kind == STORE_TICKET
-                          ? "DELETE FROM secret WHERE hash = ? AND kind = ? AND session_id = ? RETURNING 1"
-                          : "SELECT 1 FROM secret WHERE hash = ? AND kind = ? AND session_id = ?";
-    int r = query_open(&q, store, sql, err);
+    int r = query_open(&q, store, "DELETE FROM secret WHERE hash = ? AND kind = ? AND session_id = ?", err);
     if (r < 0)
         return r;
     query_blob(&q, hash, STORE_HASH_SIZE);
-    query_int(&q, kind);
+    query_int(&q, STORE_TICKET);
     query_text(&q, session_id);
     r = query_step(&q, err);
-    if (r < 0)
-        return r;
-    bool found = r > 0;
-    while (r > 0)
-        r = query_step(&q, err);
-    return r < 0 ? r : found ? 0 : -ENOENT;
+    return r < 0 ? r : sqlite3_changes(store->db) == 1 ? 0 : -ENOENT;
 }
 
-int store_secret_use(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
-                     const char *session_id, int64_t now_ms, struct err *err) {
+/* A cookie is looked up often and must not wait for a writer: it is only read. */
+static int find_cookie(struct store *store, const uint8_t hash[STORE_HASH_SIZE], const char *session_id, int64_t now_ms,
+                       struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store,
+                       "SELECT 1 FROM secret WHERE hash = ? AND kind = ? AND session_id = ? AND expires_ms > ?", err);
+    if (r < 0)
+        return r;
+    query_blob(&q, hash, STORE_HASH_SIZE);
+    query_int(&q, STORE_COOKIE);
+    query_text(&q, session_id);
+    query_int(&q, now_ms);
+    r = query_step(&q, err);
+    return r < 0 ? r : r > 0 ? 0 : -ENOENT;
+}
+
+static int take_ticket(struct store *store, const uint8_t hash[STORE_HASH_SIZE], const char *session_id, int64_t now_ms,
+                       struct err *err) {
     int r = store_begin(store, err);
     if (r < 0)
         return r;
     int found = -ENOENT;
     r = drop_expired(store, now_ms, err);
     if (r == 0) {
-        found = use_secret(store, kind, hash, session_id, err);
+        found = delete_ticket(store, hash, session_id, err);
         r = found == -ENOENT ? 0 : found;
     }
     r = store_end(store, r, err);
-    if (r == 0 && found == -ENOENT)
+    return r < 0 ? r : found;
+}
+
+int store_secret_use(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
+                     const char *session_id, int64_t now_ms, struct err *err) {
+    int r = kind == STORE_COOKIE ? find_cookie(store, hash, session_id, now_ms, err)
+                                 : take_ticket(store, hash, session_id, now_ms, err);
+    if (r == -ENOENT)
         return err_set(err, ENOENT, "session.no-credential", "the ticket or cookie is not known, used or too old");
     return r;
 }

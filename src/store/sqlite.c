@@ -138,7 +138,8 @@ int store_open(const char *path, const char *host, struct store **ret_store, str
     int opened = sqlite3_open_v2(path, &store->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL);
     umask(mask);
     int r = opened == SQLITE_OK ? 0 : fail(store, "open", err);
-    sqlite3_busy_timeout(store->db, 2000);
+    /* Nobody else is to write to it; who does all the same (sqlite3, a backup) may not hold up the loop for long. */
+    sqlite3_busy_timeout(store->db, 250);
     if (r == 0)
         r = store_exec(store,
                        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;"

@@ -35,6 +35,9 @@ int store_vm_get(struct store *store, const char *id, struct vm *ret_vm, struct 
 /* The VM whose id begins with `prefix` (an id itself is its own prefix). Errors: -ENOENT, -ENOTUNIQ "vm.ambiguous". */
 int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, struct err *err);
 
+/* The address of the VM that was made last, ended ones included; 0 when there was none. */
+int store_vm_last_ip(struct store *store, uint32_t *ret_ip, struct err *err);
+
 enum store_which {
     STORE_LIVE, /* not ended */
     STORE_ALL,
@@ -85,7 +88,7 @@ int store_secret_add(struct store *store, enum store_secret kind, const uint8_t 
                      const char *session_id, int64_t expires_ms, struct err *err);
 
 /* Whether the secret is of this session and not expired at now_ms; a ticket is gone after it was found.
- * Return: 0, or -ENOENT. Expired ones are removed on the way. */
+ * Return: 0, or -ENOENT. Expired ones are removed when a ticket is looked for. */
 int store_secret_use(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
                      const char *session_id, int64_t now_ms, struct err *err);
 

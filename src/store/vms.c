@@ -174,6 +174,17 @@ int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, st
     return 0;
 }
 
+int store_vm_last_ip(struct store *store, uint32_t *ret_ip, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store, "SELECT ip FROM vm ORDER BY created_ms DESC LIMIT 1", err);
+    if (r == 0)
+        r = query_step(&q, err);
+    if (r < 0)
+        return r;
+    *ret_ip = r > 0 ? (uint32_t)query_get_int(&q) : 0;
+    return 0;
+}
+
 int store_vm_list(struct store *store, const char *user, enum store_which which, struct vm **ret_vms, size_t *ret_n,
                   struct err *err) {
     _cleanup_query_ struct query q;

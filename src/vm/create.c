@@ -55,14 +55,25 @@ static int pick_address(struct vms *vms, uint32_t *ret_ip, struct err *err) {
     return r;
 }
 
-static int fill_names(struct vms *vms, struct vm *vm, struct err *err) {
-    uint8_t random[20];
+int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err) {
+    uint8_t random[16];
     if (random_bytes(random, sizeof random) < 0)
         return err_sys(err, EIO, "vm.create", "get random bytes");
-    vm_id_from_random(random, vm->id);
+    vm_id_from_random(random, ret_id);
+    return 0;
+}
+
+static int fill_names(struct vms *vms, const char *id, struct vm *vm, struct err *err) {
+    uint8_t random[4];
+    int r = random_bytes(random, sizeof random) < 0 ? err_sys(err, EIO, "vm.create", "get random bytes") : 0;
+    if (r == 0 && id)
+        str_copy(vm->id, sizeof vm->id, id);
+    else if (r == 0)
+        r = vms_new_id(vm->id, err);
     vm_tap_from_id(vm->id, vm->tap);
-    vm->mac = vm_mac_from_random(random + 16);
-    int r = pick_address(vms, &vm->ip, err);
+    vm->mac = vm_mac_from_random(random);
+    if (r == 0)
+        r = pick_address(vms, &vm->ip, err);
     if (r < 0)
         return r;
     struct net_prefix pool = vms->config->network.address;
@@ -71,10 +82,10 @@ static int fill_names(struct vms *vms, struct vm *vm, struct err *err) {
 }
 
 /* Two random names may be taken: then with others. */
-static int claim(struct vms *vms, struct vm *vm, const char *actor, struct err *err) {
+static int claim(struct vms *vms, const char *id, struct vm *vm, const char *actor, struct err *err) {
     int r = -EEXIST;
     for (int i = 0; i < CLAIM_ATTEMPTS && r == -EEXIST; i++) {
-        r = fill_names(vms, vm, err);
+        r = fill_names(vms, id, vm, err);
         if (r == 0)
             r = store_vm_claim(vms->store, vm, vms->config->vm.quota_per_user, actor, err);
     }
@@ -174,7 +185,7 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
         return r;
     str_copy(vm.image, sizeof vm.image, image.name);
     str_copy(vm.vmm, sizeof vm.vmm, choice.ops->name);
-    r = claim(vms, &vm, actor, err);
+    r = claim(vms, request->id, &vm, actor, err);
     if (r < 0)
         return r;
     struct machine *m = machine_new(vms, &vm);

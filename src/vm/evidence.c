@@ -11,7 +11,7 @@
 
 static const char *const kept_files[] = {"console.log", "vm-config.json", "vmm.log"};
 
-static void write_summary(const struct vm *vm, const char *folder, const char *words) {
+static int write_summary(const struct vm *vm, const char *folder, const char *words) {
     char path[VMS_PATH_MAX + 16], ip[NET_IP_TEXT], mac[NET_MAC_TEXT], ended[TIME_RFC3339_SIZE],
         created[TIME_RFC3339_SIZE];
     snprintf(path, sizeof path, "%s/summary.json", folder);
@@ -25,31 +25,36 @@ static void write_summary(const struct vm *vm, const char *folder, const char *w
                                 vm->vmm, "vmm_pid", (int)vm->pid, "vmm_ended", words);
     char *text = summary ? json_dumps(summary, JSON_INDENT(2)) : NULL;
     int r = text ? file_write_atomic(path, text, strlen(text), 0600) : -ENOMEM;
-    if (r < 0)
-        log_warning("%s: write %s: %s", vm->id, path, strerror(-r));
     free(text);
     json_decref(summary);
+    return r;
 }
 
-/* Moves what tells the VM's story out of its folder. What a former attempt moved already stays. */
-static void seal(struct vms *vms, const struct vm *vm, const char *words) {
+/* Moves what tells the VM's story out of its folder. What a former attempt moved already stays. Return: 0 or -errno. */
+static int seal(struct vms *vms, const struct vm *vm, const char *words) {
     char from_dir[VMS_PATH_MAX], to_dir[VMS_PATH_MAX], from[VMS_PATH_MAX + 24], to[VMS_PATH_MAX + 24];
     machine_user_folder(vms, vm->id, from_dir);
     machine_evidence_folder(vms, vm->id, to_dir);
     if (access(from_dir, F_OK) < 0)
-        return;
+        return 0;
     int r = dir_make(to_dir, 0700);
-    if (r < 0) {
-        log_warning("%s: make %s: %s", vm->id, to_dir, strerror(-r));
-        return;
-    }
-    for (size_t i = 0; i < sizeof kept_files / sizeof *kept_files; i++) {
+    for (size_t i = 0; r == 0 && i < sizeof kept_files / sizeof *kept_files; i++) {
         snprintf(from, sizeof from, "%s/%s", from_dir, kept_files[i]);
         snprintf(to, sizeof to, "%s/%s", to_dir, kept_files[i]);
         if (rename(from, to) < 0 && errno != ENOENT)
-            log_warning("%s: move %s: %s", vm->id, from, strerror(errno));
+            r = -errno;
     }
-    write_summary(vm, to_dir, words);
+    return r < 0 ? r : write_summary(vm, to_dir, words);
+}
+
+/* What costs space and tells nothing. */
+static void remove_disks(const char *folder) {
+    static const char *const names[] = {"disk.qcow2", "base.ext4", "qmp.sock"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[VMS_PATH_MAX + 24];
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        unlink(path);
+    }
 }
 
 void machine_cleanup(struct vms *vms, const struct vm *vm, const char *words) {
@@ -57,9 +62,15 @@ void machine_cleanup(struct vms *vms, const struct vm *vm, const char *words) {
     struct err err = {0};
     if (network_tap_remove(vms->network, vm->tap, vm->id, &err) < 0)
         log_warning("%s: %s", vm->id, err.detail);
-    seal(vms, vm, words);
     machine_user_folder(vms, vm->id, folder);
-    int r = dir_remove(folder);
+    remove_disks(folder);
+    int r = seal(vms, vm, words);
+    if (r < 0) {
+        /* Evidence is never destroyed: the next start of the controller tries again. */
+        log_error("%s: its evidence stays in %s, it could not be moved: %s", vm->id, folder, strerror(-r));
+        return;
+    }
+    r = dir_remove(folder);
     if (r < 0)
         log_warning("%s: remove %s: %s", vm->id, folder, strerror(-r));
 }

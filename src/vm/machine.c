@@ -14,6 +14,8 @@
 
 /* A running VM is called unreachable after this many failures in a row: one lost probe on a busy host is not news. */
 #define REACH_FAILURES 3
+#define OWED_INTERVAL_MS 1000
+#define UNKNOWN_END "how it ended is not known: an earlier daemon had started it"
 
 struct machine *machine_new(struct vms *vms, const struct vm *vm) {
     struct machine *m = calloc(1, sizeof *m);
@@ -71,7 +73,8 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     vm.state = to;
     vm.state_since_ms = time_realtime_ms();
     vm.reachable = to == VM_STATE_RUNNING ? 1 : -1;
-    str_copy(vm.reason, sizeof vm.reason, reason);
+    /* A reason may quote a guest, and be cut within a character. */
+    str_escape(reason, strlen(reason), vm.reason, sizeof vm.reason);
     if (vm_state_is_end(to)) {
         vm.pid = 0;
         vm.pid_start = 0;
@@ -81,7 +84,7 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     str_copy(e.event, sizeof e.event, vm_event_name(event));
     str_copy(e.from, sizeof e.from, vm_state_name(m->vm.state));
     str_copy(e.to, sizeof e.to, vm_state_name(to));
-    str_copy(e.reason, sizeof e.reason, reason);
+    str_copy(e.reason, sizeof e.reason, vm.reason);
     int r = store_vm_update(m->vms->store, &vm, &e, err);
     if (r < 0)
         return r;
@@ -100,10 +103,14 @@ static void set_reachable(struct machine *m, int reachable, const char *words) {
     struct store_event e = {.at_ms = time_realtime_ms(), .actor = "controller"};
     str_copy(e.event, sizeof e.event, reachable ? "reachable" : "unreachable");
     str_copy(e.reason, sizeof e.reason, words);
-    m->vm.reachable = reachable;
-    str_copy(m->vm.reason, sizeof m->vm.reason, reachable ? "" : words);
-    if (store_vm_update(m->vms->store, &m->vm, &e, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
+    struct vm vm = m->vm;
+    vm.reachable = reachable;
+    str_copy(vm.reason, sizeof vm.reason, reachable ? "" : words);
+    if (store_vm_update(m->vms->store, &vm, &e, &err) < 0) {
+        log_error("%s: %s", m->vm.id, err.detail); /* the next probe tries again */
+        return;
+    }
+    m->vm = vm;
     log_event(reachable ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = e.event, .vm_id = m->vm.id},
               "%s", words);
     tell(m);
@@ -127,10 +134,12 @@ static void on_probe(void *userdata, bool ok, const char *words) {
     str_copy(m->last_probe, sizeof m->last_probe, words);
     m->failures = ok ? 0 : m->failures + 1;
     if (m->vm.state == VM_STATE_BOOTING && ok) {
-        loop_timer_free(m->deadline);
-        m->deadline = NULL;
-        if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", "", &err) < 0)
+        if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", "", &err) < 0) {
             log_error("%s: %s", m->vm.id, err.detail);
+        } else {
+            loop_timer_free(m->deadline);
+            m->deadline = NULL;
+        }
     } else if (m->vm.state == VM_STATE_RUNNING && (ok || m->failures >= REACH_FAILURES)) {
         set_reachable(m, ok, words);
     }
@@ -168,7 +177,7 @@ static void on_boot_deadline(void *userdata) {
 /* Ends with the process gone, so that what it held can be removed. */
 static void kill_process(struct machine *m, char *ret_words, size_t size) {
     struct pollfd p = {.fd = m->pidfd, .events = POLLIN};
-    str_copy(ret_words, size, "how it ended is not known: an earlier daemon had started it");
+    str_copy(ret_words, size, m->vm.pid ? UNKNOWN_END : "no VMM had been started");
     if (m->pidfd < 0)
         return;
     if (poll(&p, 1, 0) == 0) {
@@ -179,20 +188,41 @@ static void kill_process(struct machine *m, char *ret_words, size_t size) {
     proc_reap(m->pidfd, ret_words, size);
 }
 
+/* The last word on a VM. A store that cannot be written now (a full disk) is tried again: until then the VM is here,
+ * over, and holds its address. */
+static void finish(void *userdata) {
+    struct machine *m = userdata;
+    struct err err = {0};
+    if (machine_change(m, m->owed_event, m->stop_actor, m->owed_reason, &err) == 0 || err.errnum == EPROTO) {
+        machine_free(m);
+        return;
+    }
+    if (!m->is_owed)
+        log_error("%s: %s; trying again", m->vm.id, err.detail);
+    m->is_owed = true;
+    if (m->again)
+        loop_timer_again(m->again, OWED_INTERVAL_MS);
+    else if (loop_timer_new(m->vms->loop, OWED_INTERVAL_MS, finish, m, &m->again) < 0)
+        log_error("%s: no timer to try again", m->vm.id);
+}
+
+static void finish_with(struct machine *m, enum vm_event event, const char *actor, const char *reason) {
+    m->owed_event = event;
+    str_copy(m->stop_actor, sizeof m->stop_actor, actor);
+    str_copy(m->owed_reason, sizeof m->owed_reason, reason);
+    finish(m);
+}
+
 void machine_fail(struct machine *m, const char *actor, const char *reason) {
     char words[96];
-    struct err err = {0};
     unwatch(m);
     kill_process(m, words, sizeof words);
     machine_cleanup(m->vms, &m->vm, words);
-    if (machine_change(m, VM_EVENT_FAILED, actor, reason, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
-    machine_free(m);
+    finish_with(m, VM_EVENT_FAILED, actor, reason);
 }
 
 static void ended(struct machine *m, const char *words) {
-    struct err err = {0};
-    char reason[VM_REASON_MAX];
+    char reason[VM_REASON_MAX], actor[STORE_ACTOR_MAX];
     if (m->vm.state != VM_STATE_STOPPING) {
         char line[VMS_LINE_MAX];
         vms_console_line(m->vms, m->vm.id, line);
@@ -204,14 +234,13 @@ static void ended(struct machine *m, const char *words) {
     unwatch(m);
     machine_cleanup(m->vms, &m->vm, words);
     str_copy(reason, sizeof reason, m->vm.reason);
-    if (machine_change(m, VM_EVENT_ENDED, m->stop_actor, reason, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
-    machine_free(m);
+    str_copy(actor, sizeof actor, m->stop_actor);
+    finish_with(m, VM_EVENT_ENDED, actor, reason);
 }
 
 static int on_process(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
     struct machine *m = userdata;
-    char words[96] = "how it ended is not known: an earlier daemon had started it";
+    char words[96] = UNKNOWN_END;
     proc_reap(m->pidfd, words, sizeof words);
     ended(m, words);
     return 0;

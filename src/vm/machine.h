@@ -16,6 +16,9 @@ struct machine {
     int failures;                /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];
     char stop_actor[STORE_ACTOR_MAX];
+    bool is_owed; /* it is over, everything is cleaned up, but the store does not have it yet */
+    enum vm_event owed_event;
+    char owed_reason[VM_REASON_MAX];
 };
 
 struct listener {
@@ -58,7 +61,8 @@ void machine_stop(struct machine *m);
  * order that a crash may cut anywhere; what could not be removed is logged. `words`: how the process ended. */
 void machine_cleanup(struct vms *vms, const struct vm *vm, const char *words);
 
-/* Ends a VM that cannot go on: kills what is left, cleans up, failed with reason. Frees m. */
+/* Ends a VM that cannot go on: kills what is left, cleans up, failed with reason. Frees m, at once or when the store can
+ * be written again. */
 void machine_fail(struct machine *m, const char *actor, const char *reason);
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);

@@ -50,7 +50,7 @@ static int open_vmm(const struct vm *vm, int *ret_pidfd) {
     int r = proc_open(vm->pid, vm->pid_start, &p.fd);
     if (r < 0)
         return r;
-    if (poll(&p, 1, 0) != 0) {
+    if (poll(&p, 1, 0) != 0 || !is_vmm_of(vm->pid, vm)) {
         fd_close(&p.fd);
         return -ESRCH;
     }
@@ -66,6 +66,23 @@ static void end_half_made(struct machine *m) {
         !is_vmm_of(pid, &m->vm))
         fd_close(&m->pidfd);
     machine_fail(m, "controller", "the controller ended while it was being created");
+}
+
+/* A TAP that somebody took off the bridge or down, or whose bridge was made anew, would leave a VM that lives and that
+ * nobody reaches. Return: whether the VM can go on. */
+static bool restore_tap(struct machine *m) {
+    struct err err = {0};
+    int r = network_tap_restore(m->vms->network, m->vm.tap, m->vm.id, &err);
+    if (r == -ENODEV || r == -EPERM) {
+        char reason[VM_REASON_MAX];
+        snprintf(reason, sizeof reason, "its TAP %s went while the controller was down, and cannot be given back to it",
+                 m->vm.tap);
+        machine_fail(m, "controller", reason);
+        return false;
+    }
+    if (r < 0)
+        log_warning("%s: %s", m->vm.id, err.detail);
+    return true;
 }
 
 static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
@@ -92,6 +109,8 @@ static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
         machine_fail(m, "guest or host", "its VMM ended while the controller was down");
         return 0;
     }
+    if (!restore_tap(m))
+        return 0;
     log_event(LOG_LEVEL_INFO, (struct log_about){.event = "taken-up", .vm_id = vm->id}, "%s, VMM pid %d",
               vm_state_name(vm->state), vm->pid);
     return machine_watch(m, err);
@@ -144,10 +163,10 @@ int vms_reconcile(struct vms *vms, struct err *err) {
     size_t n;
     int r = store_vm_list(vms->store, NULL, STORE_LIVE, &live, &n, err);
     for (size_t i = 0; r == 0 && i < n; i++) {
-        if (live[i].ip > vms->ip_cursor)
-            vms->ip_cursor = live[i].ip;
         r = take_up(vms, &live[i], err);
     }
+    if (r == 0)
+        r = store_vm_last_ip(vms->store, &vms->ip_cursor, err);
     if (r < 0)
         return r;
     remove_stray_taps(vms);

@@ -1,5 +1,6 @@
 #include "vm/vms.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,10 +98,18 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
         err_set(err, EALREADY, "vm.ended", "VM %s is %s already", id, vm_state_name(vm.state));
         return err_hint(err, "mctl vm why %s tells its story", id);
     }
+    if (m->is_owed)
+        return err_set(err, EIO, "store.failed", "VM %s has ended, but that cannot be written: is the disk full?", id);
     if (m->vm.state != VM_STATE_STOPPING) {
         int r = machine_change(m, VM_EVENT_STOP, actor, reason, err);
-        if (r < 0)
+        if (r == -EPROTO)
             return r;
+        if (r < 0) {
+            /* On a full disk the VMs are what fills it: one must be able to end. The store has it when it has ended. */
+            log_error("%s: it is stopped, but that could not be written", id);
+            m->vm.state = VM_STATE_STOPPING;
+            str_copy(m->vm.reason, sizeof m->vm.reason, reason);
+        }
         str_copy(m->stop_actor, sizeof m->stop_actor, actor);
         machine_stop(m);
     }
@@ -136,20 +145,40 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
     return vm->state == VM_STATE_BOOTING ? vm->state_since_ms + vms->config->vm.type[vm->type].boot_timeout_ms : 0;
 }
 
-int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
-    while (vms->first) {
-        struct machine *m = vms->first;
-        struct vm vm = {0};
-        int r = vms_destroy(vms, m->vm.id, actor, REMOVE_REASON, &vm, err);
-        if (r < 0)
-            return r;
+/* Best effort and in order: what cannot be written does not keep a process alive. */
+static int remove_machine(struct machine *m, const char *actor, struct err *err) {
+    struct pollfd p = {.fd = m->pidfd, .events = POLLIN};
+    char words[96] = "ended with the controller";
+    if (!m->is_owed && m->pidfd >= 0) {
         proc_signal(m->pidfd, SIGKILL);
-        /* on_process() frees it. */
-        r = sd_event_run(loop_event(vms->loop), 5000000);
-        if (r < 0)
-            return err_sys(err, -r, "vm.remove", "wait for %s to end", vm.id);
-        if (r == 0)
-            return err_set(err, ETIMEDOUT, "vm.remove", "the VMM of %s (pid %d) does not end", vm.id, vm.pid);
+        if (poll(&p, 1, 5000) == 0)
+            return err_set(err, ETIMEDOUT, "vm.remove", "the VMM of %s (pid %d) does not end", m->vm.id, m->vm.pid);
+        proc_reap(m->pidfd, words, sizeof words);
     }
+    if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)
+        log_warning("%s: %s", m->vm.id, err->detail);
+    machine_cleanup(m->vms, &m->vm, words);
+    if (m->vm.state == VM_STATE_STOPPING && machine_change(m, VM_EVENT_ENDED, actor, m->vm.reason, err) < 0)
+        log_warning("%s: %s", m->vm.id, err->detail);
+    machine_free(m);
     return 0;
+}
+
+int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
+    int r = 0;
+    while (r == 0 && vms->first)
+        r = remove_machine(vms->first, actor, err);
+    return r;
+}
+
+int vms_kill_recorded(struct store *store, struct err *err) {
+    _cleanup_free_ struct vm *live = NULL;
+    size_t n;
+    int r = store_vm_list(store, NULL, STORE_LIVE, &live, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++) {
+        _cleanup_close_ int pidfd = -1;
+        if (proc_open(live[i].pid, live[i].pid_start, &pidfd) == 0)
+            proc_signal(pidfd, SIGKILL);
+    }
+    return r;
 }

@@ -39,6 +39,7 @@ struct vms_request {
     enum vm_type type;
     uint32_t memory_mib; /* 0: the type's default */
     uint32_t vcpus;      /* 0: the type's default */
+    const char *id;      /* the VM's id, chosen by the caller with vms_new_id(); NULL: chosen here */
 };
 
 /* Takes up what the last daemon left: VMs whose process lives are watched again, the others end as failed, and what
@@ -50,6 +51,9 @@ void vms_free(struct vms *vms);
 
 /* At most 4 listeners. */
 void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
+
+/* An id for a VM that will be made: who needs it may write it down first. */
+int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 
 /* Starts a VM: on return it is booting. Errors leave nothing behind; "quota.user", "image.missing", "image.broken",
  * "network.pool-exhausted", "vmm.unusable", "vm.bad-size" and what the steps say. */
@@ -84,3 +88,6 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm);
 
 /* Ends every VM at once and removes what they had: for taking the whole controller away. */
 int vms_remove_all(struct vms *vms, const char *actor, struct err *err);
+
+/* The same for a host whose network cannot be brought up: only ends the processes that the store knows. */
+int vms_kill_recorded(struct store *store, struct err *err);

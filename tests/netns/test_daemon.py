@@ -18,7 +18,9 @@ from harness import idle, run, wait_for
 def nothing_changes(d):
     """The root namespace's links and rules, the namespaces and the state folder are as they were."""
     def picture():
-        return (run("ip", "-j", "link").stdout, run("ls", "/run/netns", check=False).stdout,
+        # Namespaces of this test's process alone: other tests may run beside it.
+        namespaces = [n for n in run("ls", "/run/netns", check=False).stdout.split() if n.startswith(f"mt{os.getpid()}x")]
+        return (run("ip", "-j", "link").stdout, namespaces,
                 run("nft", "list", "ruleset", check=False).stdout, sorted(p.name for p in d.state.glob("users/*")))
     before = picture()
     yield
@@ -274,7 +276,9 @@ def test_configuration_errors():
              ("[vm]\n\ncli_memory = lots\n", ":3: ", "from 128"), ("[network]\naddress = 192.168.0.0/16\n", "network address"),
              ("[network]\naddress = 192.168.0.1/31\n", "/8 to /29"), ("nonsense\n", ":1: "),
              ("[api]\nlisten = nowhere\n", "nowhere"), ("[api]\nsocket_group = no-such-group\n", "no-such-group"),
-             ("[vm]\nvmm = xen\n", "auto|qemu")]
+             ("[vm]\nvmm = xen\n", "auto|qemu"), ("[api]\nlisten = 0.0.0.0:4000\n", "public_url"),
+             ("[api]\npublic_url = ftp//x\n", "https://"), ("[vm]\n cli_vcpus = 1\n", ":2: ", "white space"),
+             ("# " + "x" * 197 + "bridge = br9\n", ":1: ", "198")]
     with idle(start=False) as d:
         for text, *words in cases:
             d.config_file.write_text(text)
@@ -420,3 +424,153 @@ def test_a_full_disk():
             run(*d.command("--remove"))
         finally:
             run("umount", "-l", d.state)
+
+
+# ---- found by review ----
+
+@contextlib.contextmanager
+def store_is_locked(d):
+    """Somebody else writes to the database and does not come to an end."""
+    holder = subprocess.Popen(["/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
+                               "c.execute('begin immediate')\nprint('locked', flush=True)\nsys.stdin.read()",
+                               d.state / "master-controller.db"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    try:
+        yield
+    finally:
+        holder.communicate()
+
+
+def test_a_bridge_that_was_deleted_gets_its_taps_back():
+    with idle() as d:
+        vm = d.create()
+        d.stop()
+        d.netns("ip", "link", "del", "br0")
+        d.start()
+        tap = d.links()[vm["tap"]]
+        assert tap["master"] == "br0" and "UP" in tap["flags"] and len(d.processes()) == 1
+        d.stop()
+        d.netns("ip", "link", "set", vm["tap"], "nomaster")
+        d.netns("ip", "link", "set", vm["tap"], "down")
+        d.start()
+        tap = d.links()[vm["tap"]]
+        assert tap["master"] == "br0" and "UP" in tap["flags"]
+
+
+def test_a_tap_that_went_meanwhile():
+    with idle() as d:
+        vm = d.create()
+        d.stop()
+        d.netns("ip", "link", "del", vm["tap"])
+        d.start()
+        assert d.state_of(vm["id"]) == "failed" and vm["tap"] in d.vm(vm["id"])["reason"]
+        assert d.processes() == [] and d.folders() == []
+
+
+def test_an_end_that_cannot_be_written_is_written_later():
+    with idle() as d:
+        vm = d.create()
+        with store_is_locked(d):
+            os.kill(d.processes()[0], signal.SIGKILL)
+            wait_for(lambda: d.taps() == [])
+            assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "x", check=1).json["error"]["code"] == "store.failed"
+        d.wait_state(vm["id"], "failed", 5)
+        assert d.create()["state"] == "booting"
+
+
+def test_a_vm_can_be_ended_though_the_store_is_full():
+    with idle() as d:
+        vm = d.create(type="browser")
+        caller = None
+        with store_is_locked(d):
+            caller = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "destroy", vm["id"], "--reason", "full"])
+            wait_for(lambda: d.processes() == [])
+        assert caller.wait(10) == 0
+        assert d.state_of(vm["id"]) == "stopped" and d.vm(vm["id"])["reason"] == "full"
+
+
+def test_evidence_that_cannot_be_moved_is_kept():
+    with idle() as d:
+        vm = d.create()
+        (d.state / "evidence" / vm["id"]).write_text("in the way")
+        d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+        kept = {p.name for p in (d.state / "users" / vm["id"]).iterdir()}
+        assert "console.log" in kept and "disk.qcow2" not in kept
+        (d.state / "evidence" / vm["id"]).unlink()
+        d.stop()
+        d.start()
+        assert d.folders() == [] and (d.state / "evidence" / vm["id"] / "console.log").exists()
+
+
+def test_a_console_line_cut_within_a_character_hides_nothing():
+    with idle(vm={"cli_boot_timeout": "1", "probe_timeout": "0.3"}) as d:
+        vm = d.create()
+        (d.state / "users" / vm["id"] / "console.log").write_text("a" + "é" * 150 + "\n")
+        d.wait_state(vm["id"], "failed")
+        assert "éé" in d.vm(vm["id"])["reason"]
+        assert [v["id"] for v in d.admin("GET", "/api/vms?all=1").json["vms"]] == [vm["id"]]
+        assert d.events(vm["id"])[-1]["reason"]
+
+
+def test_two_controllers_do_not_share_a_bridge():
+    with idle() as d, idle(start=False, network={"namespace": d.name}) as other:
+        refused(other, "another master-controller", "br0")
+        assert d.create()["state"] == "booting"
+
+
+def test_a_burst_on_the_console_is_followed_to_its_end():
+    with idle() as d:
+        vm = d.create()
+        log = d.state / "users" / vm["id"] / "console.log"
+        follower = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "console", vm["id"], "--follow"],
+                                    stdout=subprocess.PIPE)
+        time.sleep(0.3)
+        with log.open("ab") as f:
+            f.write(b"x" * 1999999 + b"\n")
+        time.sleep(0.3)
+        d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+        out, _ = follower.communicate(timeout=30)
+        assert len(out) == 2000000 and follower.returncode == 0
+
+
+def test_a_reader_of_the_log_that_goes_takes_nothing_along():
+    with idle(start=False) as d:
+        d.process = subprocess.Popen(d.command(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        wait_for(d.is_up)
+        d.process.stdout.close()
+        d.create()
+        assert d.process.poll() is None
+
+
+def test_a_session_that_was_half_started():
+    with idle() as d:
+        r = d.admin("POST", "/api/auth/start", {"userId": "u", "provider": "demo"}).json
+        d.stop(signal.SIGKILL)
+        run("/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
+            "c.execute(\"update session set status='started'\")\nc.commit()", d.state / "master-controller.db")
+        d.start()
+        vm_id = r["session"]["vm_id"]
+        d.wait_state(vm_id, "stopped")
+        assert d.mctl("--json", "auth", "show", r["sessionId"]).json["session"]["status"] == "failed"
+        again = d.admin("POST", "/api/auth/start", {"userId": "u", "provider": "demo"})
+        assert again.status == 201 and again.json["sessionId"] != r["sessionId"]
+
+
+def test_remove_ends_vms_though_the_network_is_in_the_way():
+    with idle(start=False) as d:
+        run("ip", "netns", "add", d.name)
+        try:
+            run("ip", "-n", d.name, "link", "add", "wan0", "type", "veth", "peer", "name", "wan1")
+            d.config["network"]["uplink"] = "wan0"
+            d.start()
+            d.create()
+            pid = d.processes()[0]
+            d.stop()
+            run("ip", "-n", d.name, "link", "del", "wan0")
+            said = d.fails("--remove")
+            assert "wan0" in said and "processes were ended" in said
+            wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+            d.config["network"]["uplink"] = ""
+            run(*d.command("--remove"))
+        finally:
+            run("ip", "netns", "del", d.name, check=False)

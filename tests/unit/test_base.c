@@ -72,6 +72,15 @@ static void strbuf_stops_at_its_maximum(void **state) {
     strbuf_free(&b);
 }
 
+static void str_copy_cuts_between_characters(void **state) {
+    char out[4];
+    assert_false(str_copy(out, sizeof out, "ab\xc3\xa4"));
+    assert_string_equal(out, "ab");
+    assert_false(str_copy(out, sizeof out, "\xc3\xa4" "bc"));
+    assert_string_equal(out, "\xc3\xa4" "b");
+    assert_true(str_copy(out, sizeof out, "b\xc3\xa4"));
+}
+
 static void str_utf8(void **state) {
     assert_true(str_is_utf8("\xf0\x9f\x98\x80", 4));
     assert_false(str_is_utf8("\xed\xa0\x80", 3));
@@ -133,6 +142,7 @@ int main(void) {
         cmocka_unit_test(str_escape_shows_what_a_terminal_would_obey),
         cmocka_unit_test(str_to_u64_takes_only_plain_numbers),
         cmocka_unit_test(strbuf_stops_at_its_maximum),
+        cmocka_unit_test(str_copy_cuts_between_characters),
         cmocka_unit_test(str_utf8),
         cmocka_unit_test(time_is_rfc3339),
         cmocka_unit_test(files),
