@@ -34,8 +34,9 @@ image_begin() { # BASE BUILD-ID
     mkdir -p "$base"
     base=$(realpath "$base")
     exec {image_lock}>"$base/.lock"
-    flock --nonblock "$image_lock" || die "another build is running in $base"
-    rm -rf "$base"/.tmp-* # of a build that was killed
+    flock --nonblock "$image_lock" ||
+        die "another build is running in $base (or the rest of a killed one is still at work): wait for it"
+    rm -rf --one-file-system "$base"/.tmp-* # of a build that was killed
     work=$base/.tmp-$build_id
     log=$work/build.log
     mkdir "$work"
@@ -51,28 +52,34 @@ image_end() {
     local status=$?
     trap '' INT TERM HUP
     if [[ $step_pid ]]; then
-        kill "$step_pid" 2>/dev/null && wait "$step_pid" 2>/dev/null
+        # KILL, because mmdebstrap puts off everything else; all that the step has made is in $work.
+        kill -KILL -- "-$step_pid" 2>/dev/null
+        wait "$step_pid" 2>/dev/null
+        while kill -0 -- "-$step_pid" 2>/dev/null; do sleep 0.1; done
     fi
     if ((status != 0)) && [[ -e $log ]]; then
         cp "$log" "$base/failed-build.log"
         echo "$image_program: the image was not built; what was there before is untouched" >&2
     fi
-    rm -rf "$work"
+    rm -rf --one-file-system "$work"
     exit "$status"
 }
 
-# Runs a command or function in the background (so that a signal ends it at once), its output in the log.
+# Runs a command or function in the background, its output in the log: a signal then ends the build at once. It gets a
+# process group of its own (set -m), so that all of it can be ended.
 step() { # NAME COMMAND [ARGUMENT...]
     step_name=$1
     shift
     printf '[%4d s] %s\n' "$SECONDS" "$step_name" >&2
     printf '\n==== %d s: %s\n' "$SECONDS" "$step_name" >>"$log"
+    set -m
     (
         trap - EXIT INT TERM HUP
         set -e
         "$@"
     ) >>"$log" 2>&1 </dev/null &
     step_pid=$!
+    set +m
     local status=0 last='' line
     while kill -0 "$step_pid" 2>/dev/null; do
         # A person who waits for minutes sees what it does now; a log file does not get the noise.

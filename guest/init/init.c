@@ -214,6 +214,18 @@ static bool wait_for_nic(char *device, size_t size) {
     return false;
 }
 
+/* ip= is IPv4. A NIC with IPv6 up would take the addresses and routes that any other guest advertises on the bridge. */
+static void disable_ipv6(const char *device) {
+    char path[80];
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/disable_ipv6", device);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return; /* a kernel without IPv6 */
+    if (write(fd, "1", 1) < 0)
+        say("%s: turn IPv6 off: %s", device, strerror(errno));
+    close(fd);
+}
+
 static int configure_address(int fd, const char *device, const struct guest_ip *ip) {
     struct in_addr broadcast = {.s_addr = ip->client.s_addr | ~ip->netmask.s_addr};
     const char *what = "address";
@@ -257,6 +269,7 @@ static void configure_nic(int fd, const struct guest_ip *ip) {
             NIC_WAIT_MS);
         return;
     }
+    disable_ipv6(device);
     if (configure_address(fd, device, ip) < 0)
         return;
     inet_ntop(AF_INET, &ip->client, address, sizeof address);
