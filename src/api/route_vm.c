@@ -1,5 +1,9 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "api/internal.h"
 #include "base/fd.h"
@@ -199,6 +203,43 @@ void route_vm_events(struct http_request *req, const struct http_match *match, v
                                               events[i].from, "to", events[i].to, "reason", events[i].reason));
     vms_folder(api->vms, &vm, folder);
     api_json(req, 200, json_pack("{s:o, s:o, s:s}", "vm", api_vm_json(&vm), "events", list, "files", folder));
+}
+
+/* What a folder holds: a name and a size each. Return: 0 or -errno. */
+static int list_files(const char *folder, json_t *ret_files) {
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return -errno;
+    for (struct dirent *e; (e = readdir(dir));) {
+        struct stat st;
+        if (e->d_name[0] != '.' && fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+            json_array_append_new(ret_files,
+                                  json_pack("{s:s, s:I}", "name", e->d_name, "bytes", (json_int_t)st.st_size));
+    }
+    closedir(dir);
+    return 0;
+}
+
+/* What an ended VM left. A living one has none yet. */
+void route_vm_evidence(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct vm vm;
+    char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16];
+    if (!vm_of(api, req, match, &vm))
+        return;
+    json_t *files = json_array();
+    vms_folder(api->vms, &vm, folder);
+    if (!vm_state_is_end(vm.state) || list_files(folder, files) < 0) {
+        json_decref(files);
+        http_problem(req, 404, "evidence.none", NULL,
+                     "there is no evidence of this VM: it has not ended, or its evidence was removed", NULL);
+        return;
+    }
+    snprintf(path, sizeof path, "%s/summary.json", folder);
+    json_t *summary = json_load_file(path, 0, NULL);
+    api_json(req, 200,
+             json_pack("{s:s, s:s, s:o, s:o}", "id", vm.id, "folder", folder, "files", files, "summary",
+                       summary ? summary : json_null()));
 }
 
 void route_vm_console(struct http_request *req, const struct http_match *match, void *userdata) {

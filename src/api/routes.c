@@ -19,6 +19,7 @@ static const struct http_route routes[] = {
     {"DELETE", "/api/vms/{id}", route_vm_delete, API_ADMIN, NULL},
     {"GET", "/api/vms/{id}/events", route_vm_events, API_ADMIN, NULL},
     {"GET", "/api/vms/{id}/console", route_vm_console, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}/evidence", route_vm_evidence, API_ADMIN, NULL},
     {"POST", "/api/auth/start", route_auth_start, API_ADMIN, NULL},
     {"GET", "/api/auth/sessions", route_sessions_list, API_ADMIN, NULL},
     {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},

@@ -88,6 +88,9 @@ def test_destroy_leaves_nothing_but_evidence():
         assert "signal" in summary["vmm_ended"] or "exit" in summary["vmm_ended"]
         assert [e["event"] for e in d.events(vm["id"])] == ["claimed", "started", "stop", "ended"]
         assert all(e["actor"] for e in d.events(vm["id"]))
+        said = d.admin("GET", f"/api/vms/{vm['id']}/evidence").json
+        assert said["summary"] == summary and "console.log" in {f["name"] for f in said["files"]}
+        assert d.admin("GET", f"/api/vms/{d.create(user='alive')['id']}/evidence").status == 404
         assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "again", check=5).json["error"]["code"] == "vm.ended"
 
 

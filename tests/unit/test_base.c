@@ -76,8 +76,11 @@ static void str_copy_cuts_between_characters(void **state) {
     char out[4];
     assert_false(str_copy(out, sizeof out, "ab\xc3\xa4"));
     assert_string_equal(out, "ab");
-    assert_false(str_copy(out, sizeof out, "\xc3\xa4" "bc"));
-    assert_string_equal(out, "\xc3\xa4" "b");
+    assert_false(str_copy(out, sizeof out,
+                          "\xc3\xa4"
+                          "bc"));
+    assert_string_equal(out, "\xc3\xa4"
+                             "b");
     assert_true(str_copy(out, sizeof out, "b\xc3\xa4"));
 }
 
