@@ -21,6 +21,10 @@ static const struct {
     {"auth", "show", verb_auth_show, "SESSION"},
     {"auth", "cancel", verb_auth_cancel, "SESSION [--reason TEXT]"},
     {"status", NULL, verb_status, ""},
+    {"doctor", NULL, verb_doctor,
+     "[--netns NAME] [--bridge br0] [--vm ID | --tap NAME --guest-ip A [--guest-mac M] [--guest-port P]]\n"
+     "              [--repair[=ID]] [--undo JOURNAL-ID] [--explain] [--capture FILE.pcapng] [--no-trace] [--no-probe]\n"
+     "              [--save FILE] [--from FILE] [--watch]"},
 };
 
 #define VERB_COUNT (sizeof verbs / sizeof *verbs)

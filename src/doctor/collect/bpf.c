@@ -1,0 +1,95 @@
+/* Which BPF programs are attached, by name; tcx programs, which tc does not list.
+ * Source: bpf(2), include/uapi/linux/bpf.h of 6.18 (BPF_PROG_QUERY). */
+#include <errno.h>
+#include <linux/bpf.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/str.h"
+#include "doctor/collect/collect.h"
+#include "netlink/netns.h"
+
+#define TCX_INGRESS 46 /* enum bpf_attach_type; newer than Debian 12's headers */
+#define TCX_EGRESS 47
+#define PROGS_OF_DEVICE 64
+
+static int bpf(enum bpf_cmd command, union bpf_attr *attr) {
+    return syscall(__NR_bpf, command, attr, sizeof *attr) < 0 ? -errno : 0;
+}
+
+static int prog_open(uint32_t id, int *ret_fd) {
+    union bpf_attr attr = {0};
+    attr.prog_id = id;
+    long fd = syscall(__NR_bpf, BPF_PROG_GET_FD_BY_ID, &attr, sizeof attr);
+    if (fd < 0)
+        return -errno;
+    *ret_fd = (int)fd;
+    return 0;
+}
+
+static void describe(struct snapshot *s, uint32_t id) {
+    struct bpf_prog_info info = {0};
+    union bpf_attr attr = {0};
+    _cleanup_close_ int fd = -1;
+    if (id == 0 || snap_prog_get(s, id))
+        return;
+    struct snap_prog *prog = SNAP_PUSH(s, progs, 4096);
+    if (!prog)
+        return;
+    prog->id = id;
+    int r = prog_open(id, &fd);
+    if (r == 0) {
+        attr.info.bpf_fd = (uint32_t)fd;
+        attr.info.info_len = sizeof info;
+        attr.info.info = (uint64_t)(uintptr_t)&info;
+        r = bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
+    }
+    if (r < 0) {
+        snapshot_gap(s, "bpf", r, "BPF program %u could not be looked into", id);
+        return;
+    }
+    prog->type = info.type;
+    str_copy(prog->name, sizeof prog->name, info.name);
+    str_hex(info.tag, sizeof info.tag, prog->tag);
+}
+
+static void query_tcx(struct snapshot *s, const struct snap_link *link, bool egress) {
+    uint32_t ids[PROGS_OF_DEVICE] = {0};
+    union bpf_attr attr = {0};
+    attr.query.target_fd = (uint32_t)link->index; /* target_ifindex has its place */
+    attr.query.attach_type = egress ? TCX_EGRESS : TCX_INGRESS;
+    attr.query.prog_ids = (uint64_t)(uintptr_t)ids;
+    attr.query.prog_cnt = PROGS_OF_DEVICE;
+    if (bpf(BPF_PROG_QUERY, &attr) < 0)
+        return;
+    for (uint32_t i = 0; i < attr.query.prog_cnt && i < PROGS_OF_DEVICE; i++) {
+        struct snap_filter *filter = SNAP_PUSH(s, filters, SNAP_ROWS_MAX);
+        if (!filter)
+            return;
+        filter->link = link->index;
+        filter->egress = egress;
+        filter->is_tcx = true;
+        filter->direct_action = true;
+        filter->conditional = true;
+        filter->protocol = 3;
+        filter->action = -3;
+        filter->prog_id = ids[i];
+        str_copy(filter->kind, sizeof filter->kind, "tcx");
+    }
+}
+
+void collect_progs(struct snapshot *s, int nsfd) {
+    _cleanup_netns_leave_ struct netns_scope scope = NETNS_SCOPE_NONE;
+    if (netns_enter(nsfd, &scope) < 0)
+        return;
+    for (uint32_t i = 0; i < s->links_count; i++) {
+        query_tcx(s, &s->links[i], false);
+        query_tcx(s, &s->links[i], true);
+    }
+    for (uint32_t i = 0; i < s->links_count; i++)
+        describe(s, s->links[i].xdp_prog);
+    for (uint32_t i = 0; i < s->filters_count; i++)
+        describe(s, s->filters[i].prog_id);
+}

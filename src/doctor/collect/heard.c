@@ -1,0 +1,181 @@
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/if_packet.h>
+#include <net/ethernet.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "doctor/collect/collect.h"
+#include "netlink/netns.h"
+
+#define TAPS_MAX 32
+#define FRAMES_MAX 256 /* of one TAP */
+#define FRAME_KEPT 128 /* bytes that the kernel copies */
+#define SOLICITATION_SIZE 86
+#define AGAIN_MS 40
+
+#ifndef PACKET_IGNORE_OUTGOING
+#define PACKET_IGNORE_OUTGOING 23
+#endif
+
+struct heard {
+    int nsfd;
+    struct heard_tap taps[TAPS_MAX];
+    int fd[TAPS_MAX];
+    int32_t link[TAPS_MAX];
+    size_t count;
+};
+
+static int listen_to(int nsfd, int32_t link, int *ret_fd) {
+    struct sock_filter take = BPF_STMT(BPF_RET | BPF_K, FRAME_KEPT);
+    struct sock_fprog program = {.len = 1, .filter = &take};
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = link};
+    int on = 1;
+    _cleanup_close_ int fd = -1;
+    int r = netns_socket(nsfd, AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0, &fd);
+    if (r < 0)
+        return r;
+    setsockopt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+/* --- one neighbour solicitation; RFC 4861 4.3, RFC 4291 2.5.6 --- */
+
+static void link_local(struct net_mac mac, uint8_t ret[16]) {
+    static const uint8_t prefix[8] = {0xfe, 0x80};
+    const uint8_t id[8] = {mac.byte[0] ^ 2, mac.byte[1], mac.byte[2], 0xff, 0xfe,
+                           mac.byte[3],     mac.byte[4], mac.byte[5]};
+    memcpy(ret, prefix, sizeof prefix);
+    memcpy(ret + 8, id, sizeof id);
+}
+
+static uint16_t checksum(const uint8_t *packet, size_t len) {
+    uint32_t sum = 58 + (uint32_t)len; /* pseudo header: next header and length; the addresses are in front */
+    const uint8_t *addresses = packet - 32;
+    for (size_t i = 0; i < 32 + len; i += 2)
+        sum += (uint32_t)(addresses[i] << 8 | addresses[i + 1]);
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~sum;
+}
+
+static void build_solicitation(struct net_mac from, struct net_mac to, uint8_t f[SOLICITATION_SIZE]) {
+    memset(f, 0, SOLICITATION_SIZE);
+    memcpy(f, to.byte, 6);
+    memcpy(f + 6, from.byte, 6);
+    f[12] = 0x86;
+    f[13] = 0xdd;
+    uint8_t *ip = f + 14, *icmp = f + 54;
+    ip[0] = 0x60;
+    ip[5] = 32;
+    ip[6] = 58;
+    ip[7] = 255;
+    link_local(from, ip + 8);
+    link_local(to, icmp + 8); /* the target */
+    link_local(to, ip + 24);
+    icmp[0] = 135;
+    icmp[24] = 1; /* source link-layer address */
+    icmp[25] = 1;
+    memcpy(icmp + 26, from.byte, 6);
+    uint16_t sum = checksum(icmp, 32);
+    icmp[2] = (uint8_t)(sum >> 8);
+    icmp[3] = (uint8_t)sum;
+}
+
+static void solicit(const struct snapshot *s, int nsfd, const struct heard_tap *taps, size_t count) {
+    const struct snap_link *bridge = snap_link_by_index(s, s->host.bridge_index);
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IPV6), .sll_halen = 6};
+    _cleanup_close_ int fd = -1;
+    uint8_t frame[SOLICITATION_SIZE];
+    if (!bridge || netns_socket(nsfd, AF_PACKET, SOCK_RAW, 0, &fd) < 0)
+        return;
+    address.sll_ifindex = bridge->index;
+    for (size_t i = 0; i < count; i++) {
+        if (!taps[i].has_mac)
+            continue;
+        build_solicitation(bridge->mac, taps[i].mac, frame);
+        if (sendto(fd, frame, sizeof frame, MSG_DONTWAIT, (struct sockaddr *)&address, sizeof address) < 0)
+            return; /* the way is dead: the probes will say where */
+    }
+}
+
+struct heard *heard_open(struct snapshot *s, int nsfd, const struct heard_tap *taps, size_t count) {
+    struct heard *heard = calloc(1, sizeof *heard);
+    int r = 0;
+    if (heard)
+        heard->nsfd = nsfd;
+    for (size_t i = 0; heard && i < count && heard->count < TAPS_MAX; i++) {
+        r = listen_to(nsfd, taps[i].link, &heard->fd[heard->count]);
+        if (r < 0)
+            break;
+        heard->taps[heard->count] = taps[i];
+        heard->link[heard->count++] = taps[i].link;
+    }
+    if (r < 0 && r != -ENODEV)
+        snapshot_gap(s, "heard", r, "no TAP can be listened to");
+    if (heard && heard->count)
+        solicit(s, nsfd, taps, count);
+    return heard;
+}
+
+void heard_again(struct heard *heard, const struct snapshot *s) {
+    if (!heard || !heard->count)
+        return;
+    solicit(s, heard->nsfd, heard->taps, heard->count);
+    usleep(AGAIN_MS * 1000);
+}
+
+static uint32_t be32(const uint8_t *at) {
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void parse(const uint8_t *f, size_t len, struct snap_heard *row) {
+    row->ethertype = (uint16_t)(f[12] << 8 | f[13]);
+    memcpy(&row->destination, f, 6);
+    memcpy(&row->source, f + 6, 6);
+    if (row->ethertype == 0x0806 && len >= 42) {
+        row->kind = f[21] == 1 ? SNAP_HEARD_WHO_HAS : SNAP_HEARD_IS_AT;
+        row->source_ip = be32(f + 28);
+        row->destination_ip = be32(f + 38);
+    } else if (row->ethertype == 0x0800 && len >= 34) {
+        row->kind = SNAP_HEARD_IPV4;
+        row->source_ip = be32(f + 26);
+        row->destination_ip = be32(f + 30);
+    } else if (row->ethertype == 0x86dd && len >= 55) {
+        row->kind = f[20] == 58 && f[54] == 136 ? SNAP_HEARD_NEIGHBOUR6 : SNAP_HEARD_IPV6;
+    }
+}
+
+static void drain(int fd, int32_t link, struct snapshot *s) {
+    uint8_t frame[FRAME_KEPT];
+    for (int i = 0; i < FRAMES_MAX; i++) {
+        ssize_t n = recv(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_TRUNC);
+        if (n < 14)
+            return;
+        size_t kept = (size_t)n < sizeof frame ? (size_t)n : sizeof frame;
+        struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
+        if (!row)
+            return;
+        row->link = link;
+        row->length = (uint32_t)n;
+        memcpy(row->data, frame, kept < sizeof row->data ? kept : sizeof row->data);
+        parse(frame, kept, row);
+    }
+}
+
+void heard_take(struct heard *heard, struct snapshot *s) {
+    for (size_t i = 0; heard && i < heard->count; i++) {
+        if (s)
+            drain(heard->fd[i], heard->link[i], s);
+        close(heard->fd[i]);
+    }
+    free(heard);
+}

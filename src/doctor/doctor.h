@@ -1,0 +1,54 @@
+/* The network doctor, as one call: collect, probe, collect again, judge. Needs no daemon; without root it says what it
+ * can. */
+#pragma once
+
+#include "base/err.h"
+#include "doctor/probe/probe.h"
+#include "doctor/rules/finding.h"
+#include "doctor/snapshot.h"
+
+struct doctor_options {
+    const char *netns;  /* name; "" the caller's own */
+    const char *bridge; /* "" to find it */
+    const char *tap;    /* "" every TAP of the bridge */
+    const char *vm;     /* a VM's id or the beginning of one; "" none */
+    uint32_t guest_ip;  /* 0: not given */
+    bool has_mac;
+    struct net_mac guest_mac;
+    uint16_t guest_port; /* 0: not given */
+    const char *state_dir;
+    bool no_probe, no_trace;
+    const char *disabled; /* finding ids that are not given, commas between; for tests of unknown.<hop>. NULL: none */
+};
+
+/* Everything of one run: what was collected, seen and concluded. */
+struct doctor_case {
+    struct snapshot *before, *after; /* after NULL: nothing was asked */
+    struct probe_result *probe;      /* NULL: nothing was asked */
+    struct target *targets;
+    int *probe_indexes; /* of each target; -1: not asked */
+    struct judgement *judgements;
+    uint32_t count;
+    int64_t duration_ms;
+    const char *disabled;   /* of the options */
+    bool wanted_probe;      /* it was not forbidden */
+    struct err probe_error; /* why nothing was asked; errnum 0 */
+};
+
+/* Errors: "doctor.no-namespace" and what netns.h says; "doctor.no-such-vm" -ENOENT; "doctor.failed". The caller frees
+ * *ret. What cannot be read or asked is in the case, no error. */
+int doctor_run(const struct doctor_options *options, struct doctor_case **ret, struct err *err);
+void doctor_case_free(struct doctor_case *c);
+void doctor_case_freep(struct doctor_case **c);
+#define _cleanup_doctor_case_ __attribute__((cleanup(doctor_case_freep)))
+
+/* A case as a file's text and back: the same findings come out of it on any machine. Error: "doctor.bad-snapshot". */
+char *doctor_case_save(const struct doctor_case *c, size_t *ret_len); /* the caller frees; NULL without memory */
+int doctor_case_load(const char *text, size_t len, struct doctor_case **ret, struct err *err);
+
+/* Judges what was collected (again). */
+int doctor_case_judge(struct doctor_case *c, struct err *err);
+
+/* 0 healthy, 10 a root cause, 11 all root causes repaired and proven, 1 the path could not be judged. */
+int doctor_exit_status(const struct doctor_case *c);
+bool doctor_is_healthy(const struct doctor_case *c);

@@ -1,0 +1,100 @@
+#include <string.h>
+
+#include "base/str.h"
+#include "base/time.h"
+#include "doctor/report/report.h"
+
+static json_t *text(const char *s) {
+    char shown[2048];
+    return json_string(str_escape(s, strlen(s), shown, sizeof shown));
+}
+
+static json_t *evidence(const struct evidence *rows, uint8_t count) {
+    json_t *array = json_array();
+    for (uint8_t i = 0; i < count; i++)
+        json_array_append_new(array, json_pack("{s:o,s:o,s:o}", "source", text(rows[i].source), "where",
+                                               text(rows[i].where), "fact", text(rows[i].fact)));
+    return array;
+}
+
+static json_t *repair(const struct finding *f) {
+    json_t *plan = json_array();
+    for (uint8_t i = 0; i < f->step_count; i++) {
+        char command[REPAIR_COMMAND_SIZE];
+        repair_step_command(&f->steps[i], command);
+        json_array_append_new(plan, text(command));
+    }
+    for (uint8_t i = 0; i < f->plan_count; i++)
+        json_array_append_new(plan, text(f->plan[i]));
+    return json_pack("{s:b,s:o,s:b,s:o}", "safe", f->safe, "plan", plan, "applied", f->applied, "proven",
+                     f->proven < 0 ? json_null() : json_boolean(f->proven));
+}
+
+static json_t *finding(const struct finding *f) {
+    return json_pack("{s:o,s:s,s:s,s:o,s:o,s:o,s:o,s:s,s:f,s:o}", "id", text(f->id), "role", finding_role_name(f->role),
+                     "layer", f->layer, "title", text(f->title), "explanation", text(f->explanation), "advice",
+                     text(f->advice), "evidence", evidence(f->evidence, f->evidence_count), "dies_at",
+                     finding_hop_name(f->hop), "confidence", f->confidence, "repair", repair(f));
+}
+
+static json_t *hops(const struct judgement *j) {
+    json_t *array = json_array();
+    for (int i = 0; i < HOP_COUNT; i++)
+        json_array_append_new(array, json_pack("{s:s,s:s,s:o}", "hop", finding_hop_name((enum hop)i), "verdict",
+                                               finding_verdict_name(j->hops[i].verdict), "evidence",
+                                               evidence(j->hops[i].evidence, j->hops[i].evidence_count)));
+    return array;
+}
+
+static json_t *target(const struct judgement *j) {
+    json_t *findings = json_array();
+    char ip[NET_IP_TEXT];
+    net_format_ip(j->target.ip, ip);
+    for (uint32_t i = 0; i < j->findings_count; i++)
+        json_array_append_new(findings, finding(&j->findings[i]));
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "tap", text(j->target.tap), "vm_id",
+                     *j->target.vm_id ? text(j->target.vm_id) : json_null(), "guest_ip",
+                     j->target.ip ? json_string(ip) : json_null(), "reachable",
+                     j->reachable < 0 ? json_null() : json_boolean(j->reachable), "hops", hops(j), "findings",
+                     findings);
+}
+
+static json_t *had(const struct trace_had *had) {
+    return json_pack("{s:b,s:o}", "had", had->had, "why", had->had ? json_null() : text(had->why));
+}
+
+static json_t *gaps(const struct snapshot *s) {
+    json_t *array = json_array();
+    for (uint32_t i = 0; i < s->gaps_count; i++)
+        json_array_append_new(array, json_pack("{s:o,s:s,s:o}", "what", text(s->gaps[i].what), "error",
+                                               strerror(s->gaps[i].errnum), "detail", text(s->gaps[i].detail)));
+    return array;
+}
+
+static json_t *host(const struct doctor_case *c) {
+    const struct snap_host *h = &c->before->host;
+    char at[TIME_RFC3339_SIZE];
+    time_format_rfc3339(h->taken_ms, at);
+    json_t *object = json_pack("{s:o,s:o,s:o,s:o,s:s,s:b,s:o}", "name", text(h->name), "kernel", text(h->kernel),
+                               "netns", text(h->netns), "bridge", text(h->bridge), "at", at, "root", h->root,
+                               "could_not_read", gaps(c->before));
+    if (c->probe && c->probe->trace) {
+        json_object_set_new(object, "tracefs", had(&c->probe->trace->tracefs));
+        json_object_set_new(object, "nftrace", had(&c->probe->trace->nftrace));
+    }
+    if (c->probe)
+        json_object_set_new(object, "canary",
+                            c->probe->canary.made ? text(c->probe->canary.name)
+                                                  : json_pack("{s:o}", "why_not", text(c->probe->canary.why_not)));
+    if (c->probe_error.errnum)
+        json_object_set_new(object, "not_probed", text(c->probe_error.detail));
+    return object;
+}
+
+json_t *report_json(const struct doctor_case *c) {
+    json_t *targets = json_array();
+    for (uint32_t i = 0; i < c->count; i++)
+        json_array_append_new(targets, target(&c->judgements[i]));
+    return json_pack("{s:s,s:b,s:o,s:I,s:o}", "schema", "doctor/1", "healthy", doctor_is_healthy(c), "host", host(c),
+                     "duration_ms", (json_int_t)c->duration_ms, "targets", targets);
+}

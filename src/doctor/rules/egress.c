@@ -1,0 +1,237 @@
+/* The way from the guest to the outside. Judged only where there is one: a host without an uplink, or with forwarding
+ * that nobody wants, is not ill. */
+#include <linux/neighbour.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/nf_tables.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "doctor/rules/internal.h"
+
+#define WORLD 0x08080808U
+
+/* A rule that gives another source address, and the output device that it demands. */
+struct nat_rule {
+    const struct snap_nft_rule *rule;
+    char oif[SNAP_NAME]; /* empty: any */
+};
+
+static bool has_nat(const struct snapshot *s, const struct snap_nft_rule *rule, char oif[SNAP_NAME]) {
+    bool nat = false;
+    int32_t key = -1;
+    *oif = '\0';
+    for (uint32_t i = 0; i < rule->exprs.count; i++) {
+        const struct snap_nft_expr *x = &s->exprs[rule->exprs.first + i];
+        if (x->op == SNAP_NFT_META)
+            key = x->key;
+        if (x->op == SNAP_NFT_CMP && key == NFT_META_OIFNAME && x->cmp == NFT_CMP_EQ) {
+            memcpy(oif, x->data, SNAP_NAME - 1);
+            oif[SNAP_NAME - 1] = '\0';
+        }
+        nat = nat || (x->op == SNAP_NFT_NAT && (strcmp(x->name, "masq") == 0 || strcmp(x->name, "snat") == 0)) ||
+              (x->op == SNAP_NFT_TARGET && (strcmp(x->name, "MASQUERADE") == 0 || strcmp(x->name, "SNAT") == 0));
+    }
+    return nat;
+}
+
+static uint32_t find_nat(const struct snapshot *s, struct nat_rule *ret) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->rules_count; i++) {
+        struct nat_rule one = {.rule = &s->rules[i]};
+        if (has_nat(s, one.rule, one.oif) && count++ == 0)
+            *ret = one;
+    }
+    return count;
+}
+
+static const struct snap_lookup *world(const struct judge *j, bool from_guest) {
+    for (uint32_t i = 0; i < j->s->lookups_count; i++) {
+        const struct snap_lookup *l = &j->s->lookups[i];
+        if (l->to == WORLD && (l->iif != 0) == from_guest)
+            return l;
+    }
+    return NULL;
+}
+
+/* Whether the guest's packets would get another source. */
+static enum { NAT_NO, NAT_MAY, NAT_YES } nat_of(const struct judge *j, const struct snap_link *uplink) {
+    struct packet packet;
+    struct nft_result result;
+    struct packet_ends ends = {.source = j->target->ip, .destination = WORLD, .port = 443};
+    packet_build(PACKET_ECHO, &ends, &packet);
+    str_copy(packet.oif, sizeof packet.oif, uplink->name);
+    packet.oif_index = uplink->index;
+    nft_eval_hook(&j->host->index, NFPROTO_IPV4, NF_INET_POST_ROUTING, "", &packet, NULL, &result);
+    return result.nat ? NAT_YES : result.nat_may ? NAT_MAY : NAT_NO;
+}
+
+static bool is_private(uint32_t ip) {
+    return ip >> 24 == 10 || ip >> 20 == 0xac1 || ip >> 16 == 0xc0a8 || ip >> 22 == (0x64400000U >> 22);
+}
+
+static bool forwards(const struct judge *j, const char *link) {
+    char key[128];
+    snprintf(key, sizeof key, "net/ipv4/conf/%s/forwarding", link);
+    return snap_sysctl_int(j->s, key, 1) != 0;
+}
+
+static void rule_forwarding(struct judge *j, bool wanted) {
+    const char *culprit = snap_sysctl_int(j->s, "net/ipv4/ip_forward", 1) == 0 ? "ip_forward"
+                          : !forwards(j, j->bridge->name)                      ? "conf"
+                                                                               : NULL;
+    if (!culprit)
+        return;
+    char key[96];
+    if (strcmp(culprit, "conf") == 0)
+        snprintf(key, sizeof key, "net/ipv4/conf/%s/forwarding", j->bridge->name);
+    else
+        str_copy(key, sizeof key, "net/ipv4/ip_forward");
+    struct cause *c = cause_add(j, "host.ip-forward-off", FLOWS_EGRESS, 0, "forwarding is off (%s)", key);
+    cause_evidence(c, "sysctl", key, "is 0");
+    if (!c)
+        return;
+    c->policy = wanted;
+    struct repair_step *step = cause_step(c, REPAIR_SYSCTL, "");
+    str_copy(step->object, sizeof step->object, key);
+    str_copy(step->text, sizeof step->text, "1");
+}
+
+static bool left_unchanged(const struct judge *j, const struct snap_link *uplink) {
+    const struct probe_answer *a = judge_answer(j, PROBE_EGRESS);
+    for (uint32_t i = 0; i < a->request_elsewhere_count; i++)
+        if (a->request_elsewhere[i].ifindex == uplink->index)
+            return true;
+    return false;
+}
+
+static void rule_nat(struct judge *j, const struct snap_link *uplink, const struct nat_rule *nat, uint32_t nat_count) {
+    if (!is_private(j->target->ip) || nat_of(j, uplink) != NAT_NO)
+        return;
+    struct cause *c;
+    bool other = nat_count && *nat->oif && strcmp(nat->oif, uplink->name) != 0 && !snap_link_by_name(j->s, nat->oif);
+    if (other) {
+        char where[96], shown[48];
+        str_escape(nat->oif, strlen(nat->oif), shown, sizeof shown);
+        snprintf(where, sizeof where, "%s %.30s %.30s handle %llu", nft_family_name(nat->rule->family),
+                 nat->rule->table, nat->rule->chain, (unsigned long long)nat->rule->handle);
+        c = cause_add(j, "host.masquerade-wrong-oif", 0, FLOWS_EGRESS, "masquerade is for %s, packets leave by %s",
+                      shown, uplink->name);
+        cause_evidence(c, "nft", where, "oifname %s masquerade", shown);
+        cause_evidence(c, "route", "default", "packets leave by %s", uplink->name);
+    } else {
+        c = cause_add(j, "host.no-masquerade", 0, FLOWS_EGRESS, "nothing masquerades %s on %s",
+                      ip_text(j->target->ip).text, uplink->name);
+        cause_evidence(c, "nft", "postrouting", "no rule gives packets from %s that leave by %s another source",
+                       ip_text(j->target->ip).text, uplink->name);
+    }
+    if (!c)
+        return;
+    c->seen = left_unchanged(j, uplink);
+    if (c->seen)
+        cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");
+}
+
+static void rule_uplink(struct judge *j, const struct snap_link *uplink) {
+    if (!uplink || ((uplink->flags & IFF_UP) && uplink->carrier))
+        return;
+    struct cause *c = cause_add(j, "host.uplink-down", FLOWS_EGRESS, 0, "%s is %s", uplink->name,
+                                uplink->flags & IFF_UP ? "without a carrier" : "down");
+    cause_evidence(c, "link", uplink->name, "%s", uplink->flags & IFF_UP ? "NO-CARRIER" : "administratively down");
+    if (c)
+        c->policy = true;
+}
+
+/* Without a default route the uplink is the device that a default route or the masquerading speaks of, or the one
+ * other device that has an address. */
+static const struct snap_link *guess_uplink(const struct judge *j, const struct nat_rule *nat, uint32_t nat_count) {
+    const struct snap_link *found = nat_count && *nat->oif ? snap_link_by_name(j->s, nat->oif) : NULL;
+    for (uint32_t i = 0; !found && nat_count && i < j->s->addrs_count; i++) {
+        const struct snap_link *link = snap_link_by_index(j->s, j->s->addrs[i].link);
+        if (link && link != j->bridge && !(link->flags & IFF_LOOPBACK) && !link->is_tap &&
+            strcmp(link->kind, "bridge") != 0)
+            found = link;
+    }
+    return found;
+}
+
+static void rule_no_default(struct judge *j, const struct nat_rule *nat, uint32_t nat_count) {
+    const struct snap_link *uplink = guess_uplink(j, nat, nat_count);
+    if (!uplink)
+        return;
+    if (!(uplink->flags & IFF_UP) || !uplink->carrier) {
+        rule_uplink(j, uplink);
+        return;
+    }
+    struct cause *c = cause_add(j, "host.no-default-route", FLOWS_EGRESS, 0, "the host has no default route");
+    cause_evidence(c, "route", "default", "no route to the outside (%s is up)", uplink->name);
+    if (c)
+        c->policy = true;
+}
+
+/* The gateway does not even answer ARP. */
+static void rule_gateway(struct judge *j, const struct snap_link *uplink, uint32_t gateway) {
+    const struct snapshot *s = j->host->after;
+    for (uint32_t i = 0; i < j->causes_count; i++)
+        if (j->causes[i].finding.hop == HOP_HOST_UPLINK && ((j->causes[i].kills | j->causes[i].may) & FLOWS_EGRESS))
+            return; /* a filter on the uplink keeps ARP away as well */
+    for (uint32_t i = 0; s && gateway && i < s->neighs_count; i++) {
+        const struct snap_neigh *n = &s->neighs[i];
+        if (n->ip != gateway || n->link != uplink->index || !(n->state & (NUD_INCOMPLETE | NUD_FAILED)))
+            continue;
+        struct cause *c = cause_add(j, "host.uplink-silent", 0, FLOWS_EGRESS,
+                                    "the gateway %s on %s does not answer ARP", ip_text(gateway).text, uplink->name);
+        cause_evidence(c, "neigh", uplink->name, "%s is %s", ip_text(gateway).text,
+                       n->state & NUD_FAILED ? "FAILED" : "INCOMPLETE");
+        if (c)
+            c->seen = true;
+    }
+}
+
+/* SNAT to an address that is nobody's here: the answers go elsewhere, or nowhere. */
+static void rule_snat(struct judge *j, const struct snap_link *uplink) {
+    for (uint32_t i = 0; i < j->s->rules_count; i++) {
+        const struct snap_nft_rule *rule = &j->s->rules[i];
+        uint32_t to = 0;
+        bool snat = false, here = false;
+        for (uint32_t n = 0; n < rule->exprs.count; n++) {
+            const struct snap_nft_expr *x = &j->s->exprs[rule->exprs.first + n];
+            if (x->op == SNAP_NFT_IMMEDIATE && x->len == 4)
+                to = (uint32_t)x->data[0] << 24 | (uint32_t)x->data[1] << 16 | (uint32_t)x->data[2] << 8 | x->data[3];
+            snat = snat || (x->op == SNAP_NFT_NAT && strcmp(x->name, "snat") == 0);
+        }
+        for (uint32_t a = 0; a < j->s->addrs_count; a++)
+            here = here || j->s->addrs[a].ip == to;
+        if (!snat || !to || here)
+            continue;
+        char where[96];
+        snprintf(where, sizeof where, "%s %.30s %.30s handle %llu", nft_family_name(rule->family), rule->table,
+                 rule->chain, (unsigned long long)rule->handle);
+        struct cause *c =
+            cause_add(j, "host.snat-wrong", 0, FLOWS_EGRESS, "%s gives packets the source %s, which is not %s's", where,
+                      ip_text(to).text, uplink->name);
+        cause_evidence(c, "nft", where, "snat to %s", ip_text(to).text);
+    }
+}
+
+void rules_egress(struct judge *j) {
+    struct nat_rule nat = {0};
+    uint32_t nat_count = find_nat(j->s, &nat);
+    const struct snap_lookup *out = world(j, false);
+    if (!j->bridge || !j->target->ip || !out)
+        return;
+    const struct snap_link *uplink = out->error ? NULL : snap_link_by_index(j->s, out->link);
+    if (uplink == j->bridge)
+        return;
+    if (!uplink) {
+        rule_no_default(j, &nat, nat_count);
+        return;
+    }
+    rule_uplink(j, uplink);
+    rule_forwarding(j, nat_count > 0);
+    if ((uplink->flags & IFF_UP) && uplink->carrier)
+        rule_nat(j, uplink, &nat, nat_count);
+    rule_gateway(j, uplink, out->gateway);
+    rule_snat(j, uplink);
+}

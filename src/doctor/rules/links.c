@@ -1,0 +1,336 @@
+/* The TAP and who holds it. */
+#include <linux/if_link.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "doctor/rules/internal.h"
+
+#define PORTS_MAX 1023 /* BR_MAX_PORTS less one */
+#define OPER_UP 6      /* IF_OPER_UP; 0: unknown */
+
+static uint32_t count_ports(const struct snapshot *s, int32_t bridge, bool taps_only) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->links_count; i++)
+        count += snap_is_port(&s->links[i], bridge) && (!taps_only || s->links[i].is_tap);
+    return count;
+}
+
+static uint32_t count_orphans(const struct snapshot *s) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->links_count; i++)
+        count += s->links[i].is_tap && s->links[i].master == 0;
+    return count;
+}
+
+static void rule_missing(struct judge *j) {
+    const struct snapshot *s = j->s;
+    const char *tap = j->target->tap;
+    if (s->elsewhere_count) {
+        const struct snap_elsewhere *e = &s->elsewhere[0];
+        struct cause *c =
+            cause_add(j, "tap.other-netns", FLOWS_GUEST, 0, "%s is in another network namespace: %s", tap, e->netns);
+        cause_evidence(c, "link", tap, "no such device here; one of that name is in network namespace %s", e->netns);
+        cause_plan(c, "ip -n %s link set %s netns %s", e->netns, tap, *s->host.netns ? s->host.netns : "1");
+        cause_plan(c, "ip link set %s master %s up", tap, j->target->bridge);
+        return;
+    }
+    struct cause *c = cause_add(j, "tap.missing", FLOWS_GUEST, 0, "there is no TAP %s", tap);
+    cause_evidence(c, "link", tap, "no such device");
+    for (uint32_t i = 0; i < s->claimants_count; i++)
+        if (strcmp(s->claimants[i].tap, tap) == 0)
+            cause_evidence(c, "proc", "claimant", "process %d (%s) speaks of it%s", s->claimants[i].pid,
+                           s->claimants[i].comm,
+                           s->claimants[i].orphaned ? " and holds the descriptor of a device that is gone" : "");
+    cause_plan(c, "make the TAP again and restart its VM");
+}
+
+static void rule_down(struct judge *j) {
+    if (j->tap->flags & IFF_UP)
+        return;
+    struct cause *c = cause_add(j, "tap.down", FLOWS_GUEST, 0, "%s is down", j->tap->name);
+    cause_evidence(c, "link", j->tap->name, "administratively down (IFF_UP is clear)");
+    cause_step(c, REPAIR_LINK_UP, j->tap->name);
+}
+
+static void enslave(const struct judge *j, struct cause *c, const char *tap) {
+    struct repair_step *step = cause_step(c, REPAIR_LINK_MASTER, tap);
+    str_copy(step->object, sizeof step->object, j->bridge ? j->bridge->name : j->target->bridge);
+}
+
+static void rule_exhausted(struct judge *j, uint32_t ports) {
+    struct cause *c = cause_add(j, "bridge.ports-exhausted", FLOWS_GUEST, 0, "%s has no room for %s: %u ports",
+                                j->bridge->name, j->tap->name, ports);
+    cause_evidence(c, "link", j->tap->name, "is a port of no bridge");
+    cause_evidence(c, "link", j->bridge->name, "has %u ports, %u is the most that a bridge can have", ports, PORTS_MAX);
+}
+
+static void rule_recreated(struct judge *j, uint32_t orphans) {
+    struct cause *c = cause_add(j, "bridge.recreated", FLOWS_GUEST, 0,
+                                "%s has no TAP at all, %s and %u others are ports of nothing: it was made again",
+                                j->bridge->name, j->tap->name, orphans - 1);
+    cause_evidence(c, "link", j->bridge->name, "no TAP is a port of it");
+    cause_evidence(c, "link", j->tap->name, "is a port of no bridge, and so are %u other TAPs", orphans - 1);
+    enslave(j, c, j->tap->name);
+}
+
+static void rule_master(struct judge *j) {
+    const struct snapshot *s = j->s;
+    if (j->bridge && j->tap->master == j->bridge->index)
+        return;
+    if (j->tap->master == 0) {
+        uint32_t ports = j->bridge ? count_ports(s, j->bridge->index, false) : 0, orphans = count_orphans(s);
+        if (!j->bridge)
+            return;
+        if (ports >= PORTS_MAX) {
+            rule_exhausted(j, ports);
+        } else if (orphans > 1 && count_ports(s, j->bridge->index, true) == 0) {
+            rule_recreated(j, orphans);
+        } else {
+            struct cause *c =
+                cause_add(j, "tap.not-enslaved", FLOWS_GUEST, 0, "%s is a port of no bridge", j->tap->name);
+            cause_evidence(c, "link", j->tap->name, "has no master; %s was expected", j->bridge->name);
+            enslave(j, c, j->tap->name);
+        }
+        return;
+    }
+    const struct snap_link *master = snap_link_by_index(s, j->tap->master);
+    bool bridge = master && strcmp(master->kind, "bridge") == 0;
+    struct cause *c =
+        cause_add(j, bridge ? "tap.wrong-bridge" : "tap.wrong-master", FLOWS_GUEST, 0, "%s is a port of %s, not of %s",
+                  j->tap->name, master ? master->name : "another device", j->target->bridge);
+    cause_evidence(c, "link", j->tap->name, "master is %s (%s)", master ? master->name : "?",
+                   master ? master->kind : "not known");
+    enslave(j, c, j->tap->name);
+}
+
+/* --- no carrier --- */
+
+static const struct snap_claimant *find_claimant(const struct judge *j, bool orphaned) {
+    for (uint32_t i = 0; i < j->s->claimants_count; i++)
+        if (strcmp(j->s->claimants[i].tap, j->tap->name) == 0 && j->s->claimants[i].orphaned == orphaned)
+            return &j->s->claimants[i];
+    return NULL;
+}
+
+/* Other TAPs that are held are of a single queue: whoever opens them does not ask for more. */
+static bool others_are_single(const struct judge *j) {
+    for (uint32_t i = 0; i < j->s->links_count; i++) {
+        const struct snap_link *link = &j->s->links[i];
+        if (link->is_tap && link != j->tap && link->carrier && !link->tun_multi_queue)
+            return true;
+    }
+    return false;
+}
+
+static struct cause *no_holder_cause(struct judge *j) {
+    const char *tap = j->tap->name;
+    const struct snap_claimant *orphan = find_claimant(j, true), *claimant = find_claimant(j, false);
+    struct cause *c;
+    if (orphan) {
+        c = cause_add(j, "tap.recreated", FLOWS_GUEST, 0,
+                      "%s was made again under process %d (%s), which still holds the one that is gone", tap,
+                      orphan->pid, orphan->comm);
+        cause_evidence(c, "fdinfo", "/dev/net/tun", "process %d (%s) has it open without a device behind it",
+                       orphan->pid, orphan->comm);
+        return c;
+    }
+    if (claimant && claimant->uid != 0 && !claimant->net_admin && j->tap->tun_owner != claimant->uid &&
+        j->tap->tun_owner != UINT32_MAX) {
+        c = cause_add(j, "tap.not-permitted", FLOWS_GUEST, 0, "%s belongs to uid %u, its VMM %d (%s) runs as uid %u",
+                      tap, j->tap->tun_owner, claimant->pid, claimant->comm, claimant->uid);
+        cause_evidence(c, "proc", tap, "process %d speaks of the TAP, runs as uid %u without CAP_NET_ADMIN",
+                       claimant->pid, claimant->uid);
+        cause_evidence(c, "link", tap, "the TAP's owner is uid %u", j->tap->tun_owner);
+        return c;
+    }
+    if (j->tap->tun_multi_queue && (claimant || others_are_single(j))) {
+        c = cause_add(j, "tap.multi-queue-mismatch", FLOWS_GUEST, 0,
+                      "%s was made with multi_queue, and nobody could open it", tap);
+        cause_evidence(c, "link", tap, "multi_queue is on; other TAPs in use here have a single queue");
+        return c;
+    }
+    c = cause_add(j, "tap.no-holder", FLOWS_GUEST, 0, "no process holds %s", tap);
+    if (claimant)
+        cause_evidence(c, "proc", tap, "process %d (%s) speaks of it but has not opened it", claimant->pid,
+                       claimant->comm);
+    if (j->vm && j->vm->pid)
+        cause_evidence(c, "record", j->vm->id, "its VMM was process %d", j->vm->pid);
+    return c;
+}
+
+static void rule_no_holder(struct judge *j) {
+    const struct snap_gap *gap = snap_gap_of(j->s, "holders");
+    bool wanted = j->target->named || j->vm;
+    if (!wanted) {
+        struct cause *c = cause_add(j, "tap.leaked", 0, 0, "%s has no holder and no VM", j->tap->name);
+        if (!c)
+            return;
+        cause_evidence(c, "link", j->tap->name, "no carrier, no process has it open");
+        c->note = true;
+        return;
+    }
+    struct cause *c = no_holder_cause(j);
+    if (!c)
+        return;
+    cause_evidence(c, "link", j->tap->name, "no carrier (NO-CARRIER), so the bridge's port is disabled");
+    if (gap)
+        cause_evidence(c, "gap", "holders", "%s", gap->detail);
+    else
+        cause_evidence(c, "fdinfo", j->tap->name, "no process has it open");
+    c->finding.safe = false;
+    cause_plan(c, "restart the VM of %s", j->tap->name);
+}
+
+static void rule_carrier(struct judge *j) {
+    const struct snap_link *tap = j->tap;
+    struct cause *c = NULL;
+    if (tap->proto_down) {
+        c = cause_add(j, "tap.proto-down", FLOWS_GUEST, 0, "%s is held down by protodown", tap->name);
+        cause_evidence(c, "link", tap->name, "protodown is on, so it has no carrier");
+        cause_step(c, REPAIR_LINK_PROTO_UP, tap->name);
+    } else if (!tap->carrier && (tap->flags & IFF_UP)) {
+        /* Without all of /proc the lack of a carrier still tells: a TAP has one as long as it is held. */
+        if (!j->holder) {
+            rule_no_holder(j);
+            return;
+        }
+        c = cause_add(j, "tap.carrier-off", FLOWS_GUEST, 0, "%s has no carrier though process %d (%s) holds it",
+                      tap->name, j->holder->pid, j->holder->comm);
+        cause_evidence(c, "link", tap->name, "carrier is off");
+        cause_evidence(c, "fdinfo", tap->name, "held by process %d (%s)", j->holder->pid, j->holder->comm);
+        cause_plan(c, "ip link set dev %s carrier on", tap->name);
+    } else if (tap->carrier && tap->operstate != OPER_UP && tap->operstate != 0 && (tap->flags & IFF_UP)) {
+        c = cause_add(j, "tap.dormant", FLOWS_GUEST, 0, "%s is up but its operational state is not (%s)", tap->name,
+                      tap->operstate == 5   ? "dormant"
+                      : tap->operstate == 4 ? "testing"
+                                            : "down");
+        cause_evidence(c, "link", tap->name, "operational state %u, link mode %u", tap->operstate, tap->linkmode);
+        cause_step(c, REPAIR_LINK_MODE, tap->name)->value = 0;
+    } else if (!j->holder && !tap->carrier && !(tap->flags & IFF_UP) && !snap_gap_of(j->s, "holders")) {
+        rule_no_holder(j);
+    }
+}
+
+static void rule_queue(struct judge *j) {
+    const struct snap_link *tap = j->tap;
+    if (tap->txqueuelen == 0) {
+        struct cause *c =
+            cause_add(j, "tap.txqueuelen-zero", FLOWS_GUEST, 0, "%s has a ring of no frames (txqueuelen 0)", tap->name);
+        cause_evidence(c, "link", tap->name, "txqueuelen 0");
+        cause_step(c, REPAIR_LINK_TXQLEN, tap->name)->value = 1000;
+    }
+    if (tap->tun_multi_queue && tap->tun_queues == 0 && tap->tun_queues_off > 0) {
+        struct cause *c = cause_add(j, "tap.queue-detached", FLOWS_GUEST, 0, "all %u queues of %s are detached",
+                                    tap->tun_queues_off, tap->name);
+        cause_evidence(c, "link", tap->name, "0 queues attached, %u detached", tap->tun_queues_off);
+    }
+}
+
+/* The holder's descriptor: a VMM never wants packet information. */
+static void rule_descriptor(struct judge *j) {
+    const struct snap_holder *h = j->holder;
+    bool pi = j->tap->tun_pi || (h && h->details && !(h->tun_flags & IFF_NO_PI));
+    if (h && pi) {
+        struct cause *c = cause_add(j, "tap.packet-info", 0, FLOWS_GUEST,
+                                    "%s was opened with packet information (no IFF_NO_PI) by process %d (%s)",
+                                    j->tap->name, h->pid, h->comm);
+        if (!c)
+            return;
+        cause_evidence(c, "link", j->tap->name, "pi is on: 4 bytes stand in front of each frame");
+        c->seen = true;
+    }
+    if (h && h->filtered) {
+        struct cause *c = cause_add(j, "tap.filter", 0, FLOWS_GUEST, "process %d (%s) attached a socket filter to %s",
+                                    h->pid, h->comm, j->tap->name);
+        cause_evidence(c, "fdinfo", j->tap->name, "a filter is attached to the TAP (TUNATTACHFILTER)");
+    }
+}
+
+static void rule_stopped(struct judge *j) {
+    const struct snap_holder *h = j->holder;
+    if (!h || h->gone)
+        return;
+    bool stopped = h->state == 'T' || h->state == 't' || (h->threads && h->threads_stopped == h->threads);
+    if (!stopped && !h->frozen && h->state != 'Z')
+        return;
+    struct cause *c = cause_add(j, "vmm.stalled", FLOWS_GUEST, 0, "the VMM of %s, process %d (%s), is %s", j->tap->name,
+                                h->pid, h->comm,
+                                h->frozen         ? "frozen"
+                                : h->state == 't' ? "stopped by a debugger"
+                                : h->state == 'Z' ? "dead"
+                                                  : "stopped");
+    cause_evidence(c, "proc", "stat", "process %d is in state %c, %u of %u threads are stopped%s", h->pid, h->state,
+                   h->threads_stopped, h->threads, h->frozen ? ", its cgroup is frozen" : "");
+    cause_plan(c, h->frozen ? "thaw the cgroup of process %d" : "kill -CONT %d", h->pid);
+}
+
+static const struct snap_link *uplink_of(const struct judge *j) {
+    for (uint32_t i = 0; i < j->s->lookups_count; i++)
+        if (j->s->lookups[i].to == 0x08080808 && !j->s->lookups[i].from && !j->s->lookups[i].error)
+            return snap_link_by_index(j->s, j->s->lookups[i].link);
+    return NULL;
+}
+
+static void rule_xdp(struct judge *j) {
+    const struct {
+        const struct snap_link *link;
+        const char *id;
+        uint32_t flows;
+    } places[] = {
+        {j->tap, "tap.xdp-drop", FLOWS_GUEST},
+        {j->bridge, "bridge.xdp-drop", FLOWS_HOST | FLOWS_TO_HOST | FLOWS_EGRESS},
+        {uplink_of(j), "host.uplink-xdp", FLOWS_EGRESS},
+    };
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        const struct snap_link *link = places[i].link;
+        if (!link || !link->xdp_prog || (i == 2 && (link == j->bridge || link == j->tap)))
+            continue;
+        const struct snap_prog *prog = snap_prog_get(j->s, link->xdp_prog);
+        struct cause *c = cause_add(j, places[i].id, 0, places[i].flows, "XDP program %u \"%s\" on %s", link->xdp_prog,
+                                    prog ? prog->name : "?", link->name);
+        cause_evidence(c, "xdp", link->name, "program %u, name \"%s\", tag %s, attached as %s", link->xdp_prog,
+                       prog ? prog->name : "?", prog ? prog->tag : "?", link->xdp_mode == 2 ? "generic" : "native");
+        cause_step(c, REPAIR_LINK_XDP_OFF, link->name);
+    }
+}
+
+static void rule_collision(struct judge *j) {
+    const struct snap_vm *first = NULL;
+    for (uint32_t i = 0; i < j->s->vms_count; i++) {
+        const struct snap_vm *vm = &j->s->vms[i];
+        if (strcmp(vm->tap, j->target->tap) != 0)
+            continue;
+        if (!first) {
+            first = vm;
+            continue;
+        }
+        struct cause *c = cause_add(j, "tap.name-collision", 0, FLOWS_GUEST, "two VMs claim %s: %s and %s",
+                                    j->target->tap, first->id, vm->id);
+        if (!c)
+            return;
+        cause_evidence(c, "record", first->id, "its TAP is %s", j->target->tap);
+        cause_evidence(c, "record", vm->id, "its TAP is %s too", j->target->tap);
+        c->kills = FLOWS_GUEST;
+        c->refutable = false;
+        c->policy = true;
+        return;
+    }
+}
+
+void rules_links(struct judge *j) {
+    rule_collision(j);
+    if (!j->tap) {
+        rule_missing(j);
+        return;
+    }
+    rule_down(j);
+    rule_master(j);
+    rule_carrier(j);
+    rule_queue(j);
+    rule_descriptor(j);
+    rule_stopped(j);
+    rule_xdp(j);
+}

@@ -1,0 +1,369 @@
+"""Faults that the catalogue does not have. The doctor may name the object that is to blame, in words that hold its name,
+or say unknown.<hop>; it may not blame something else.
+
+also: ids of the catalogue that are true of the fault; hops: where it may as well be said to die, for one of three
+reasons: the frame's death is between two hops of the list, two places are both true, or from outside of the guest
+nobody can tell.
+"""
+import contextlib
+import socket
+
+import faults as catalogue
+from faults import TC_SHOT, TC_STOLEN, UPLINK, XDP_DROP, Fault
+from lab import GATEWAY, PORT
+
+CATALOGUE_IDS = {f.id for f in catalogue.FAULTS} | {
+    "tap.leaked", "tap.name-collision", "host.conntrack-full", "host.neigh-table-full",
+}
+NOVEL = []
+SECOND = ("other",)
+
+
+def fault(key, hop, **rest):
+    def take(inject):
+        NOVEL.append(Fault(key, hop, inject, **rest))
+        return inject
+
+    return take
+
+
+def command(key, hop, tool, line, words, **rest):
+    """A fault that is a few commands; $TAP, $OTHER, $GUEST, $MAC as in faults.simple()."""
+
+    def inject(bed):
+        names = {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac}
+
+        def fill(text):
+            for name, value in names.items():
+                text = text.replace(name, str(value))
+            return text
+
+        for one in line.split("; "):
+            getattr(bed.lab, tool)(*fill(one).split())
+        return [fill(word) for word in words.split()]
+
+    NOVEL.append(Fault(key, hop, inject, **rest))
+
+
+def sysctls(key, hop, settings, words, talk=False, **rest):
+    def inject(bed):
+        for name, value in settings.items():
+            bed.lab.sysctl(name, value)
+        if talk:
+            bed.chatter(bed.vm)
+        return words.split()
+
+    NOVEL.append(Fault(key, hop, inject, **rest))
+
+
+def nft(key, hop, family, hook, *rules, text="", handle=True, **rest):
+    """Rules in a chain of somebody's; the last one kills. text: more of the table, made before."""
+
+    def inject(bed):
+        def fill(one):
+            for name, value in {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac}.items():
+                one = one.replace(name, value)
+            return one
+
+        if text:
+            bed.lab.nft(f"add table {family} somebody\n" + fill(text))
+        handles = bed.lab.chain(family, "somebody", "theirs", fill(hook), *[fill(one) for one in rules])
+        return ["somebody", "theirs", f"handle {handles[-1]}"] if handle else ["somebody"]
+
+    NOVEL.append(Fault(key, hop, inject, **rest))
+
+
+# ---- the bridge ----
+
+command("port locked", "bridge.input", "bridge", "link set dev $TAP locked on learning off", "$TAP locked", hops=("tap.ingress", "bridge.port"),
+        alive=SECOND)
+command("fdb sticky elsewhere", "bridge.forward", "bridge", "fdb replace $MAC dev $OTHER master static sticky", "$MAC $OTHER", alive=("arp", "other"),
+        cold=False)
+command("fdb local", "bridge.forward", "bridge", "fdb replace $MAC dev br0 self local", "$MAC", alive=SECOND, cold=False)
+
+
+@fault("neighbour solicitations off", "host.neigh", alive=("arp",))
+def _(bed):
+    for key in ("mcast_solicit", "ucast_solicit", "app_solicit"):
+        bed.lab.sysctl(f"net/ipv4/neigh/br0/{key}", 0)
+    return ["mcast_solicit"]
+
+
+command("bridge arp off", "host.neigh", "ip", "link set br0 arp off", "br0 noarp", hops=("bridge.dev", "host.output"))
+
+
+@fault("arptables forward", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), lab={"bridge_netfilter": 1},
+       also=("nft.arp-drop", "netfilter.bridge-forward-drop"))
+def _(bed):
+    bed.lab.sysctl("net/bridge/bridge-nf-call-arptables", 1)
+    bed.lab.run("arptables-legacy", "-P", "FORWARD", "DROP")
+    return ["legacy"]
+
+
+# ---- the TAP ----
+
+
+@fault("tap carrier off", "tap.dev", alive=SECOND, hops=("bridge.port", "vmm"))
+def _(bed):
+    bed.vm("carrier", 0)
+    bed.lab.settle(bed.vm.tap, "DOWN")
+    return [bed.vm.tap, "carrier"]
+
+
+@fault("tap dormant", "tap.dev", hops=("bridge.port",), alive=SECOND)
+def _(bed):
+    bed.vm("carrier", 0)
+    bed.lab.ip("link", "set", bed.vm.tap, "mode", "dormant")
+    bed.lab.settle(bed.vm.tap, "DOWN")
+    bed.vm("carrier", 1)
+    bed.lab.settle(bed.vm.tap, "DORMANT")
+    return [bed.vm.tap, "dormant"]
+
+
+@fault("tap transmit filter", "tap.queue", alive=SECOND, hops=("tap.dev",))
+def _(bed):
+    bed.vm("txfilter", "02:00:00:00:00:99")
+    return [bed.vm.tap, "filter"]
+
+
+@fault("tap socket filter", "tap.queue", alive=SECOND, hops=("tap.dev",))
+def _(bed):
+    bed.vm("sockfilter", 0)
+    return [bed.vm.tap, "filter"]
+
+
+command("tap ring of none", "tap.queue", "ip", "link set $TAP txqueuelen 0", "$TAP txqueuelen", alive=SECOND, hops=("tap.dev",))
+
+
+
+@fault("tap queue detached", "tap.queue", alive=SECOND, hops=("tap.dev", "vmm", "bridge.port"), guest={"tap_kind": "multi_queue", "mq": 1})
+def _(bed):
+    bed.vm("detach")
+    return [bed.vm.tap, "detach"]
+
+
+# ---- qdiscs and tc ----
+
+command("tbf too small for a frame", "tap.egress", "tc", "qdisc replace dev $TAP root tbf rate 1kbit burst 30 limit 3000", "$TAP tbf",
+        alive=SECOND, also=("qdisc.drops",))
+command("htb starved", "tap.egress", "tc",
+        "qdisc replace dev $TAP root handle 1: htb default 10; class add dev $TAP parent 1: classid 1:10 htb rate 8bit burst 1 cburst 1; "
+        "qdisc add dev $TAP parent 1:10 pfifo limit 1",
+        "$TAP", alive=SECOND, also=("qdisc.drops",))
+
+
+def redirected(where):
+    def inject(bed):
+        bed.lab.ip("link", "add", "sink0", "type", "veth", "peer", "name", "sink1")
+        bed.lab.batch("link set sink0 up\nlink set sink1 up")
+        bed.lab.tc("qdisc", "add", "dev", bed.vm.tap, "clsact")
+        bed.lab.tc("filter", "add", "dev", bed.vm.tap, where, "protocol", "all", "u32", "match", "u32", 0, 0, "action", "mirred", "egress",
+                   "redirect", "dev", "sink0")
+        return [bed.vm.tap, "mirred"]
+
+    return inject
+
+
+NOVEL.append(Fault("tc redirect ingress", "tap.ingress", redirected("ingress"), alive=SECOND, also=("tc.ingress-drop",)))
+NOVEL.append(Fault("tc redirect egress", "tap.egress", redirected("egress"), alive=SECOND, also=("tc.egress-drop",)))
+
+
+@fault("tc steals", "tap.egress", alive=SECOND, also=("tc.egress-drop",))
+def _(bed):
+    bed.lab.tc("qdisc", "add", "dev", bed.vm.tap, "clsact")
+    bed.lab.bpf("thief", TC_STOLEN, bed.vm.tap, "cls-egress")
+    return [bed.vm.tap, "thief"]
+
+
+@fault("xdp on the bridge", "bridge.input", hops=("host.input",), also=("tap.xdp-drop",))
+def _(bed):
+    return ["br0", bed.lab.bpf("on_br", XDP_DROP, "br0", "xdp")]
+
+
+@fault("xdp on the uplink", "host.uplink", dead=("egress",), alive=("ping", "tcp"), hops=("host.input", "host.forward"), **UPLINK)
+def _(bed):
+    return ["wan0", bed.lab.bpf("on_wan", XDP_DROP, "wan0", "xdp-native")]
+
+
+@fault("tc egress on the uplink", "host.uplink", dead=("egress",), alive=("ping", "tcp"), hops=("host.nat",), also=("tc.egress-drop",), **UPLINK)
+def _(bed):
+    bed.lab.tc("qdisc", "add", "dev", "wan0", "clsact")
+    bed.lab.bpf("on_wan", TC_SHOT, "wan0", "cls-egress")
+    return ["wan0", "on_wan"]
+
+
+# ---- nftables, by every other way ----
+
+nft("nft set", "host.input", "inet", "type filter hook input priority 0", "ip saddr @bad drop",
+    text="add set inet somebody bad { type ipv4_addr; elements = { $GUEST, 10.0.0.1 }; }", dead=("ping", "vm-host"), alive=("arp", "other"),
+    also=("netfilter.input-drop",))
+nft("nft limit", "bridge.output", "bridge", "type filter hook output priority 0", "oifname $TAP limit rate over 1/hour burst 1 packets drop",
+    alive=SECOND, also=("nft.bridge-drop",))
+nft("nft quota", "bridge.output", "bridge", "type filter hook output priority 0", "oifname $TAP quota over 10 bytes drop", alive=SECOND,
+    also=("nft.bridge-drop",))
+nft("nft map", "tap.ingress", "bridge", "type filter hook prerouting priority 0", "iifname vmap { $TAP : drop }", alive=SECOND,
+    also=("nft.bridge-drop",))
+
+
+@fault("nft jump", "bridge.output", alive=SECOND, also=("nft.bridge-drop",))
+def _(bed):
+    bed.lab.nft("add table bridge somebody\nadd chain bridge somebody deep\nadd chain bridge somebody deeper\n"
+                f"add rule bridge somebody deeper oifname {bed.vm.tap} drop\nadd rule bridge somebody deep goto deeper")
+    bed.lab.chain("bridge", "somebody", "theirs", "type filter hook output priority 0", "jump deep")
+    return ["somebody", "deeper", f"handle {bed.lab.handles('bridge', 'somebody', 'deeper')[0]}"]
+
+
+nft("nft forwards elsewhere", "tap.ingress", "netdev", "type filter hook ingress device $TAP priority 0", "fwd to $OTHER", alive=SECOND,
+    also=("nft.netdev-drop",))
+nft("nft rewrites the MAC", "bridge.output", "bridge", "type filter hook output priority 0",
+    "oifname $TAP ether type != arp ether daddr set 02:00:00:00:00:99", alive=("arp", "other"))
+nft("nft tcp only", "bridge.output", "bridge", "type filter hook output priority 0", "oifname $TAP ether type ip tcp flags syn drop",
+    dead=("tcp",), alive=("ping", "arp"), also=("nft.bridge-drop",))
+nft("nft reject", "host.output", "inet", "type filter hook output priority 0", "ip daddr $GUEST reject", alive=("arp", "other"),
+    also=("netfilter.output-drop",))
+nft("stale dnat", "host.output", "ip", "type nat hook output priority -100", "ip daddr $GUEST dnat to 192.168.99.99", alive=("arp", "other"),
+    hops=("host.nat", "host.route"))
+nft("untracked", "host.input", "inet", "type filter hook input priority 0", "ct state established,related accept", 'iifname "lo" accept',
+    "iifname br0 counter drop", text="add chain inet somebody early { type filter hook prerouting priority -300; }\n"
+    "add rule inet somebody early iifname br0 notrack", dead=("ping", "vm-host"), alive=("arp",), also=("netfilter.input-drop",))
+nft("nft prerouting", "host.input", "inet", "type filter hook prerouting priority -300", "iifname br0 ip saddr $GUEST drop",
+    lab={"bridge_netfilter": 0}, alive=("arp", "other"), also=("netfilter.input-drop",), hops=("bridge.input",))
+nft("nft postrouting", "host.output", "inet", "type filter hook postrouting priority 300", "ip daddr $GUEST drop",
+    lab={"bridge_netfilter": 0}, alive=("arp", "other"), also=("netfilter.output-drop",))
+
+
+nft("anti-spoofing with another MAC", "tap.ingress", "bridge", "type filter hook prerouting priority 0",
+    "iifname $TAP ether saddr != 02:fc:00:00:00:99 drop", alive=SECOND, also=("nft.bridge-drop",))
+nft("anti-spoofing with another address", "tap.ingress", "bridge", "type filter hook prerouting priority 0",
+    "iifname $TAP ether saddr . ip saddr != { $MAC . 192.168.0.99 } drop", alive=("arp", "other"), also=("nft.bridge-drop",))
+nft("arp spoofing of an address", "tap.ingress", "bridge", "type filter hook prerouting priority 0",
+    "iifname $TAP arp saddr ip != 192.168.0.99 drop", alive=SECOND, also=("nft.bridge-drop",))
+nft("broadcasts", "bridge.output", "bridge", "type filter hook output priority 0", "ether daddr ff:ff:ff:ff:ff:ff oifname $TAP drop", alive=SECOND,
+    also=("nft.bridge-drop",))
+nft("long packets", "host.output", "inet", "type filter hook output priority 0", "oifname br0 meta length > 1000 drop", dead=("big",),
+    alive=("ping", "tcp"), also=("netfilter.output-drop",))
+nft("every second packet", "bridge.output", "bridge", "type filter hook output priority 0",
+    "oifname $TAP ether type ip numgen inc mod 2 0 drop", dead=("steady",), alive=("arp",), also=("nft.bridge-drop",))
+nft("the first three, then none", "bridge.output", "bridge", "type filter hook output priority 0",
+    "oifname $TAP ether type ip limit rate 1/minute burst 3 packets accept", "oifname $TAP ether type ip drop", dead=("steady",), alive=("arp",),
+    also=("nft.bridge-drop",))
+
+
+@fault("marked, then dropped", "host.input", dead=("ping", "vm-host"), alive=("arp", "other"), also=("netfilter.input-drop",),
+       lab={"bridge_netfilter": 0})
+def _(bed):
+    bed.lab.chain("inet", "somebody", "first", "type filter hook prerouting priority -150", f"ip saddr {bed.vm.address} meta mark set 0x5")
+    handles = bed.lab.chain("inet", "somebody", "theirs", "type filter hook input priority 0", "meta mark 0x5 drop")
+    return ["somebody", "theirs", f"handle {handles[0]}"]
+
+
+@fault("nfqueue without a listener", "host.input", dead=("ping", "vm-host"), alive=("arp",), also=("netfilter.input-drop",))
+def _(bed):
+    bed.lab.run("iptables", "-A", "INPUT", "-i", "br0", "-j", "NFQUEUE", "--queue-num", 5)
+    return ["filter", "INPUT"]
+
+
+@fault("mark and rule", "host.output", alive=("arp", "other"), hops=("host.route",), also=("host.policy-rule",))
+def _(bed):
+    bed.lab.ip("rule", "add", "fwmark", 77, "pref", 4321, "blackhole")
+    bed.lab.chain("inet", "somebody", "theirs", "type route hook output priority -150", f"ip daddr {bed.vm.address} meta mark set 77")
+    return []
+
+
+@fault("ebtables dnat", "bridge.output", alive=("arp", "other"), hops=("bridge.forward",))
+def _(bed):
+    bed.lab.run("ebtables", "-t", "nat", "-A", "OUTPUT", "-p", "ipv4", "-d", bed.vm.mac, "-j", "dnat", "--to-destination", "02:00:00:00:00:99")
+    return ["nat", "OUTPUT"]
+
+
+# ---- host, L3 ----
+
+command("route mtu lock", "host.route", "ip", "route change 192.168.0.0/16 dev br0 proto kernel scope link src 192.168.0.1 mtu lock 600",
+        "mtu 600", dead=("big",), alive=("ping", "tcp"), hops=("bridge.dev",))
+command("rule prohibit", "host.route", "ip", "rule add to $GUEST prohibit pref 500", "500", also=("host.policy-rule",), alive=("arp", "other"))
+command("guest address is the host's", "host.route", "ip", "address add $GUEST/32 dev lo", "$GUEST lo", dead=("tcp",),
+        alive=("arp", "other"), hops=("host.neigh",))
+command("no prefix route", "host.route", "ip", "route del 192.168.0.0/16 dev br0", "br0")
+sysctls("arp ignore all", "host.input", {"net/ipv4/conf/all/arp_ignore": 8}, "arp_ignore", talk=True, dead=("vm-host",), also=("host.arp-ignore",))
+sysctls("forwarding of one device", "host.forward", {"net/ipv4/conf/br0/forwarding": 0}, "br0 forwarding", dead=("egress",), alive=("ping", "tcp"),
+        also=("host.ip-forward-off",), **UPLINK)
+
+
+nft("forward of one guest", "host.forward", "inet", "type filter hook forward priority 0", "ip saddr $GUEST drop", dead=("egress",),
+    alive=("ping", "tcp"), also=("netfilter.forward-drop",), lab={"uplink": True, "bridge_netfilter": 0})
+command("rule against one guest", "host.forward", "ip", "rule add from $GUEST iif br0 prohibit pref 321", "321", dead=("egress",), alive=("arp",),
+        hops=("host.route", "host.input"), also=("host.policy-rule",), **UPLINK)
+command("wrong gateway", "host.uplink", "ip", "route replace default via 203.0.113.77", "203.0.113.77", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+
+
+@fault("masquerade of other networks", "host.nat", dead=("egress",), alive=("ping", "tcp"), also=("host.no-masquerade",),
+       lab={"uplink": True, "masquerade": False})
+def _(bed):
+    bed.lab.chain("ip", "nat", "post", "type nat hook postrouting priority 100", "ip saddr 10.0.0.0/8 oifname wan0 masquerade")
+    return ["wan0"]
+
+
+@fault("snat to nobody", "host.nat", dead=("egress",), alive=("ping", "tcp"), hops=("host.uplink",), lab={"uplink": True, "masquerade": False})
+def _(bed):
+    handles = bed.lab.chain("ip", "nat", "post", "type nat hook postrouting priority 100", "ip saddr 192.168.0.0/16 oifname wan0 snat to 203.0.113.99")
+    return ["203.0.113.99", f"handle {handles[0]}"]
+
+
+@fault("xfrm block", "host.output", alive=("arp", "other"), hops=("host.route",))
+def _(bed):
+    bed.lab.ip("xfrm", "policy", "add", "dir", "out", "dst", f"{bed.vm.address}/32", "action", "block")
+    return ["xfrm"]
+
+
+# ---- the guest and its VMM, as far as it can be told from outside ----
+
+
+# As silent as a guest without the address, until it says something; then the host knows its MAC, and all is well.
+@fault("guest arp_ignore", "guest.ip", hops=("guest.nic", "guest.firewall"), also=("guest.no-address",), alive=SECOND)
+def _(bed):
+    bed.vm.sysctl("net/ipv4/conf/eth0/arp_ignore", 8)
+    return [bed.vm.address]
+
+
+@fault("guest blackholes the host", "guest.ip", hops=("guest.firewall",), also=("guest.firewall",), alive=("arp", "vm-vm"))
+def _(bed):
+    bed.vm.ip("route", "add", "blackhole", f"{GATEWAY}/32")
+    return [bed.vm.address]
+
+
+@fault("guest drops by tc", "guest.nic", hops=("guest.ip", "guest.firewall"), alive=SECOND)
+def _(bed):
+    bed.vm.tc("qdisc", "add", "dev", "eth0", "clsact")
+    bed.vm.tc("filter", "add", "dev", "eth0", "ingress", "bpf", "da", "bytecode", f"1,6 0 0 {TC_SHOT}")
+    bed.chatter(bed.vm)
+    return [bed.vm.tap]
+
+
+@fault("vmm loses large frames", "vmm", dead=("big",), alive=("ping", "tcp", "arp"), hops=("tap.queue", "guest.nic", "guest.ip", "guest.firewall"))
+def _(bed):
+    bed.vm("longest", 1000)
+    return [bed.vm.tap]
+
+
+@fault("accept queue full", "guest.service", dead=("tcp",), alive=("ping", "arp"), hops=("guest.firewall",), also=("guest.firewall",))
+def _(bed):
+    bed.vm("unserve", PORT)
+    # A service that does not accept, and more than enough who wait for it.
+    bed.lazy = bed.vm.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bed.lazy.bind(("0.0.0.0", PORT))
+    bed.lazy.listen(0)
+    bed.waiting = [bed.lab.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(4)]
+    for s in bed.waiting:
+        s.settimeout(0.1)
+        with contextlib.suppress(OSError):
+            s.connect((bed.vm.address, PORT))
+    return [bed.vm.address, PORT]
+
+
+@fault("another vm proxies arp", "host.neigh", dead=("one-owner",), also=("guest.duplicate-ip",))
+def _(bed):
+    bed.other.sysctl("net/ipv4/ip_forward", 1)
+    bed.other.batch(f"link add tun1 type veth peer name tun2\nlink set tun1 up\nlink set tun2 up\nroute add {bed.vm.address}/32 dev tun1")
+    bed.other.sysctl("net/ipv4/conf/eth0/proxy_arp", 1)
+    bed.other.sysctl("net/ipv4/neigh/eth0/proxy_delay", 0)
+    return [bed.vm.address, bed.other.mac]
