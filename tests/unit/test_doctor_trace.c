@@ -92,9 +92,9 @@ static void test_noise(void **state) {
 #define EVENT(us, tail) "         python3-100     [001] b....  10.000" us ": " tail "\n"
 #define READER(us, tail) "         wire-200        [000] .....  10.000" us ": " tail "\n"
 
-static const char dropped_by_rule[] = "# tracer: nop\n" EVENT("100", "net_dev_queue: dev=br0 skbaddr=000000000000aaaa "
-                                                                     "len=60") EVENT(
-    "101", "net_dev_start_xmit: dev=br0 skbaddr=000000000000aaaa protocol=0x0806 len=60")
+static const char dropped_by_rule[] = "# tracer: nop\n" EVENT(
+    "100", "net_dev_queue: dev=br0 skbaddr=000000000000aaaa "
+           "len=60") EVENT("101", "net_dev_start_xmit: dev=br0 skbaddr=000000000000aaaa protocol=0x0806 len=60")
     EVENT("110", "net_dev_queue: dev=fc-vm-2 skbaddr=000000000000bbbb len=60") EVENT(
         "111", "net_dev_start_xmit: dev=fc-vm-2 skbaddr=000000000000bbbb protocol=0x0806 len=60")
         EVENT("112", "net_dev_xmit: dev=fc-vm-2 skbaddr=000000000000bbbb len=60 rc=0") EVENT(
