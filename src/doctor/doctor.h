@@ -42,6 +42,22 @@ void doctor_case_free(struct doctor_case *c);
 void doctor_case_freep(struct doctor_case **c);
 #define _cleanup_doctor_case_ __attribute__((cleanup(doctor_case_freep)))
 
+/* Repairs what may be repaired: which "" the safe ones, one by one; else the finding of that id, safe or not. Each is
+ * applied, proven by looking again, and taken back when it did not help. *c becomes the last case, with what was
+ * repaired in it. journal_dir: where the journal is kept. Errors are those of doctor_run(); a repair that failed is said
+ * in its finding. */
+int doctor_repair(const struct doctor_options *options, const char *which, const char *journal_dir,
+                  struct doctor_case **c, struct err *err);
+
+/* Takes a repair back. Errors: repair/repair.h. */
+int doctor_undo(const char *netns, const char *journal_dir, const char *id, struct err *err);
+
+/* Looks, tells, waits for a change of links, ports, addresses, routes, rules, qdiscs, filters or nftables, looks again,
+ * and tells when the findings are others; until told() returns false. It looks at the state alone after the first time.
+ * Return: -errno. */
+int doctor_watch(const struct doctor_options *options, bool (*told)(const struct doctor_case *c, void *data),
+                 void *data, struct err *err);
+
 /* A case as a file's text and back: the same findings come out of it on any machine. Error: "doctor.bad-snapshot". */
 char *doctor_case_save(const struct doctor_case *c, size_t *ret_len); /* the caller frees; NULL without memory */
 int doctor_case_load(const char *text, size_t len, struct doctor_case **ret, struct err *err);

@@ -312,6 +312,25 @@ int doctor_case_judge(struct doctor_case *c, struct err *err) {
     return r < 0 ? err_sys(err, -r, "doctor.failed", "judge") : 0;
 }
 
+/* Guests that answer the host: do they know a way to the outside? Only where there is one, made for them. */
+static void ask_from_beyond(const struct doctor_case *c, struct heard *heard) {
+    const struct snapshot *s = c->before;
+    const struct snap_lookup *world = to_world(s);
+    int asked = 0;
+    bool forwards = snap_sysctl_int(s, "net/ipv4/ip_forward", 0) != 0;
+    for (uint32_t i = 0; world && forwards && world->link != s->host.bridge_index && i < c->count && asked < 4; i++) {
+        const struct snap_link *tap = snap_link_by_name(s, c->targets[i].tap);
+        int at = c->probe_indexes[i];
+        if (!c->probe || at < 0 || !tap)
+            continue;
+        const struct probe_answer *arp = &c->probe->targets[at].answer[PROBE_ARP];
+        if (c->probe->targets[at].answer[PROBE_ICMP].answered && arp->mac_count == 1) {
+            heard_beyond(heard, s, tap->index, arp->macs[0], c->targets[i].ip);
+            asked++;
+        }
+    }
+}
+
 /* Asks, collects again, judges. */
 static int examine(struct doctor_case *c, const struct doctor_options *o, int nsfd, struct collect_options collect,
                    struct err *err) {
@@ -319,6 +338,7 @@ static int examine(struct doctor_case *c, const struct doctor_options *o, int ns
     probe_result_free(c->probe);
     c->probe = NULL;
     ask(c, o, nsfd);
+    ask_from_beyond(c, heard);
     if (somebody_is_silent(c)) /* one who just booted may have had no address when it was asked */
         heard_again(heard, c->before);
     snapshot_free(c->after);
@@ -365,6 +385,8 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     r = collect_snapshot(&collect, &c->before, err);
     if (r < 0)
         return r;
+    if (*o->bridge && !c->before->host.bridge_index && !*o->tap && !*o->vm)
+        return err_set(err, ENOENT, "doctor.no-such-bridge", "there is no bridge %s here", o->bridge);
     r = find_targets(c, o, err);
     if (r < 0)
         return r;

@@ -314,6 +314,9 @@ struct snap_holder {
     bool gone;                /* attached to a device that no longer exists: it has the name, the kernel says EBADFD */
 };
 
+/* An address of nobody (TEST-NET-1, RFC 5737): a guest's answer to it needs a default route. */
+#define SNAP_BEYOND 0xc000024dU
+
 /* A frame that came out of a VM while our questions were under way. */
 enum snap_heard_kind {
     SNAP_HEARD_OTHER,
@@ -322,6 +325,7 @@ enum snap_heard_kind {
     SNAP_HEARD_IPV4,
     SNAP_HEARD_IPV6,
     SNAP_HEARD_NEIGHBOUR6, /* the answer to our neighbour solicitation */
+    SNAP_HEARD_ASKED,      /* no frame: this guest was asked from SNAP_BEYOND */
 };
 struct snap_heard {
     int32_t link;

@@ -306,6 +306,7 @@ class Doctor:
 
     def __repr__(self):
         told = "; ".join(f"{f['role']} {f['id']} at {f['dies_at']}: {f['title']}" for f in self.findings) or "no finding"
+        told = f"{self.json['error']}" if "error" in self.json else told
         return f"exit {self.status} in {self.seconds:.2f} s: {told}" + (f" [{self.err.strip()[-300:]}]" if self.err else "")
 
 

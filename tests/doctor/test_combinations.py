@@ -22,10 +22,10 @@ CHAINS = [
     ("tap.xdp-drop", "netfilter.input-drop"),
     ("bridge.flood-off", "guest.service-down"),
     ("host.neigh-wrong", "guest.firewall port"),
-    ("bridge.mtu-mismatch bridge", "guest.service-down"),
 ]
 # Faults that are on different ways: each way has its own cause.
 WAYS = [
+    ("bridge.mtu-mismatch bridge", "guest.service-down"),
     ("guest.service-down", "netfilter.forward-drop"),
     ("bridge.port-isolated", "host.no-masquerade"),
     ("bridge.bcast-flood-off", "host.ip-forward-off"),

@@ -32,7 +32,9 @@ struct heard_tap {
 };
 struct heard *heard_open(struct snapshot *s, int nsfd, const struct heard_tap *taps, size_t count);
 void heard_again(struct heard *heard, const struct snapshot *s); /* asks once more and waits for 40 ms */
-void heard_take(struct heard *heard, struct snapshot *s);        /* frees heard; NULL is no error */
+/* Asks a guest by an echo request that comes from SNAP_BEYOND; its answer, if it has a way back, is heard. */
+void heard_beyond(struct heard *heard, const struct snapshot *s, int32_t tap, struct net_mac guest, uint32_t ip);
+void heard_take(struct heard *heard, struct snapshot *s); /* frees heard; NULL is no error */
 
 /* --- the nouns; each adds a gap of its name where it fails --- */
 

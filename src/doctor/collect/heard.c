@@ -3,6 +3,7 @@
 #include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 #define FRAME_KEPT 128 /* bytes that the kernel copies */
 #define SOLICITATION_SIZE 86
 #define AGAIN_MS 40
+#define ECHO_SIZE 60
 
 #ifndef PACKET_IGNORE_OUTGOING
 #define PACKET_IGNORE_OUTGOING 23
@@ -28,6 +30,8 @@ struct heard {
     int fd[TAPS_MAX];
     int32_t link[TAPS_MAX];
     size_t count;
+    int32_t asked[TAPS_MAX]; /* by heard_beyond() */
+    size_t asked_count;
 };
 
 static int listen_to(int nsfd, int32_t link, int *ret_fd) {
@@ -133,6 +137,61 @@ void heard_again(struct heard *heard, const struct snapshot *s) {
     usleep(AGAIN_MS * 1000);
 }
 
+static void put32(uint8_t *at, uint32_t value) {
+    for (int i = 0; i < 4; i++)
+        at[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+static uint16_t plain_checksum(const uint8_t *data, size_t len) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < len; i += 2)
+        sum += (uint32_t)(data[i] << 8 | data[i + 1]);
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~sum;
+}
+
+/* RFC 791, RFC 792 */
+static void build_echo(struct net_mac from, struct net_mac to, uint32_t ip, uint8_t f[ECHO_SIZE]) {
+    memset(f, 0, ECHO_SIZE);
+    memcpy(f, to.byte, 6);
+    memcpy(f + 6, from.byte, 6);
+    f[12] = 0x08;
+    uint8_t *h = f + 14, *icmp = f + 34;
+    h[0] = 0x45;
+    h[3] = ECHO_SIZE - 14;
+    h[8] = 64;
+    h[9] = IPPROTO_ICMP;
+    put32(h + 12, SNAP_BEYOND);
+    put32(h + 16, ip);
+    uint16_t sum = plain_checksum(h, 20);
+    h[10] = (uint8_t)(sum >> 8);
+    h[11] = (uint8_t)sum;
+    icmp[0] = 8;
+    icmp[4] = 0x6d;
+    icmp[5] = 0x63;
+    sum = plain_checksum(icmp, ECHO_SIZE - 34);
+    icmp[2] = (uint8_t)(sum >> 8);
+    icmp[3] = (uint8_t)sum;
+}
+
+void heard_beyond(struct heard *heard, const struct snapshot *s, int32_t tap, struct net_mac guest, uint32_t ip) {
+    const struct snap_link *bridge = snap_link_by_index(s, s->host.bridge_index);
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_IP), .sll_halen = 6};
+    _cleanup_close_ int fd = -1;
+    uint8_t frame[ECHO_SIZE];
+    if (!heard || !bridge || heard->asked_count == TAPS_MAX ||
+        netns_socket(heard->nsfd, AF_PACKET, SOCK_RAW, 0, &fd) < 0)
+        return;
+    address.sll_ifindex = bridge->index;
+    build_echo(bridge->mac, guest, ip, frame);
+    for (int i = 0; i < 2; i++)
+        if (sendto(fd, frame, sizeof frame, MSG_DONTWAIT, (struct sockaddr *)&address, sizeof address) < 0)
+            return;
+    heard->asked[heard->asked_count++] = tap;
+    usleep(AGAIN_MS * 1000);
+}
+
 static uint32_t be32(const uint8_t *at) {
     return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
 }
@@ -176,6 +235,11 @@ void heard_take(struct heard *heard, struct snapshot *s) {
         if (s)
             drain(heard->fd[i], heard->link[i], s);
         close(heard->fd[i]);
+    }
+    for (size_t i = 0; heard && s && i < heard->asked_count; i++) {
+        struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
+        if (row)
+            *row = (struct snap_heard){.link = heard->asked[i], .kind = SNAP_HEARD_ASKED};
     }
     free(heard);
 }

@@ -205,8 +205,8 @@ void collect_holders(struct snapshot *s, int nsfd) {
             scan_process(&scan, dirfd(proc), e->d_name);
     closedir(proc);
     if (scan.closed)
-        snapshot_gap(s, "holders", EACCES, "%u processes could not be looked into: run as root to see all holders",
-                     scan.closed);
+        snapshot_gap(s, "holders", EACCES, "%u processes could not be looked into%s", scan.closed,
+                     geteuid() ? ": run as root to see all holders" : "");
 }
 
 /* --- who speaks of a TAP and does not hold it --- */

@@ -103,6 +103,6 @@ void collect_hooks(struct snapshot *s, int nsfd) {
             if (one < 0 && one != -EOPNOTSUPP && one != -ENOENT)
                 r = one;
         }
-    if (r < 0)
+    if (r < 0 && r != -EINVAL) /* a kernel without nfnetlink_hook knows no such subsystem */
         snapshot_gap(s, "hooks", r, "the kernel does not tell who hooks into netfilter");
 }

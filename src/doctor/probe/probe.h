@@ -2,7 +2,7 @@
  * else at once while they travel, and says in plain data what was sent, seen, answered and lost. It judges nothing.
  *
  * All questions of one run share one clock, one capture and one trace, and are asked of all targets at once: the time
- * is bounded by PROBE_DEADLINE_MS however many do not answer. When all answer it is over in a fraction of that.
+ * is bounded by PROBE_DEADLINE_MS however many do not answer (but see light). When all answer it is over in a fraction of that.
  *
  *   host → guest      ARP by our own frame on the bridge's local output path (a neighbour entry cannot hide a fault),
  *                     ARP by the kernel (an entry that is not permanent is asked to be verified), ICMP echo, a burst of
@@ -195,7 +195,10 @@ struct probe_request {
     const struct probe_target *targets;
     size_t target_count;
     bool no_canary, no_trace;
-    bool light;         /* for many targets: ARP, ICMP and TCP only; no canary, no trace */
+    /* For many targets: ARP (to the guest's MAC where it is known), ICMP, and TCP where the host has a neighbour entry;
+     * no canary, no trace, no entry is made in the host's table. Goes on beyond PROBE_DEADLINE_MS, to 4 s at most, while
+     * answers come. With capture_lost an ARP answer may have been missed: ask the silent ones again without it. */
+    bool light;
     uint32_t egress_to; /* an address beyond the host that would answer, such as the default gateway; 0: none */
     int32_t egress_ifindex;
     const uint32_t *taken; /* addresses that are known to be somebody's: no canary takes them */
@@ -229,7 +232,7 @@ struct probe_canary {
 struct probe_result {
     struct probe_target_result *targets;
     size_t target_count;
-    struct probe_answer common[PROBE_KIND_COUNT - PROBE_KIND_GUEST_COUNT]; /* by probe_common() */
+    struct probe_answer common[PROBE_KIND_COUNT - PROBE_KIND_GUEST_COUNT]; /* by probe_answer() */
     struct probe_canary canary;
     struct probe_counters bridge_before, bridge_after;
     int32_t bridge;

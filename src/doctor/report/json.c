@@ -26,8 +26,13 @@ static json_t *repair(const struct finding *f) {
     }
     for (uint8_t i = 0; i < f->plan_count; i++)
         json_array_append_new(plan, text(f->plan[i]));
-    return json_pack("{s:b,s:o,s:b,s:o}", "safe", f->safe, "plan", plan, "applied", f->applied, "proven",
-                     f->proven < 0 ? json_null() : json_boolean(f->proven));
+    json_t *object = json_pack("{s:b,s:o,s:b,s:o}", "safe", f->safe && f->step_count, "plan", plan, "applied",
+                               f->applied, "proven", f->proven < 0 ? json_null() : json_boolean(f->proven));
+    if (*f->journal)
+        json_object_set_new(object, "journal", text(f->journal));
+    if (*f->repair_error)
+        json_object_set_new(object, "error", text(f->repair_error));
+    return object;
 }
 
 static json_t *finding(const struct finding *f) {

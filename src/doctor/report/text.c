@@ -91,7 +91,14 @@ static void plan(const struct pen *pen, const struct finding *f) {
     for (uint8_t i = 0; i < f->plan_count; i++)
         paragraph(pen, "by hand:", f->plan[i]);
     if (f->applied)
-        paragraph(pen, "repaired:", f->proven == 1 ? "yes, and proven" : "applied, but it did not help");
+        paragraph(pen, "repaired:", f->proven == 1 ? "yes, and proven" : "applied, did not help, taken back");
+    if (*f->journal) {
+        char line[128];
+        snprintf(line, sizeof line, "mctl doctor --undo %s", f->journal);
+        paragraph(pen, "take it back:", line);
+    }
+    if (*f->repair_error)
+        paragraph(pen, "not repaired:", f->repair_error);
 }
 
 static void finding(const struct pen *pen, const struct finding *f, bool explain) {

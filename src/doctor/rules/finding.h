@@ -68,7 +68,9 @@ struct finding {
     char plan[FINDING_PLAN_MAX][192]; /* what only a person or the VMM can do, in words */
     uint8_t plan_count;
     bool applied;
-    int8_t proven; /* 1 yes, 0 no, -1 not tried */
+    char journal[REPAIR_ID_SIZE]; /* of what was applied; empty */
+    char repair_error[160];       /* why it was not; empty */
+    int8_t proven;                /* 1 yes, 0 no, -1 not tried */
 };
 
 struct hop_verdict {

@@ -1,6 +1,7 @@
 /* What only the frames themselves tell: the VMM, the guest, its service. Named only where nothing that was read explains
  * the loss. And for what is left, the hop alone. */
 #include <errno.h>
+#include <linux/netfilter.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -390,6 +391,48 @@ static void rule_tcp(struct judge *j) {
     cause_evidence(c, "probe", ip.text, "SYNs were read by its VMM, neither accepted nor refused");
 }
 
+/* Rules on the way to the TAP might not like a foreign source: then nothing can be concluded. */
+static bool is_filtered_on_the_way(const struct judge *j) {
+    for (uint32_t i = 0; i < j->s->chains_count; i++) {
+        const struct snap_nft_chain *c = &j->s->chains[i];
+        bool bridge = c->family == NFPROTO_BRIDGE && (c->hook == 3 || c->hook == 4);
+        bool device = c->family == NFPROTO_NETDEV && c->hook == 1;
+        if (c->base && !c->dormant && (bridge || device))
+            return true;
+    }
+    return false;
+}
+
+static bool has_nat(const struct judge *j) {
+    for (uint32_t i = 0; i < j->s->exprs_count; i++)
+        if (j->s->exprs[i].op == SNAP_NFT_NAT)
+            return true;
+    return false;
+}
+
+static void rule_default_route(struct judge *j) {
+    const struct snapshot *after = j->host->after;
+    bool asked = false, answered = false;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->link != j->tap->index)
+            continue;
+        asked = asked || h->kind == SNAP_HEARD_ASKED;
+        answered = answered || (h->kind == SNAP_HEARD_IPV4 && h->destination_ip == SNAP_BEYOND);
+    }
+    if (!asked || answered || !(j->alive & FLOW(PROBE_ICMP)) || !has_nat(j) || is_filtered_on_the_way(j))
+        return;
+    struct ip_text ip = ip_text(j->target->ip);
+    struct cause *c =
+        cause_add(j, "guest.no-default-route", FLOW_EGRESS_GUEST, 0, "%s has no way to the outside", ip.text);
+    if (!c)
+        return;
+    c->seen = c->policy = true;
+    c->finding.confidence = 0.8;
+    cause_evidence(c, "probe", ip.text, "it answers the host's echo, and not one from another network (%s)",
+                   ip_text(SNAP_BEYOND).text);
+}
+
 void rules_guest(struct judge *j) {
     if (!j->t || !j->tap || !j->bridge || !j->target->ip)
         return;
@@ -409,6 +452,7 @@ void rules_guest(struct judge *j) {
         rule_stale_gateway(j);
         rule_deaf(j);
         rule_tcp(j);
+        rule_default_route(j);
     }
 }
 

@@ -74,6 +74,9 @@ static void rule_recreated(struct judge *j, uint32_t orphans) {
     cause_evidence(c, "link", j->bridge->name, "no TAP is a port of it");
     cause_evidence(c, "link", j->tap->name, "is a port of no bridge, and so are %u other TAPs", orphans - 1);
     enslave(j, c, j->tap->name);
+    for (uint32_t i = 0; i < j->s->links_count; i++)
+        if (j->s->links[i].is_tap && j->s->links[i].master == 0 && &j->s->links[i] != j->tap)
+            enslave(j, c, j->s->links[i].name);
 }
 
 static void rule_master(struct judge *j) {

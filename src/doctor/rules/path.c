@@ -285,6 +285,11 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
     struct path *p = &j->paths[kind];
     bool arp = is_arp(kind);
     mark_passed(p, a, kind);
+    if (kind == PROBE_TCP && a->answered && a->answer_errno) {
+        path_evidence(p, "probe", probe_kind_name(kind), "refused: %s", strerror(a->answer_errno));
+        dies(p, HOP_GUEST_SERVICE, HOPBIT(HOP_GUEST_SERVICE) | HOPBIT(HOP_GUEST_FIREWALL), true);
+        return;
+    }
     if (a->answered && (kind != PROBE_TCP || a->answer_errno == 0)) {
         p->alive = true;
         p->passed |= HOPBIT(HOP_BRIDGE_INPUT) | HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_HOST_INPUT);
@@ -349,6 +354,7 @@ static void trace_to_host_path(struct judge *j, enum probe_kind kind) {
         /* The host's answer, lost on the device to which it is routed. */
         if (!(HOPBIT(p->dies) & all) || strcmp(p->out.drop_hook, "bridge.fdb") == 0)
             dies(p, HOP_HOST_INPUT, all, false);
+        p->hops |= all;
         return;
     }
     path_evidence(p, "probe", j->bridge ? j->bridge->name : "bridge", "asked from a port of the bridge (%s), no answer",

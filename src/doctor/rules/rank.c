@@ -30,32 +30,37 @@ bool cause_counts(const struct judge *j, const struct cause *c) {
     return c->seen || at_its_hop(j, c, c->may & j->dead);
 }
 
-/* The first question that is dead, in the order of the packet's own needs. */
-static enum probe_kind first_dead(const struct judge *j) {
-    for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
-        if (j->dead & FLOW(kind))
-            return (enum probe_kind)kind;
-    return PROBE_KIND_COUNT;
+/* Whether every dead question that it should kill was seen to get past it: then it is not what killed it. */
+static bool was_passed(const struct judge *j, const struct cause *c) {
+    uint32_t flows = (c->kills | c->may) & j->dead;
+    bool any = false;
+    for (int kind = 0; kind < PROBE_KIND_COUNT; kind++) {
+        if (!(flows & FLOW(kind)))
+            continue;
+        if (!(j->paths[kind].passed & HOPBIT(c->finding.hop)))
+            return false;
+        any = true;
+    }
+    return any;
 }
 
-/* Less is earlier in the report. */
+/* Less is earlier in the report: what stops the host's own packets first, in the order in which they come by; then what
+ * may be; then what hurts others' traffic; then the way to the outside. */
 static double weight(const struct judge *j, const struct cause *c) {
-    enum probe_kind first = first_dead(j);
-    double w = 0;
-    bool sure = (c->kills & j->dead) != 0;
-    if (first < PROBE_KIND_COUNT) {
-        const struct path *p = &j->paths[first];
-        bool concerns = ((c->kills | c->may) & FLOW(first)) != 0;
-        bool here = (p->hops & HOPBIT(c->finding.hop)) != 0;
-        w += concerns ? 0 : 1000;
-        w += here ? 0 : 400;
-        w += c->finding.hop == p->dies && p->exact ? 0 : 60;
-        w += c->seen ? 0 : 50;
-        w += sure ? 0 : 100;
-    }
-    if (!(c->kills & ~(FLOWS_EGRESS)) && !(c->may & ~FLOWS_EGRESS))
-        w += 500;
-    return w + c->finding.hop;
+    uint32_t flows = c->kills | c->may, dead = flows & j->dead;
+    double w = c->finding.hop;
+    bool exact = false;
+    for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
+        exact = exact || ((dead & FLOW(kind)) && j->paths[kind].exact && j->paths[kind].dies == c->finding.hop);
+    if (!(dead & FLOWS_HOST))
+        w += flows & FLOWS_GUEST & ~FLOWS_EGRESS ? 1000 : 2000;
+    if (j->dead & (FLOWS_ARP | FLOW(PROBE_ICMP)) && !(dead & ~FLOW(PROBE_LARGE)))
+        w += 500; /* only large packets, where smaller ones are lost as well */
+    if (was_passed(j, c))
+        w += 400;
+    if (!(c->kills & j->dead) && !c->seen && !exact)
+        w += 200;
+    return w;
 }
 
 static double confidence(const struct judge *j, const struct cause *c) {
@@ -92,7 +97,7 @@ static bool is_unknown(const struct cause *c) {
 
 /* Of those that only may be it, those at a hop that a sure one explains are left out. */
 static bool is_superseded(const struct judge *j, const struct cause *c) {
-    if (c->kills & j->dead || c->seen || c->policy)
+    if (c->kills & j->dead || c->seen || c->policy || !(c->may & j->dead))
         return false;
     uint32_t left = c->may & j->dead;
     for (uint32_t i = 0; i < j->causes_count; i++) {
