@@ -1,0 +1,308 @@
+/* The rules on made hosts, by their state alone: each row names its object; a host in order has no finding. */
+#include "cmocka_all.h"
+
+#include <errno.h>
+#include <linux/if_tun.h>
+#include <linux/neighbour.h>
+#include <linux/pkt_cls.h>
+#include <stdio.h>
+
+#include "doctor/rules/catalogue.h"
+#include "doctor_made.h"
+
+static void expect(struct snapshot *s, const char *id, enum hop hop, const char *word) {
+    struct judgement j = made_judge(s);
+    if (!id) {
+        for (uint32_t i = 0; i < j.findings_count; i++)
+            if (j.findings[i].role == ROLE_ROOT_CAUSE)
+                fail_msg("found %s: %s", j.findings[i].id, j.findings[i].title);
+    } else {
+        assert_true(j.findings_count > 0);
+        assert_string_equal(j.findings[0].id, id);
+        assert_int_equal(j.findings[0].hop, hop);
+        bool told = strstr(j.findings[0].title, word) != NULL;
+        for (uint8_t i = 0; i < j.findings[0].evidence_count; i++)
+            told =
+                told || strstr(j.findings[0].evidence[i].fact, word) || strstr(j.findings[0].evidence[i].where, word);
+        assert_true(told);
+        assert_true(j.findings[0].evidence_count > 0);
+        if (j.findings[0].role == ROLE_ROOT_CAUSE)
+            assert_int_equal(j.hops[hop].verdict, VERDICT_FAIL);
+    }
+    assert_int_equal(j.reachable, -1);
+    judgement_free(&j);
+    snapshot_free(s);
+}
+
+static void test_catalogue_is_complete(void **state) {
+    size_t n = 0;
+    for (; catalogue_at(n); n++) {
+        const struct catalogue_row *row = catalogue_at(n);
+        assert_true(*row->means && *row->advice && row->layer[0] == 'L');
+        assert_ptr_equal(catalogue_find(row->id), row);
+    }
+    assert_true(n >= 80);
+    assert_null(catalogue_find("no.such"));
+}
+
+static void test_healthy(void **state) {
+    expect(made_host(), NULL, 0, "");
+    expect(made_router(), NULL, 0, "");
+    struct snapshot *s = made_host(); /* isolated on one port only; flood off with a learned MAC */
+    made_set_port(s, TAP, IFLA_BRPORT_ISOLATED, 1);
+    made_set_port(s, TAP, IFLA_BRPORT_UNICAST_FLOOD, 0);
+    *SNAP_PUSH(s, fdbs, 10) = (struct snap_fdb){.link = TAP, .master = BRIDGE, .mac = guest_mac};
+    expect(s, NULL, 0, "");
+}
+
+static void test_taps(void **state) {
+    struct snapshot *s = made_host();
+    made_find(s, TAP)->flags &= ~(unsigned)IFF_UP;
+    made_find(s, TAP)->carrier = false;
+    expect(s, "tap.down", HOP_TAP_DEV, "tap1");
+    s = made_host();
+    made_find(s, TAP)->master = 0;
+    expect(s, "tap.not-enslaved", HOP_BRIDGE_PORT, "br0");
+    s = made_host();
+    made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
+    expect(s, "bridge.recreated", HOP_BRIDGE_PORT, "br0");
+    s = made_host();
+    made_link(s, 9, "br1", "bridge");
+    made_find(s, TAP)->master = 9;
+    expect(s, "tap.wrong-bridge", HOP_BRIDGE_PORT, "br1");
+    s = made_host();
+    made_find(s, TAP)->proto_down = true;
+    made_find(s, TAP)->carrier = false;
+    expect(s, "tap.proto-down", HOP_TAP_DEV, "protodown");
+    s = made_host();
+    made_find(s, TAP)->operstate = 5;
+    expect(s, "tap.dormant", HOP_TAP_DEV, "dormant");
+    s = made_host();
+    made_find(s, TAP)->carrier = false;
+    expect(s, "tap.carrier-off", HOP_TAP_DEV, "101");
+    s = made_host();
+    made_find(s, TAP)->txqueuelen = 0;
+    expect(s, "tap.txqueuelen-zero", HOP_TAP_QUEUE, "tap1");
+    s = made_host();
+    str_copy(s->links[1].name, sizeof s->links[1].name, "tap9");
+    expect(s, "tap.missing", HOP_TAP_DEV, "tap1");
+}
+
+static struct snapshot *unheld(void) {
+    struct snapshot *s = made_host();
+    made_find(s, TAP)->carrier = false;
+    str_copy(s->holders[0].tap, sizeof s->holders[0].tap, "gone");
+    return s;
+}
+
+static void test_holders(void **state) {
+    expect(unheld(), "tap.no-holder", HOP_VMM, "tap1");
+    struct snapshot *s = unheld();
+    *SNAP_PUSH(s, claimants, 10) = (struct snap_claimant){.tap = "tap1", .pid = 77, .comm = "fc", .orphaned = true};
+    expect(s, "tap.recreated", HOP_VMM, "77");
+    s = unheld();
+    made_find(s, TAP)->tun_owner = 5000;
+    *SNAP_PUSH(s, claimants, 10) = (struct snap_claimant){.tap = "tap1", .pid = 77, .comm = "fc", .uid = 4000};
+    expect(s, "tap.not-permitted", HOP_VMM, "5000");
+    s = unheld();
+    made_find(s, TAP)->tun_multi_queue = true;
+    expect(s, "tap.multi-queue-mismatch", HOP_VMM, "multi_queue");
+    s = made_host();
+    s->holders[0].state = 'T';
+    expect(s, "vmm.stalled", HOP_VMM, "101");
+    s = made_host();
+    s->holders[0].frozen = true;
+    expect(s, "vmm.stalled", HOP_VMM, "frozen");
+}
+
+/* Two records, one TAP: what clean-up by a cut name does. Not injected anywhere: a matter of records. */
+static void test_name_collision(void **state) {
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, vms, 10) = (struct snap_vm){.id = "vm-a", .tap = "tap1"};
+    *SNAP_PUSH(s, vms, 10) = (struct snap_vm){.id = "vm-b", .tap = "tap1"};
+    expect(s, "tap.name-collision", HOP_TAP_DEV, "vm-b");
+}
+
+static void test_ports(void **state) {
+    static const struct {
+        uint16_t attr;
+        uint64_t value;
+        const char *id;
+        enum hop hop;
+    } rows[] = {
+        {IFLA_BRPORT_STATE, 0, "bridge.port-not-forwarding", HOP_BRIDGE_PORT},
+        {IFLA_BRPORT_STATE, 1, "bridge.port-not-forwarding", HOP_BRIDGE_PORT},
+        {IFLA_BRPORT_LOCKED, 1, "bridge.port-locked", HOP_BRIDGE_INPUT},
+        {IFLA_BRPORT_PROXYARP, 1, "bridge.port-proxyarp", HOP_BRIDGE_FORWARD},
+        {IFLA_BRPORT_BCAST_FLOOD, 0, "bridge.bcast-flood-off", HOP_BRIDGE_FORWARD},
+        {IFLA_BRPORT_LEARNING, 0, "bridge.learning-off", HOP_BRIDGE_FORWARD},
+        {IFLA_BRPORT_MCAST_FLOOD, 0, "bridge.mcast-flood-off", HOP_BRIDGE_FORWARD},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct snapshot *s = made_host();
+        made_set_port(s, TAP, rows[i].attr, rows[i].value);
+        expect(s, rows[i].id, rows[i].hop, "tap1");
+    }
+    struct snapshot *s = made_host();
+    made_set_port(s, TAP, IFLA_BRPORT_STATE, 2);
+    ((struct snap_attr *)snap_attr_get(s, made_find(s, BRIDGE), SNAP_ATTR_BRIDGE, IFLA_BR_STP_STATE))->value = 1;
+    expect(s, "bridge.stp-delay", HOP_BRIDGE_PORT, "learning");
+    s = made_host();
+    made_set_port(s, TAP, IFLA_BRPORT_ISOLATED, 1);
+    made_set_port(s, OTHER, IFLA_BRPORT_ISOLATED, 1);
+    expect(s, "bridge.port-isolated", HOP_BRIDGE_PORT, "tap2");
+    s = made_host();
+    made_set_port(s, TAP, IFLA_BRPORT_LEARNING, 0);
+    made_set_port(s, TAP, IFLA_BRPORT_UNICAST_FLOOD, 0);
+    expect(s, "bridge.flood-off", HOP_BRIDGE_FORWARD, "flood is off");
+}
+
+static void test_bridges(void **state) {
+    struct snapshot *s = made_host();
+    made_find(s, BRIDGE)->flags &= ~(unsigned)IFF_UP;
+    expect(s, "bridge.down", HOP_BRIDGE_DEV, "br0");
+    s = made_host();
+    made_find(s, BRIDGE)->flags |= IFF_NOARP;
+    expect(s, "bridge.noarp", HOP_HOST_NEIGH, "br0");
+    s = made_host();
+    made_find(s, TAP)->mac = guest_mac;
+    expect(s, "tap.mac-equals-guest", HOP_BRIDGE_FORWARD, "02:fc:00:00:00:01");
+    s = made_host();
+    *SNAP_PUSH(s, fdbs, 10) = (struct snap_fdb){.link = OTHER, .master = BRIDGE, .mac = guest_mac, .state = NUD_NOARP};
+    expect(s, "bridge.fdb-wrong", HOP_BRIDGE_FORWARD, "tap2");
+    s = made_host();
+    made_find(s, BRIDGE)->mtu = made_find(s, TAP)->mtu = 1400;
+    expect(s, "bridge.mtu-mismatch", HOP_BRIDGE_DEV, "tap1");
+    s = made_host();
+    str_copy(s->links[0].name, sizeof s->links[0].name, "brX");
+    expect(s, "bridge.missing", HOP_BRIDGE_DEV, "br0");
+}
+
+static void test_queues(void **state) {
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, qdiscs, 10) = (struct snap_qdisc){.link = TAP, .parent = TC_H_ROOT, .kind = "blackhole"};
+    expect(s, "qdisc.drops", HOP_TAP_EGRESS, "blackhole");
+    s = made_host();
+    *SNAP_PUSH(s, qdiscs, 10) = (struct snap_qdisc){.link = BRIDGE, .parent = TC_H_ROOT, .kind = "pfifo", .limit = 0};
+    expect(s, "qdisc.drops", HOP_BRIDGE_DEV, "br0");
+    s = made_host();
+    *SNAP_PUSH(s, qdiscs, 10) = (struct snap_qdisc){.link = TAP, .parent = TC_H_ROOT, .kind = "pfifo", .limit = 100};
+    expect(s, NULL, 0, "");
+    s = made_host();
+    *SNAP_PUSH(s, filters, 10) = (struct snap_filter){
+        .link = TAP, .kind = "matchall", .protocol = 3, .action = TC_ACT_SHOT, .actions = "gact drop"};
+    expect(s, "tc.ingress-drop", HOP_TAP_INGRESS, "tap1");
+    s = made_host(); /* for other packets only; and one behind an accepting one */
+    *SNAP_PUSH(s, filters, 10) = (struct snap_filter){
+        .link = TAP, .egress = true, .kind = "u32", .protocol = 3, .action = TC_ACT_SHOT, .conditional = true};
+    *SNAP_PUSH(s, filters, 10) =
+        (struct snap_filter){.link = BRIDGE, .egress = true, .kind = "matchall", .protocol = 3, .action = TC_ACT_OK};
+    *SNAP_PUSH(s, filters, 10) =
+        (struct snap_filter){.link = BRIDGE, .egress = true, .kind = "matchall", .protocol = 3, .action = TC_ACT_SHOT};
+    expect(s, NULL, 0, "");
+}
+
+static void test_routes(void **state) {
+    struct snapshot *s = made_host();
+    s->addrs_count = s->routes_count = 0;
+    s->lookups[0].error = ENETUNREACH;
+    expect(s, "host.no-address", HOP_HOST_ROUTE, "br0");
+    s = made_router();
+    s->lookups[0].link = UPLINK;
+    *SNAP_PUSH(s, routes, 10) = (struct snap_route){
+        .table = RT_TABLE_MAIN, .to = 0xc0a80000, .length = 24, .type = RTN_UNICAST, .link = UPLINK, .gateway = 1};
+    expect(s, "host.route-elsewhere", HOP_HOST_ROUTE, "192.168.0.0/24");
+    s = made_host();
+    s->lookups[0].error = EINVAL;
+    *SNAP_PUSH(s, routes, 10) =
+        (struct snap_route){.table = RT_TABLE_MAIN, .to = GUEST, .length = 32, .type = RTN_BLACKHOLE};
+    expect(s, "host.blackhole-route", HOP_HOST_ROUTE, "192.168.0.2/32");
+    s = made_host();
+    s->lookups[0].error = EACCES;
+    s->policies[1] = (struct snap_policy){.priority = 500, .to = GUEST, .to_length = 32, .action = 8};
+    expect(s, "host.policy-rule", HOP_HOST_ROUTE, "500");
+    s = made_host();
+    s->lookups[0].type = RTN_LOCAL;
+    *SNAP_PUSH(s, addrs, 10) = (struct snap_addr){.link = BRIDGE, .ip = GUEST, .length = 32};
+    expect(s, "host.address-conflict", HOP_HOST_ROUTE, "192.168.0.2");
+    s = made_host();
+    *SNAP_PUSH(s, neighs, 10) = (struct snap_neigh){
+        .link = BRIDGE, .ip = GUEST, .state = NUD_PERMANENT, .has_mac = true, .mac = {{2, 0, 0, 0, 0, 9}}};
+    expect(s, "host.neigh-wrong", HOP_HOST_NEIGH, "02:00:00:00:00:09");
+}
+
+static void test_sysctls(void **state) {
+    struct snapshot *s = made_host();
+    made_sysctl(s, "net/ipv4/conf/all/arp_ignore", "8");
+    expect(s, "host.arp-ignore", HOP_HOST_INPUT, "arp_ignore");
+    s = made_host();
+    made_sysctl(s, "net/ipv4/conf/br0/arp_ignore", "1");
+    made_sysctl(s, "net/ipv4/conf/br0/rp_filter", "1");
+    expect(s, NULL, 0, "");
+    s = made_host();
+    made_sysctl(s, "net/ipv4/neigh/br0/mcast_solicit", "0");
+    made_sysctl(s, "net/ipv4/neigh/br0/app_solicit", "0");
+    expect(s, "host.neigh-solicit", HOP_HOST_NEIGH, "mcast_solicit");
+}
+
+/* The limits are the whole machine's, so these are never injected. */
+static void test_full_tables(void **state) {
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, fills, 10) = (struct snap_table_fill){.name = "conntrack", .used = 1000, .max = 1000};
+    expect(s, "host.conntrack-full", HOP_HOST_FORWARD, "1000");
+    s = made_host();
+    *SNAP_PUSH(s, fills, 10) = (struct snap_table_fill){.name = "neigh", .used = 1024, .max = 1024, .full_events = 3};
+    expect(s, "host.neigh-table-full", HOP_HOST_NEIGH, "1024");
+    s = made_host();
+    *SNAP_PUSH(s, fills, 10) = (struct snap_table_fill){.name = "neigh", .used = 900, .max = 1024, .full_events = 3};
+    expect(s, NULL, 0, "");
+}
+
+static void test_leaked_is_a_note(void **state) {
+    struct snapshot *s = unheld();
+    struct judge_host host;
+    struct judgement j;
+    struct target target = {.tap = "tap1", .bridge = "br0"};
+    assert_int_equal(judge_open(s, NULL, NULL, &host), 0);
+    assert_int_equal(judge_target(&host, &target, -1, &j), 0);
+    assert_int_equal(j.findings_count, 1);
+    assert_string_equal(j.findings[0].id, "tap.leaked");
+    assert_int_equal(j.findings[0].role, ROLE_NOTE);
+    judgement_free(&j);
+    judge_close(&host);
+    snapshot_free(s);
+}
+
+/* Together, in the order of the way. */
+static void test_combination(void **state) {
+    struct snapshot *s = made_host();
+    made_find(s, BRIDGE)->flags |= IFF_NOARP;
+    made_set_port(s, TAP, IFLA_BRPORT_STATE, 0);
+    s->holders[0].state = 'T';
+    struct judgement j = made_judge(s);
+    assert_int_equal(j.findings_count, 3);
+    assert_string_equal(j.findings[0].id, "bridge.noarp");
+    assert_string_equal(j.findings[1].id, "bridge.port-not-forwarding");
+    assert_string_equal(j.findings[2].id, "vmm.stalled");
+    judgement_free(&j);
+    snapshot_free(s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_catalogue_is_complete),
+        cmocka_unit_test(test_healthy),
+        cmocka_unit_test(test_taps),
+        cmocka_unit_test(test_holders),
+        cmocka_unit_test(test_name_collision),
+        cmocka_unit_test(test_ports),
+        cmocka_unit_test(test_bridges),
+        cmocka_unit_test(test_queues),
+        cmocka_unit_test(test_routes),
+        cmocka_unit_test(test_sysctls),
+        cmocka_unit_test(test_full_tables),
+        cmocka_unit_test(test_leaked_is_a_note),
+        cmocka_unit_test(test_combination),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
