@@ -158,7 +158,7 @@ static const struct snap_link *guess_uplink(const struct judge *j, const struct 
 
 static void rule_no_default(struct judge *j, const struct nat_rule *nat, uint32_t nat_count) {
     const struct snap_link *uplink = guess_uplink(j, nat, nat_count);
-    if (!uplink)
+    if (!uplink || nat_of(j, uplink) == NAT_NO)
         return;
     if (!(uplink->flags & IFF_UP) || !uplink->carrier) {
         rule_uplink(j, uplink);
@@ -229,7 +229,7 @@ void rules_egress(struct judge *j) {
         return;
     }
     rule_uplink(j, uplink);
-    rule_forwarding(j, nat_count > 0);
+    rule_forwarding(j, nat_of(j, uplink) != NAT_NO);
     if ((uplink->flags & IFF_UP) && uplink->carrier)
         rule_nat(j, uplink, &nat, nat_count);
     rule_gateway(j, uplink, out->gateway);

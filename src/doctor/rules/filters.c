@@ -233,11 +233,11 @@ static void blame(struct judge *j, const struct nft_result *result, enum hop hop
     where_of(base, result->rule, where, sizeof where);
     struct cause *c = find_cause(j, id, where);
     if (!c) {
-        c = cause_add(j, id, 0, 0, "%s %s %s%s", where,
-                      policy            ? "drops"
-                      : result->rejects ? "rejects"
-                                        : "drops",
-                      packet_kind_name(packet->kind), policy ? " that no rule accepts" : "");
+        c = cause_add(j, id, 0, 0, "%s%s %s", where,
+                      policy            ? ": no rule accepts"
+                      : result->rejects ? " rejects"
+                                        : " drops",
+                      packet_kind_name(packet->kind));
         if (!c)
             return;
         c->finding.hop = hop;
@@ -634,6 +634,10 @@ static void rename_dns(struct judge *j) {
 static void mark_policies(struct judge *j) {
     for (uint32_t i = 0; i < j->causes_count; i++) {
         struct cause *c = &j->causes[i];
+        uint32_t ping = FLOW_EGRESS_GUEST | FLOWS_OF_CANARY;
+        /* Who lets everything but ping out has a reason. */
+        if ((c->kills & FLOW_EGRESS_GUEST) && !((c->kills | c->may) & ~ping))
+            c->hidden = true;
         if (str_starts(c->finding.id, "nft") || str_starts(c->finding.id, "net") || str_starts(c->finding.id, "ebt") ||
             strcmp(c->finding.id, "guest.dns") == 0)
             c->policy = true;

@@ -110,6 +110,7 @@ const struct snap_link *judge_after(const struct judge *j, const struct snap_lin
 
 /* --- the rules --- */
 void path_trace_all(struct judge *j);
+bool rules_leaked(struct judge *j); /* whether it is a TAP that a dead VM left: the others are not to be run then */
 void rules_links(struct judge *j);
 void rules_bridge(struct judge *j);
 void rules_filters(struct judge *j);

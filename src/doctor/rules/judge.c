@@ -148,6 +148,8 @@ const struct snap_link *judge_after(const struct judge *j, const struct snap_lin
 bool judge_is_explained(const struct judge *j, enum probe_kind kind, uint32_t hops) {
     for (uint32_t i = 0; i < j->causes_count; i++) {
         const struct cause *c = &j->causes[i];
+        if (c->note && (c->kills & FLOW(kind)))
+            return true;
         if (!c->note && cause_counts(j, c) && ((c->kills | c->may) & FLOW(kind)) && (hops & HOPBIT(c->finding.hop)))
             return true;
     }
@@ -215,14 +217,18 @@ int judge_target(const struct judge_host *host, const struct target *target, int
         j.t = &host->probe->targets[probe_index];
     }
     begin(&j);
-    rules_links(&j);
-    rules_bridge(&j);
-    rules_filters(&j);
-    rules_tc(&j);
-    rules_host(&j);
-    rules_egress(&j);
-    rules_guest(&j);
-    rules_unknown(&j);
+    if (rules_leaked(&j)) {
+        /* Nothing is meant to live behind it. */
+    } else {
+        rules_links(&j);
+        rules_bridge(&j);
+        rules_filters(&j);
+        rules_tc(&j);
+        rules_host(&j);
+        rules_egress(&j);
+        rules_guest(&j);
+        rules_unknown(&j);
+    }
     rank_reachable(&j);
     int r = rank_findings(&j);
     if (r == 0)

@@ -164,22 +164,27 @@ static struct cause *no_holder_cause(struct judge *j) {
     return c;
 }
 
+bool rules_leaked(struct judge *j) {
+    bool wanted = j->target->named || j->vm;
+    if (wanted || !j->tap || j->holder || j->tap->carrier)
+        return false;
+    /* Down, a held one has no carrier either: only a full view of the processes tells. */
+    if (!(j->tap->flags & IFF_UP) && snap_gap_of(j->s, "holders") && !j->s->host.root)
+        return false;
+    struct cause *c = cause_add(j, "tap.leaked", 0, 0, "%s has no holder and no VM", j->tap->name);
+    cause_evidence(c, "link", j->tap->name, "no carrier, no process has it open");
+    if (c)
+        c->note = true;
+    return true;
+}
+
 static void rule_no_holder(struct judge *j) {
     const struct snap_gap *gap = snap_gap_of(j->s, "holders");
-    bool wanted = j->target->named || j->vm;
-    if (!wanted) {
-        struct cause *c = cause_add(j, "tap.leaked", 0, 0, "%s has no holder and no VM", j->tap->name);
-        if (!c)
-            return;
-        cause_evidence(c, "link", j->tap->name, "no carrier, no process has it open");
-        c->note = true;
-        return;
-    }
     struct cause *c = no_holder_cause(j);
     if (!c)
         return;
     cause_evidence(c, "link", j->tap->name, "no carrier (NO-CARRIER), so the bridge's port is disabled");
-    if (gap)
+    if (gap && !j->s->host.root)
         cause_evidence(c, "gap", "holders", "%s", gap->detail);
     else
         cause_evidence(c, "fdinfo", j->tap->name, "no process has it open");
@@ -212,7 +217,8 @@ static void rule_carrier(struct judge *j) {
                                             : "down");
         cause_evidence(c, "link", tap->name, "operational state %u, link mode %u", tap->operstate, tap->linkmode);
         cause_step(c, REPAIR_LINK_MODE, tap->name)->value = 0;
-    } else if (!j->holder && !tap->carrier && !(tap->flags & IFF_UP) && !snap_gap_of(j->s, "holders")) {
+    } else if (!j->holder && !tap->carrier && !(tap->flags & IFF_UP) &&
+               (j->s->host.root || !snap_gap_of(j->s, "holders"))) {
         rule_no_holder(j);
     }
 }

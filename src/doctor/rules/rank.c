@@ -22,7 +22,7 @@ bool cause_counts(const struct judge *j, const struct cause *c) {
     if (dead)
         return true;
     if (c->kills && !asked_kills)
-        return c->policy || !j->asked;
+        return c->policy || !(j->asked & FLOWS_HOST);
     if (c->kills && c->policy && !c->refutable)
         return true;
     if (!(c->may & j->dead))
