@@ -87,6 +87,8 @@ odd("strange routes elsewhere", "ip route add blackhole 10.0.0.0/8", "ip route a
     "ip rule add to 10.9.0.0/16 lookup 100 pref 50", "ip rule add from 172.17.0.0/16 prohibit pref 60", **UPLINK)
 odd("policy routing that ends right", "ip rule add to 192.168.0.0/16 lookup main pref 50", "ip route add default via 203.0.113.1 table 100",
     "ip rule add from 192.168.0.0/16 lookup 100 pref 60", **UPLINK)
+odd("all at 1400", "ip link set $TAP mtu 1400", "ip link set $OTHER mtu 1400", guest={"mtu": 1400}, other={"mtu": 1400})
+odd("jumbo frames for one", "ip link set $TAP mtu 9000", "ip link set $OTHER mtu 9000", "ip link set br0 mtu 9000", guest={"mtu": 9000})
 odd("second bridge", "ip link add br1 type bridge", "ip address add 10.20.0.1/24 dev br1", "ip link set br1 up")
 odd("docker0 without carrier", "ip link add docker0 type bridge", "ip address add 172.17.0.1/16 dev docker0", "ip link set docker0 up", **UPLINK)
 odd("second address", "ip address add 192.168.255.254/16 dev br0", "ip address add 10.0.0.1/24 dev br0")

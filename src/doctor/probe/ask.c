@@ -111,6 +111,18 @@ void run_ask_echo_by_frame(struct run *run, size_t target) {
     run_note_sent(run, target, PROBE_ICMP, from_ns, run_send_packet(run, frame, length));
 }
 
+/* By a socket of its own: a raw one that was connected once hears nothing any more when that is undone. */
+static int route_mtu(int nsfd, uint32_t ip) {
+    int mtu = 0;
+    socklen_t length = sizeof mtu;
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(ip)};
+    _cleanup_close_ int fd = -1;
+    if (netns_socket(nsfd, AF_INET, SOCK_DGRAM, 0, &fd) < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) < 0 ||
+        getsockopt(fd, IPPROTO_IP, IP_MTU, &mtu, &length) < 0)
+        return 0;
+    return mtu;
+}
+
 /* The largest that Ethernet has; where the route has less, that too, so that both can be seen. */
 void run_ask_large(struct run *run, size_t target) {
     struct probe_answer *answer = run_answer(run, target, PROBE_LARGE);
@@ -119,13 +131,7 @@ void run_ask_large(struct run *run, size_t target) {
     run_ask_echo(run, target, PROBE_LARGE, ip, 1, LARGE_PAYLOAD(PROBE_LARGE_SIZE));
     if (answer->send_errno != EMSGSIZE || answer->sent)
         return;
-    int mtu = 0;
-    socklen_t length = sizeof mtu;
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(ip)};
-    if (connect(run->large, (struct sockaddr *)&to, sizeof to) == 0)
-        getsockopt(run->large, IPPROTO_IP, IP_MTU, &mtu, &length);
-    struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-    (void)connect(run->large, &nobody, sizeof nobody); /* undone: a datagram socket is bound to nobody again */
+    int mtu = route_mtu(run->request->nsfd, ip);
     if (mtu < 576 || mtu >= PROBE_LARGE_SIZE)
         return;
     answer->mtu = (uint32_t)mtu;

@@ -248,6 +248,18 @@ static uint32_t frames_elsewhere(const struct judge *j, const char **ret_name, u
         count++;
         *ret_name = link->name;
     }
+    for (uint32_t i = 0; j->host->after && i < j->host->after->heard_count; i++) {
+        const struct snap_heard *h = &j->host->after->heard[i];
+        const struct snap_link *link = snap_link_by_index(j->s, h->link);
+        if (!mac_equal(h->source, j->mac) || !link || !snap_is_port(link, j->bridge->index))
+            continue;
+        if (link == j->tap) {
+            (*ret_here)++;
+            continue;
+        }
+        count++;
+        *ret_name = link->name;
+    }
     return count;
 }
 
@@ -305,6 +317,47 @@ static void rule_two_ports(struct judge *j) {
 
 /* --- MTU --- */
 
+/* The guest's own MTU, as its answer to a SYN tells it (RFC 9293 3.7.1: the maximum segment size is that less 40 bytes).
+ * 0: not told. */
+static uint32_t mtu_of_guest(const struct judge *j) {
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        const uint8_t *tcp = f->data + 14 + (f->data[14] & 15) * 4;
+        const uint8_t *end = f->data + f->kept;
+        if (f->kind != PROBE_FRAME_SYN_ACK || f->ifindex != j->tap->index || f->outgoing ||
+            f->source_ip != j->target->ip || tcp + 20 > end)
+            continue;
+        const uint8_t *last = tcp + (tcp[12] >> 4) * 4;
+        for (const uint8_t *at = tcp + 20; at + 4 <= last && at + 4 <= end && *at != 0;) {
+            if (at[0] == 2)
+                return (uint32_t)(at[2] << 8 | at[3]) + 40;
+            if (at[0] != 1 && at[1] < 2)
+                break;
+            at += at[0] == 1 ? 1 : at[1];
+        }
+    }
+    return 0;
+}
+
+/* All of the host's devices agree, and the guest has more. */
+static void rule_mtu_of_guest(struct judge *j) {
+    const struct snap_link *b = j->bridge, *tap = j->tap, *small = tap->mtu <= b->mtu ? tap : b;
+    uint32_t guest = mtu_of_guest(j);
+    if (guest <= small->mtu)
+        return;
+    struct cause *c = cause_add(j, "bridge.mtu-mismatch", FLOW(PROBE_LARGE), 0, "%s has MTU %u, the guest behind it %u",
+                                small->name, small->mtu, guest);
+    if (!c)
+        return;
+    cause_evidence(c, "link", b->name, "MTU %u", b->mtu);
+    cause_evidence(c, "link", tap->name, "MTU %u", tap->mtu);
+    cause_evidence(c, "probe", tap->name, "the guest's answer to a SYN speaks of an MTU of %u", guest);
+    c->policy = true;
+    c->refutable = false;
+    cause_step(c, REPAIR_LINK_MTU, tap->name)->value = guest;
+    cause_step(c, REPAIR_LINK_MTU, b->name)->value = guest;
+}
+
 static void rule_mtu(struct judge *j) {
     const struct snap_link *b = j->bridge, *tap = j->tap, *least = NULL;
     uint32_t most = 0;
@@ -319,8 +372,10 @@ static void rule_mtu(struct judge *j) {
     }
     /* A larger bridge or larger TAPs do no harm as long as all that is sent fits: the bridge's own MTU is what counts
      * for the host, the smallest of the two ports' for VMs. */
-    if (!least || (tap->mtu == most && b->mtu >= most))
+    if (!least || (tap->mtu == most && b->mtu >= most)) {
+        rule_mtu_of_guest(j);
         return;
+    }
     bool tap_small = tap->mtu < most;
     const struct snap_link *small = tap_small ? tap : least->mtu < most ? least : b;
     struct cause *c =

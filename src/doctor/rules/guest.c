@@ -80,11 +80,23 @@ static bool rule_shifted(struct judge *j) {
     return false;
 }
 
+/* Writes of the VMM that the kernel refused as malformed. */
+static uint64_t count_refused(const struct judge *j) {
+    const struct trace_result *trace = j->probe->trace;
+    uint64_t count = 0;
+    for (size_t i = 0; j->holder && trace && i < trace->event_count; i++)
+        count += trace->events[i].kind == TRACE_REFUSED && trace->events[i].rc == -EINVAL &&
+                 (trace->events[i].tid == j->holder->pid || j->probe->target_count == 1);
+    return count;
+}
+
 /* The kernel refuses a frame without the virtio header that the TAP expects. */
 static bool rule_refused(struct judge *j) {
     const struct snap_link *after = judge_after(j, j->tap);
     uint64_t errors = after ? grown(j->tap->rx_frame_errors, after->rx_frame_errors) : 0;
     uint64_t written = after ? grown(j->tap->rx_packets, after->rx_packets) : 0;
+    if (!errors)
+        errors = count_refused(j);
     if (!j->tap->tun_vnet_hdr || written || !errors)
         return false;
     struct cause *c = cause_add(j, "tap.vnet-hdr-unexpected", 0, FLOWS_GUEST,

@@ -113,12 +113,22 @@ static bool sees_bridge(const struct judge *j) {
     return j->probe && !j->probe->capture_errno;
 }
 
+/* A bridge has a carrier as long as one of its ports forwards: without any, what it is given is dropped at the device,
+ * and the ports are why. */
+static bool has_no_port_that_forwards(const struct judge *j) {
+    return j->bridge && (j->bridge->flags & IFF_UP) && !j->bridge->carrier && !j->bridge->proto_down;
+}
+
 /* Nothing was seen on the bridge device. */
 static void lost_before_bridge(const struct judge *j, struct path *p, const struct probe_answer *a, bool own_frame) {
     if (take_drop(j, p, &p->out, false)) {
         /* It was lost on the other device to which it was routed. */
         if (!own_frame && p->dies > HOP_BRIDGE_DEV)
             dies(p, HOP_HOST_ROUTE, HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_HOST_NEIGH) | HOPBIT(HOP_HOST_OUTPUT), true);
+        if (p->dies == HOP_BRIDGE_DEV && has_no_port_that_forwards(j)) {
+            path_evidence(p, "link", j->bridge->name, "no carrier (NO-CARRIER): none of its ports forwards");
+            dies(p, HOP_BRIDGE_PORT, HOPS_TO_PORT | HOPBIT(HOP_BRIDGE_DEV) | HOPBIT(HOP_VMM), false);
+        }
         return;
     }
     if (a->request_elsewhere_count && !own_frame) {

@@ -21,14 +21,14 @@ static const struct {
 } kinds[] = {
     {"net_dev_queue", TRACE_QUEUED},       {"net_dev_start_xmit", TRACE_XMIT}, {"net_dev_xmit", TRACE_XMIT_DONE},
     {"netif_receive_skb", TRACE_RECEIVED}, {"kfree_skb", TRACE_DROPPED},       {"consume_skb", TRACE_CONSUMED},
-    {"neigh_update", TRACE_NEIGHBOUR},
+    {"neigh_update", TRACE_NEIGHBOUR},     {"sys_exit", TRACE_REFUSED},
 };
 
 const char *trace_kind_name(enum trace_kind kind) {
     static const char *const names[TRACE_KIND_COUNT] = {
         [TRACE_QUEUED] = "queued",       [TRACE_XMIT] = "handed-to-driver", [TRACE_XMIT_DONE] = "driver-answered",
         [TRACE_RECEIVED] = "received",   [TRACE_DROPPED] = "dropped",       [TRACE_CONSUMED] = "consumed",
-        [TRACE_NEIGHBOUR] = "neighbour",
+        [TRACE_NEIGHBOUR] = "neighbour", [TRACE_REFUSED] = "refused",
     };
     return (unsigned int)kind < TRACE_KIND_COUNT ? names[kind] : "unknown";
 }
@@ -91,6 +91,8 @@ static void read_body(const char *body, struct trace_event *event) {
         read_drop(body, event);
     if (event->kind == TRACE_NEIGHBOUR)
         read_neighbour(body, event);
+    if (event->kind == TRACE_REFUSED) /* "NR 20 = -22" */
+        event->rc = (int32_t)strtol(strstr(body, "= ") ? strstr(body, "= ") + 2 : "0", NULL, 10);
 }
 
 /* "-29752   [001] " somewhere behind the name of the process, which may hold anything. Return: what is behind it. */

@@ -38,6 +38,7 @@ enum trace_kind {
     TRACE_DROPPED,   /* kfree_skb: location, reason, call chain */
     TRACE_CONSUMED,  /* consume_skb: location; at tun_do_read: the VMM has read it */
     TRACE_NEIGHBOUR, /* neigh_update: reason holds "old->new" */
+    TRACE_REFUSED,   /* a write of a VMM's thread that the kernel refused; rc: the negative errno */
     TRACE_KIND_COUNT,
 };
 const char *trace_kind_name(enum trace_kind kind);
@@ -115,7 +116,7 @@ struct trace_result {
 
 struct trace_request {
     int nsfd;
-    const pid_t *tids; /* besides the calling thread: all threads of the VMMs */
+    const pid_t *tids; /* besides the calling thread: the VMMs' processes, each with all of its threads */
     size_t tid_count;
     const uint32_t *addresses; /* whose packets nftrace follows, host byte order */
     size_t address_count;

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -67,12 +68,25 @@ static int open_root(void) {
     return r;
 }
 
+/* A process with all of its threads: which one of them has the network device is the VMM's matter. */
+static void add_threads(struct strbuf *text, pid_t pid) {
+    char path[48];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *dir = opendir(path);
+    strbuf_addf(text, " %d", (int)pid);
+    for (struct dirent *entry; dir && (entry = readdir(dir));)
+        if (*entry->d_name != '.' && atoi(entry->d_name) != pid)
+            strbuf_addf(text, " %.10s", entry->d_name);
+    if (dir)
+        closedir(dir);
+}
+
 /* Only these threads: who sends (we) and who reads the TAPs. */
 static int set_threads(struct tracefs *fs, const struct trace_request *request) {
     struct strbuf text = {.max = TRACE_TIDS_MAX * 12};
     strbuf_addf(&text, "%d", (int)gettid());
     for (size_t i = 0; i < request->tid_count && i < TRACE_TIDS_MAX; i++)
-        strbuf_addf(&text, " %d", (int)request->tids[i]);
+        add_threads(&text, request->tids[i]);
     int r = text.data ? write_at(fs->instance, "set_event_pid", text.data) : -ENOMEM;
     strbuf_free(&text);
     return r;
@@ -98,6 +112,15 @@ static void set_devices(struct tracefs *fs, const struct trace_request *request)
     strbuf_free(&text);
 }
 
+/* What a TAP refuses to take from its VMM is counted nowhere: the failed write is all that there is to see. */
+static void watch_writes(struct tracefs *fs) {
+    char filter[160];
+    snprintf(filter, sizeof filter, "(id == %d || id == %d) && ret < 0 && ret != %d && ret != %d", SYS_write,
+             SYS_writev, -EAGAIN, -EINTR);
+    if (write_at(fs->instance, "events/raw_syscalls/sys_exit/filter", filter) == 0)
+        write_at(fs->instance, "events/raw_syscalls/sys_exit/enable", "1");
+}
+
 static int set_up(struct tracefs *fs, const struct trace_request *request) {
     bool many = sysconf(_SC_NPROCESSORS_CONF) > PROCESSORS_MANY;
     int r = write_at(fs->instance, "trace_clock", "mono");
@@ -115,6 +138,8 @@ static int set_up(struct tracefs *fs, const struct trace_request *request) {
         if (r < 0 && strstr(events[i], "kfree_skb")) /* the one without which the rest is worth little */
             return r;
     }
+    if (request->tid_count)
+        watch_writes(fs);
     return 0;
 }
 

@@ -120,6 +120,7 @@ static enum trace_point point_of(const struct trace_event *event) {
     case TRACE_XMIT:
     case TRACE_DROPPED:
     case TRACE_NEIGHBOUR:
+    case TRACE_REFUSED:
     case TRACE_KIND_COUNT:
         break;
     }
