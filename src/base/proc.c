@@ -2,11 +2,13 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,7 +18,10 @@
 
 /* Where in the child a start failed, sent through the error pipe. */
 enum stage {
+    STAGE_GROUP,
     STAGE_FDS,
+    STAGE_JAIL,
+    STAGE_LIMITS,
     STAGE_USER,
     STAGE_EXEC,
 };
@@ -28,6 +33,12 @@ struct failure {
 
 static const char *stage_words(enum stage stage) {
     switch (stage) {
+    case STAGE_GROUP:
+        return "join its control group";
+    case STAGE_JAIL:
+        return "enter its private view of the files";
+    case STAGE_LIMITS:
+        return "set its limits";
     case STAGE_FDS:
         return "set up its file descriptors";
     case STAGE_USER:
@@ -60,6 +71,29 @@ static int child_fds(const struct proc_spec *spec, int null_fd, int *error_fd) {
     return 0;
 }
 
+static int child_group(const struct proc_spec *spec) {
+    for (int i = 0; i < spec->group_count; i++)
+        if (write(spec->group_fds[i], "0", 1) < 0)
+            return -errno;
+    return 0;
+}
+
+/* The jail's own namespace is everybody's: what this child sees is a copy, and what happens there stays there. */
+static int child_jail(const struct proc_spec *spec) {
+    if (spec->jail_fd > 0 && (setns(spec->jail_fd, CLONE_NEWNS) < 0 || unshare(CLONE_NEWNS) < 0))
+        return -errno;
+    return 0;
+}
+
+static int child_limits(const struct proc_spec *spec) {
+    for (int i = 0; i < spec->limit_count; i++) {
+        struct rlimit limit = {.rlim_cur = spec->limits[i].max, .rlim_max = spec->limits[i].max};
+        if (setrlimit(spec->limits[i].resource, &limit) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
 static int child_user(const struct proc_spec *spec) {
     if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
@@ -80,16 +114,38 @@ static void child_signals(void) {
         signal(s, SIG_DFL);
 }
 
-static void __attribute__((noreturn)) child(const struct proc_spec *spec, int null_fd, int error_fd) {
+/* Return: 0 or the positive errno of the step in *ret_stage. */
+static int child_steps(const struct proc_spec *spec, pid_t parent, int null_fd, int *error_fd, enum stage *ret_stage) {
+    *ret_stage = STAGE_GROUP;
+    int r = child_group(spec);
+    /* Who started it died, and may not know it: the next one looks into the group, which it has joined by now. */
+    if (getppid() != parent)
+        _exit(126);
+    if (r == 0) {
+        *ret_stage = STAGE_JAIL;
+        r = child_jail(spec);
+    }
+    if (r == 0) {
+        *ret_stage = STAGE_FDS;
+        r = child_fds(spec, null_fd, error_fd);
+    }
+    if (r == 0) {
+        *ret_stage = STAGE_LIMITS;
+        r = child_limits(spec);
+    }
+    if (r == 0) {
+        *ret_stage = STAGE_USER;
+        r = child_user(spec);
+    }
+    return -r;
+}
+
+static void __attribute__((noreturn)) child(const struct proc_spec *spec, pid_t parent, int null_fd, int error_fd) {
     static const char *const path_only[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
-    struct failure f = {.stage = STAGE_FDS};
+    struct failure f = {0};
     setsid();
     child_signals();
-    f.errnum = -child_fds(spec, null_fd, &error_fd);
-    if (f.errnum == 0) {
-        f.stage = STAGE_USER;
-        f.errnum = -child_user(spec);
-    }
+    f.errnum = child_steps(spec, parent, null_fd, &error_fd, &f.stage);
     if (f.errnum == 0) {
         f.stage = STAGE_EXEC;
         execve(spec->argv[0], (char *const *)spec->argv, (char *const *)(spec->env ? spec->env : path_only));
@@ -107,11 +163,11 @@ int proc_start(const struct proc_spec *spec, pid_t *ret_pid, int *ret_pidfd, str
     if (null_fd < 0 || spec->fd_count > 16 || pipe2(pipe_fds, O_CLOEXEC) < 0)
         return err_sys(err, errno, "process.start", "start %s", spec->argv[0]);
     _cleanup_close_ int read_fd = pipe_fds[0], write_fd = pipe_fds[1];
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     if (pid < 0)
         return err_sys(err, errno, "process.start", "start %s", spec->argv[0]);
     if (pid == 0)
-        child(spec, null_fd, write_fd);
+        child(spec, parent, null_fd, write_fd);
     fd_close(&write_fd);
     struct failure f;
     ssize_t n;

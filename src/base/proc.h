@@ -7,6 +7,12 @@
 
 #include "base/err.h"
 
+/* What the program and its children may use at most. Source: setrlimit(2). */
+struct proc_limit {
+    int resource; /* RLIMIT_… */
+    uint64_t max;
+};
+
 /* A program to start. argv[0] is its path; there is no search and no shell. */
 struct proc_spec {
     const char *const *argv;
@@ -17,9 +23,15 @@ struct proc_spec {
     int fd_count;
     int output_fd; /* standard output and error; -1: /dev/null */
     bool no_new_privs;
+    const struct proc_limit *limits;
+    int limit_count;
+    const int *group_fds; /* cgroup.procs of the groups that it joins before anything else: cgroup_make() */
+    int group_count;
+    int jail_fd; /* a jail_make(); it gets a copy. 0: sees what its parent sees */
 };
 
-/* Starts it in a session of its own. Return: 0 with the pid and a pidfd (the caller owns it), or -errno: the child's
+/* Starts it in a session of its own. Should the caller die on the way, the child ends before it executes anything, or is
+ * found in its group. Any thread may call it. Return: 0 with the pid and a pidfd (the caller owns it), or -errno: the child's
  * own failure to drop privileges or to exec is reported here too, with what failed. */
 int proc_start(const struct proc_spec *spec, pid_t *ret_pid, int *ret_pidfd, struct err *err);
 

@@ -8,6 +8,7 @@
 #include "base/time.h"
 #include "cmocka_all.h"
 #include "loop/loop.h"
+#include "loop/workers.h"
 
 struct counter {
     struct loop *loop;
@@ -106,10 +107,58 @@ static void processes(void **state) {
     }
 }
 
+struct worked {
+    struct workers *workers;
+    pthread_t worked_on[64], done_on[64];
+    int n, again;
+};
+
+static struct worked worked;
+
+static void work(void *userdata) {
+    size_t i = (size_t)(int *)userdata;
+    usleep(1000);
+    worked.worked_on[i] = pthread_self();
+}
+
+static void done(void *userdata) {
+    size_t i = (size_t)(int *)userdata;
+    worked.done_on[i] = pthread_self();
+    worked.n++;
+    if (worked.again && worked.again--) /* done() may submit more, and workers_finish() waits for that too */
+        assert_int_equal(workers_submit(worked.workers, work, done, userdata), 0);
+}
+
+static void work_is_done_elsewhere_and_ends_here(void **state) {
+    struct loop *loop;
+    struct err err;
+    assert_int_equal(loop_new(&loop, &err), 0);
+    assert_int_equal(workers_new(loop, "test", 3, &worked.workers, &err), 0);
+    worked.again = 5;
+    for (size_t i = 0; i < 64; i++)
+        assert_int_equal(workers_submit(worked.workers, work, done, (void *)i), 0);
+    workers_finish(worked.workers);
+    assert_int_equal(worked.n, 69);
+    int threads = 0;
+    for (int i = 0; i < 64; i++) {
+        assert_true(pthread_equal(worked.done_on[i], pthread_self()));
+        assert_false(pthread_equal(worked.worked_on[i], pthread_self()));
+        threads += !pthread_equal(worked.worked_on[i], worked.worked_on[0]);
+    }
+    assert_true(threads > 0);
+    for (size_t i = 0; i < 8; i++)
+        assert_int_equal(workers_submit(worked.workers, work, done, (void *)i), 0);
+    workers_free(worked.workers);
+    assert_int_equal(worked.n, 77);
+    workers_free(NULL);
+    loop_free(loop);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(posts_and_timers),
         cmocka_unit_test(processes),
+        cmocka_unit_test(work_is_done_elsewhere_and_ends_here),
     };
     return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }
