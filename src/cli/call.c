@@ -15,8 +15,11 @@
 static int show(struct cli *cli, int status, const char *code, const char *title, const char *detail,
                 const char *hint) {
     if (cli->json) {
-        json_t *error = json_pack("{s:{s:s, s:s, s:s, s:s}}", "error", "code", code, "title", title, "detail", detail,
-                                  "hint", hint);
+        char safe_detail[4 * sizeof((struct err *)0)->detail], safe_hint[4 * sizeof((struct err *)0)->hint];
+        str_escape(detail, strlen(detail), safe_detail, sizeof safe_detail);
+        str_escape(hint, strlen(hint), safe_hint, sizeof safe_hint);
+        json_t *error = json_pack("{s:{s:s, s:s, s:s, s:s}}", "error", "code", code, "title", title, "detail",
+                                  safe_detail, "hint", safe_hint);
         cli_print_json(error);
         json_decref(error);
         return status;

@@ -14,6 +14,7 @@
 #define ROUNDS_MAX 16
 #define SETTLE_MS 120 /* a port's carrier and state follow its flags a little later */
 #define LOOK_AGAIN_MS 400
+#define LOCK_WAIT_MS 30000 /* for another doctor that repairs: longer than most repairs take */
 
 /* What was tried, with the target it was about. */
 struct attempt {
@@ -134,8 +135,10 @@ static int mend_one(struct mending *m, struct finding *f, const char *tap, struc
     f->applied = true;
     str_copy(f->journal, sizeof f->journal, entry->id);
     r = prove(m, attempt, c, err);
-    if (r < 0)
+    if (r < 0) { /* what cannot be proven does not stay */
+        repair_undo(m->repair, entry, NULL);
         return r;
+    }
     f->proven = r > 0;
     if (r > 0) {
         repair_proven(m->repair, entry, &why);
@@ -179,14 +182,65 @@ static int tell_attempts(struct mending *m, struct doctor_case *c) {
     return 0;
 }
 
+/* What a doctor that was killed had begun comes first: what it left is neither what was, nor proven. */
+static int take_back_unfinished(struct mending *m, struct doctor_case **c, struct err *err) {
+    _cleanup_repair_entry_free_ struct repair_entry *entry = NULL;
+    struct doctor_recovered recovered = {0};
+    int r = repair_unfinished(m->repair, &entry, err);
+    if (r < 0 || !entry)
+        return r;
+    struct err why = {0};
+    str_copy(recovered.journal, sizeof recovered.journal, entry->id);
+    str_copy(recovered.finding, sizeof recovered.finding, entry->finding);
+    if (repair_undo(m->repair, entry, &why) < 0)
+        str_copy(recovered.error, sizeof recovered.error, why.detail);
+    usleep(SETTLE_MS * 1000);
+    r = look_again(m, c, err);
+    if (r == 0)
+        (*c)->recovered = recovered;
+    return r;
+}
+
+static int begin(struct mending *m, int nsfd, const char *journal_dir, struct doctor_case **c, struct err *err) {
+    bool waited = false;
+    int r = repair_open(nsfd, m->options->netns, journal_dir, &m->repair, err);
+    if (r == 0)
+        r = repair_lock(m->repair, LOCK_WAIT_MS, &waited, err);
+    if (r == 0 && waited) /* what the other one did is not in what we saw */
+        r = look_again(m, c, err);
+    return r < 0 ? r : take_back_unfinished(m, c, err);
+}
+
+/* Asked for by name, and not done: why. */
+static void tell_why_not(const struct mending *m, struct doctor_case *c) {
+    bool found = false, possible = false;
+    for (uint32_t i = 0; *m->which && i < c->count; i++)
+        for (uint32_t f = 0; f < c->judgements[i].findings_count; f++) {
+            struct finding *one = &c->judgements[i].findings[f];
+            if (strcmp(one->id, m->which) != 0)
+                continue;
+            found = true;
+            possible = possible || one->step_count;
+            if (!one->step_count && !*one->repair_error)
+                str_copy(one->repair_error, sizeof one->repair_error, "no program can do this; by hand: see the plan");
+        }
+    if (*m->which && m->count == 0)
+        str_copy(c->not_repaired, sizeof c->not_repaired,
+                 !found     ? "it was not found here"
+                 : possible ? ""
+                            : "it was found, and no program can repair it");
+}
+
 int doctor_repair(const struct doctor_options *options, const char *which, const char *journal_dir,
                   struct doctor_case **c, struct err *err) {
     int64_t began_ms = time_monotonic_ms() - (*c)->duration_ms;
     _cleanup_close_ int nsfd = -1;
     _cleanup_mending_ struct mending m = {.options = options, .which = which};
+    struct doctor_recovered recovered;
     int r = netns_open(options->netns, &nsfd, err);
     if (r == 0)
-        r = repair_open(nsfd, options->netns, journal_dir, &m.repair, err);
+        r = begin(&m, nsfd, journal_dir, c, err);
+    recovered = (*c)->recovered;
     while (r == 0 && m.count < ROUNDS_MAX) {
         const char *tap;
         struct finding *f = next(&m, *c, &tap);
@@ -196,6 +250,8 @@ int doctor_repair(const struct doctor_options *options, const char *which, const
     }
     if (r == 0 && tell_attempts(&m, *c) < 0)
         r = err_sys(err, ENOMEM, "doctor.failed", "repair");
+    tell_why_not(&m, *c);
+    (*c)->recovered = recovered;
     (*c)->duration_ms = time_monotonic_ms() - began_ms;
     return r;
 }
@@ -212,5 +268,14 @@ int doctor_undo(const char *netns, const char *journal_dir, const char *id, stru
     r = netns_open(netns, &nsfd, err);
     if (r == 0)
         r = repair_open(nsfd, netns, journal_dir, &repair, err);
+    bool waited;
+    if (r == 0)
+        r = repair_lock(repair, LOCK_WAIT_MS, &waited, err);
+    if (r < 0)
+        return r;
+    if (waited) { /* the one that repaired may have taken it back itself */
+        repair_entry_free(ptr_steal(entry));
+        r = repair_journal_load(journal_dir, id, &entry, err);
+    }
     return r < 0 ? r : repair_undo(repair, entry, err);
 }

@@ -365,10 +365,28 @@ static bool was_too_busy(const struct doctor_case *c) {
     return false;
 }
 
+/* With what there is instead. */
+static int no_such_bridge(const struct snapshot *s, const struct doctor_options *o, struct err *err) {
+    struct strbuf there = {.max = 160};
+    for (uint32_t i = 0; i < s->links_count; i++)
+        if (strcmp(s->links[i].kind, "bridge") == 0)
+            strbuf_addf(&there, "%s%s", there.len ? ", " : "", s->links[i].name);
+    err_set(err, ENOENT, "doctor.no-such-bridge", "there is no bridge \"%s\" %s%s", o->bridge,
+            *o->netns ? "in network namespace " : "here", o->netns);
+    if (there.len)
+        err_hint(err, "there is: %s", there.data);
+    else
+        err_hint(err, "there is no bridge at all; --netns NAME looks into another network namespace");
+    strbuf_free(&there);
+    return -ENOENT;
+}
+
 int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct err *err) {
     int64_t began_ms = time_monotonic_ms();
     _cleanup_close_ int nsfd = -1;
     int r = netns_open(o->netns, &nsfd, err);
+    if (r == -ENOENT)
+        err_hint(err, "ip netns list shows those that there are");
     if (r < 0)
         return r;
     _cleanup_doctor_case_ struct doctor_case *c = calloc(1, sizeof *c);
@@ -385,8 +403,8 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     r = collect_snapshot(&collect, &c->before, err);
     if (r < 0)
         return r;
-    if (*o->bridge && !c->before->host.bridge_index && !*o->tap && !*o->vm)
-        return err_set(err, ENOENT, "doctor.no-such-bridge", "there is no bridge %s here", o->bridge);
+    if (*o->bridge && !c->before->host.bridge_index && !*o->tap && !*o->vm && !snap_gap_of(c->before, "links"))
+        return no_such_bridge(c->before, o, err);
     r = find_targets(c, o, err);
     if (r < 0)
         return r;

@@ -1,6 +1,13 @@
-/* Waits for the kernel to say that something changed, lets it settle for a moment, looks again. */
+/* Waits for the kernel to say that something changed, lets it settle for a moment, looks again: at the state alone, which
+ * is quick and tells most of what a change breaks; then by asking the path, which takes longer and tells the rest.
+ * Between changes it sleeps in poll(): nothing wakes it.
+ *
+ * Asking makes changes of its own (the canary's port, the trace's table): their messages are thrown away, and the state
+ * is looked at once more, so that somebody else's change in that time is not lost. */
 #include <errno.h>
 #include <libmnl/libmnl.h>
+#include <linux/filter.h>
+#include <linux/neighbour.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
 #include <poll.h>
@@ -16,6 +23,23 @@
 #define SETTLE_MS 60
 #define SETTLE_MAX_MS 400
 #define RECEIVE_BUFFER (1024 * 1024)
+#define TOLD_MAX 4096 /* findings that are compared */
+
+/* Neighbours and FDB entries that the kernel learns come and go all day: only those that somebody set are let through.
+ * nlmsghdr: length 0, type 4 (in this machine's order: its low byte is first); ndmsg behind it at 16: state at 24. */
+static int keep_fixed_neighbours(int fd) {
+    static struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RTM_NEWNEIGH & 0xff, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, RTM_DELNEIGH & 0xff, 0, 2),
+        BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 24),
+        BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, NUD_PERMANENT | NUD_NOARP, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+        BPF_STMT(BPF_RET | BPF_K, 0),
+    };
+    struct sock_fprog program = {.len = sizeof code / sizeof *code, .filter = code};
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
 
 static int subscribe(int nsfd, int protocol, const int *groups, size_t count, int *ret_fd) {
     struct sockaddr_nl address = {.nl_family = AF_NETLINK};
@@ -38,6 +62,8 @@ static int subscribe(int nsfd, int protocol, const int *groups, size_t count, in
 static bool drain(int fd) {
     char buffer[32768];
     bool any = false;
+    if (fd < 0)
+        return false;
     for (;;) {
         ssize_t n = recv(fd, buffer, sizeof buffer, MSG_DONTWAIT);
         if (n < 0 && errno != ENOBUFS)
@@ -46,71 +72,181 @@ static bool drain(int fd) {
     }
 }
 
-/* Waits for a change and then until there is none for a moment. Return: 0 or -errno. */
-static int wait_for_change(struct pollfd *fds, nfds_t count) {
-    if (poll(fds, count, -1) < 0)
-        return -errno;
+enum { FD_ROUTE, FD_NEIGH, FD_NFT, FD_CHANGES, FD_OUT = FD_CHANGES, FD_COUNT };
+
+struct watch {
+    const struct doctor_options *options;
+    struct pollfd fds[FD_COUNT];
+    bool (*told)(const struct doctor_case *c, void *data);
+    void *data;
+    uint64_t *last, state; /* what was told, a number a finding; the state's findings, as one number */
+    size_t last_count;
+};
+
+static bool drain_all(struct watch *w) {
+    bool any = false;
+    for (int i = 0; i < FD_CHANGES; i++)
+        any = drain(w->fds[i].fd) || any;
+    return any;
+}
+
+/* Waits for a change and then until there is none for a moment. Return: 0, -EPIPE: nobody reads any more; or -errno. */
+static int wait_for_change(struct watch *w) {
+    do {
+        if (poll(w->fds, FD_COUNT, -1) < 0)
+            return errno == EINTR ? 0 : -errno;
+        if (w->fds[FD_OUT].revents & (POLLERR | POLLHUP | POLLNVAL))
+            return -EPIPE;
+    } while (!drain_all(w));
     int64_t end_ms = time_monotonic_ms() + SETTLE_MAX_MS;
     int r = 1;
     while (r > 0 && time_monotonic_ms() < end_ms) {
-        for (nfds_t i = 0; i < count; i++)
-            drain(fds[i].fd);
-        r = poll(fds, count, SETTLE_MS);
+        r = poll(w->fds, FD_CHANGES, SETTLE_MS);
+        drain_all(w);
     }
-    return r < 0 ? -errno : 0;
+    return r < 0 && errno != EINTR ? -errno : 0;
 }
 
-/* The findings as one number: enough to tell whether they are others than before. FNV-1a. */
-static uint64_t digest(const struct doctor_case *c) {
+/* --- what is new --- */
+
+/* A finding as a number. FNV-1a. */
+static uint64_t number_of(const char *tap, const struct finding *f) {
+    const char *parts[] = {tap, f->id, f->title};
     uint64_t hash = 14695981039346656037ULL;
-    for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t f = 0; f < c->judgements[i].findings_count; f++) {
-            const struct finding *one = &c->judgements[i].findings[f];
-            const char *parts[] = {c->targets[i].tap, one->id, one->title};
-            for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)
-                for (const char *at = parts[p]; *at; at++)
-                    hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
-        }
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)
+        for (const char *at = parts[p]; *at; at++)
+            hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
     return hash;
 }
 
-static int follow(const struct doctor_options *first, struct pollfd *fds,
-                  bool (*told)(const struct doctor_case *c, void *data), void *data, struct err *err) {
-    struct doctor_options options = *first;
-    uint64_t last = 0;
-    for (bool begun = false;; begun = true) {
-        _cleanup_doctor_case_ struct doctor_case *c = NULL;
-        int r = doctor_run(&options, &c, err);
-        if (r < 0)
-            return r;
-        uint64_t now = digest(c);
-        if ((!begun || now != last) && !told(c, data))
-            return err_set(err, EPIPE, "doctor.failed", "nobody listens any more");
-        last = now;
-        options.no_probe = true;
-        if (!begun)
-            for (int i = 0; i < 2; i++)
-                drain(fds[i].fd); /* what the probe itself did */
-        r = wait_for_change(fds, 2);
-        if (r < 0)
-            return err_sys(err, -r, "doctor.failed", "wait for a change");
-    }
+static int compare(const void *a, const void *b) {
+    const uint64_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
 }
 
-int doctor_watch(const struct doctor_options *options, bool (*told)(const struct doctor_case *c, void *data),
-                 void *data, struct err *err) {
-    static const int route_groups[] = {RTNLGRP_LINK,      RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE,
-                                       RTNLGRP_IPV4_RULE, RTNLGRP_TC,          RTNLGRP_IPV4_NETCONF};
-    static const int nft_groups[] = {NFNLGRP_NFTABLES};
-    _cleanup_close_ int nsfd = -1, route = -1, nft = -1;
+/* The case's findings, sorted; only_causes: without what is but noted. */
+static size_t numbers_of(const struct doctor_case *c, bool only_causes, uint64_t *ret) {
+    size_t count = 0;
+    for (uint32_t i = 0; i < c->count; i++)
+        for (uint32_t f = 0; f < c->judgements[i].findings_count && count < TOLD_MAX; f++) {
+            const struct finding *one = &c->judgements[i].findings[f];
+            if (!only_causes || one->role == ROLE_ROOT_CAUSE)
+                ret[count++] = number_of(c->targets[i].tap, one);
+        }
+    qsort(ret, count, sizeof *ret, compare);
+    return count;
+}
+
+static uint64_t digest(const struct doctor_case *c) {
+    uint64_t numbers[TOLD_MAX], hash = c->count;
+    size_t count = numbers_of(c, false, numbers);
+    for (size_t i = 0; i < count; i++)
+        hash = (hash ^ numbers[i]) * 1099511628211ULL;
+    return hash;
+}
+
+/* The state alone does not show what only asking shows: that something is missing there says nothing. */
+static bool has_new_cause(const struct watch *w, const struct doctor_case *c) {
+    uint64_t numbers[TOLD_MAX];
+    size_t count = numbers_of(c, true, numbers);
+    for (size_t i = 0; i < count; i++)
+        if (!bsearch(&numbers[i], w->last, w->last_count, sizeof *w->last, compare))
+            return true;
+    return false;
+}
+
+static bool is_as_told(const struct watch *w, const struct doctor_case *c) {
+    uint64_t numbers[TOLD_MAX];
+    size_t count = numbers_of(c, false, numbers);
+    return count == w->last_count && memcmp(numbers, w->last, count * sizeof *numbers) == 0;
+}
+
+static int tell(struct watch *w, const struct doctor_case *c) {
+    w->last_count = numbers_of(c, false, w->last);
+    return w->told(c, w->data) ? 0 : -EPIPE;
+}
+
+/* --- looking --- */
+
+/* Return: 0, or -errno with err set; -EPIPE: nobody reads. */
+static int look_at_state(struct watch *w, bool tell_news, struct err *err) {
+    struct doctor_options options = *w->options;
+    _cleanup_doctor_case_ struct doctor_case *c = NULL;
+    options.no_probe = true;
+    int r = doctor_run(&options, &c, err);
+    if (r < 0)
+        return r;
+    w->state = digest(c);
+    return tell_news && has_new_cause(w, c) ? tell(w, c) : 0;
+}
+
+static int look_at_all(struct watch *w, bool first, struct err *err) {
+    _cleanup_doctor_case_ struct doctor_case *c = NULL;
+    int r = doctor_run(w->options, &c, err);
+    if (r < 0)
+        return r;
+    return first || !is_as_told(w, c) ? tell(w, c) : 0;
+}
+
+/* Asks until nothing changed meanwhile. */
+static int ask(struct watch *w, bool first, struct err *err) {
+    uint64_t before;
+    int r;
+    do {
+        before = w->state;
+        r = look_at_all(w, first, err);
+        drain_all(w);
+        if (r == 0 && !w->options->no_probe)
+            r = look_at_state(w, true, err);
+        first = false;
+    } while (r == 0 && !w->options->no_probe && w->state != before);
+    return r;
+}
+
+static int follow(struct watch *w, struct err *err) {
+    int r = look_at_state(w, false, err);
+    for (bool first = true; r == 0; first = false) {
+        if (!first)
+            r = look_at_state(w, true, err);
+        if (r == 0)
+            r = ask(w, first, err);
+        if (r == 0 && (r = wait_for_change(w)) < 0 && r != -EPIPE)
+            return err_sys(err, -r, "doctor.failed", "wait for a change");
+    }
+    return r == -EPIPE ? err_set(err, EPIPE, "doctor.output", "nobody reads any more") : r;
+}
+
+/* A socket for each sort of message, in w->fds. */
+static int subscribe_all(struct watch *w, int nsfd) {
+    static const int route[] = {RTNLGRP_LINK,      RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE,
+                                RTNLGRP_IPV4_RULE, RTNLGRP_TC,          RTNLGRP_IPV4_NETCONF};
+    static const int neigh[] = {RTNLGRP_NEIGH}, nft[] = {NFNLGRP_NFTABLES};
+    int r = subscribe(nsfd, NETLINK_ROUTE, route, sizeof route / sizeof *route, &w->fds[FD_ROUTE].fd);
+    if (r == 0)
+        r = subscribe(nsfd, NETLINK_ROUTE, neigh, 1, &w->fds[FD_NEIGH].fd);
+    if (r == 0)
+        r = keep_fixed_neighbours(w->fds[FD_NEIGH].fd);
+    if (r == 0) /* a kernel without nftables has no changes of them: poll() passes over -1 */
+        subscribe(nsfd, NETLINK_NETFILTER, nft, 1, &w->fds[FD_NFT].fd);
+    return r;
+}
+
+int doctor_watch(const struct doctor_options *options, int out_fd,
+                 bool (*told)(const struct doctor_case *c, void *data), void *data, struct err *err) {
+    _cleanup_close_ int nsfd = -1;
+    _cleanup_free_ uint64_t *last = calloc(TOLD_MAX, sizeof *last);
+    struct watch w = {.options = options, .told = told, .data = data, .last = last};
+    for (int i = 0; i < FD_CHANGES; i++)
+        w.fds[i] = (struct pollfd){.fd = -1, .events = POLLIN};
+    w.fds[FD_OUT] = (struct pollfd){.fd = out_fd}; /* its hanging up is told unasked */
+    if (!last)
+        return err_sys(err, ENOMEM, "doctor.failed", "watch");
     int r = netns_open(options->netns, &nsfd, err);
     if (r < 0)
         return r;
-    r = subscribe(nsfd, NETLINK_ROUTE, route_groups, sizeof route_groups / sizeof *route_groups, &route);
-    if (r == 0)
-        r = subscribe(nsfd, NETLINK_NETFILTER, nft_groups, 1, &nft);
-    if (r < 0)
-        return err_sys(err, -r, "doctor.failed", "follow the kernel's changes");
-    struct pollfd fds[] = {{.fd = route, .events = POLLIN}, {.fd = nft, .events = POLLIN}};
-    return follow(options, fds, told, data, err);
+    r = subscribe_all(&w, nsfd);
+    r = r < 0 ? err_sys(err, -r, "doctor.failed", "follow the kernel's changes") : follow(&w, err);
+    for (int i = 0; i < FD_CHANGES; i++)
+        fd_close(&w.fds[i].fd);
+    return r;
 }

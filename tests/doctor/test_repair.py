@@ -1,10 +1,15 @@
 """Repairs: what is safe is done when asked, what belongs to others only by name; proven; taken back by its journal's id."""
 import json
+import os
+import signal
+import subprocess
+import threading
+import time
 
 import pytest
 
 from faults import FAULTS
-from lab import Lab
+from lab import MCTL, Lab
 from test_catalogue import ONLY_INJECT, broken
 
 SAFE = [f for f in FAULTS if f.repair == "safe"]
@@ -135,7 +140,8 @@ def test_undo_refuses_what_changed(journal):
         number = answer.first["repair"]["journal"]
         lab.batch(f"link add br9 type bridge\nlink set {guest.tap} master br9")
         answer = lab.doctor(guest, "--undo", number, env=journal)
-        assert answer.status in (1, 5), answer
+        assert (answer.status, answer.json["error"]["code"]) == (5, "repair.changed"), answer
+        assert answer.json["error"]["hint"]
         assert lab.link(guest.tap)["master"] == "br9"
 
 
@@ -145,8 +151,158 @@ def test_journal_is_private(journal, tmp_path):
         lab.warm()
         lab.ip("link", "set", guest.tap, "down")
         assert lab.doctor(guest, "--repair", env=journal).status == 11
+        assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == ["lock"]
         entries = list(tmp_path.glob("*.json"))
         assert len(entries) == 1
         assert entries[0].stat().st_mode & 0o777 == 0o600
         text = json.dumps(json.loads(entries[0].read_text()))
         assert guest.tap in text
+
+
+def start_repair(lab, guest, journal, which="--repair"):
+    return subprocess.Popen([MCTL, "--json", "doctor", "--netns", lab.name, "--bridge", "br0", "--tap", guest.tap, "--guest-ip", guest.address,
+                             "--guest-mac", guest.mac, which], env={**os.environ, **journal}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_while_unfinished(process, folder):
+    """Kills it between its first write to the journal and its last. Return: the id that was under way."""
+    until = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < until:
+        if (folder / "unfinished").exists():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return (folder / "unfinished").read_text() if (folder / "unfinished").exists() else None
+        time.sleep(0.001)
+    raise AssertionError(f"it was never in the middle: {process.poll()}")
+
+
+@pytest.mark.parametrize("how", ["again", "undo"])
+def test_killed_in_the_middle(journal, tmp_path, how):
+    """A doctor that was killed before it had proven its repair: the next one, or --undo, takes it back."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        lab.bridge("link", "set", "dev", guest.tap, "state", "0")
+        lab.cold()
+        process = start_repair(lab, guest, journal)
+        number = kill_while_unfinished(process, tmp_path)
+        assert number, "it was done already"
+        if how == "again":
+            answer = lab.doctor(guest, "--repair", env=journal)
+            assert answer.json["recovered"]["journal"] == number, answer.json
+            assert answer.json["recovered"]["error"] is None, answer.json
+            assert answer.status == 11, answer
+            lab.cold()
+            assert lab.ping(guest.address)
+        else:
+            answer = lab.doctor(guest, "--undo", number, env=journal)
+            assert answer.status == 0, answer
+            port = json.loads(lab.bridge("-j", "-d", "link", "show", "dev", guest.tap))[0]
+            assert port["state"] == "disabled", port
+            assert lab.doctor(guest, "--undo", number, env=journal).status == 5
+        assert not (tmp_path / "unfinished").exists()
+        assert lab.doctor(guest, "--repair", env=journal).json.get("recovered") is None
+
+
+def write_half_done(folder, entry, marker=True):
+    """As a doctor leaves it that dies right behind its first step."""
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), "state": "applying"}))
+    text = json.loads(entry.read_text())
+    for step in text["steps"]:
+        step.update(done=False, undone=False, after="")
+    entry.write_text(json.dumps(text))
+    if marker:
+        (folder / "unfinished").write_text(text["id"])
+    return text["id"]
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not-done"])
+def test_journal_of_one_that_died_applying(journal, tmp_path, done):
+    """Nobody wrote down whether the step was done: the object itself tells."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        handle = lab.chain("bridge", "somebody", "theirs", "type filter hook output priority 0", f"oifname {guest.tap} drop")[-1]
+        lab.cold()
+        answer = lab.doctor(guest, "--repair=nft.bridge-drop", env=journal)
+        assert answer.status == 11, answer
+        entry = next(tmp_path.glob("*.json"))
+        before = entry.read_text()
+        if not done:
+            assert lab.doctor(guest, "--undo", json.loads(before)["id"], env=journal).status == 0
+            handle = lab.handles("bridge", "somebody", "theirs")[-1]
+            text = json.loads(before)
+            text["steps"][0]["step"]["handle"] = int(handle)
+            before = json.dumps(text)
+        entry.write_text(before)
+        number = write_half_done(tmp_path, entry)
+        assert lab.doctor(guest, "--undo", number, env=journal).status == 0
+        assert len(lab.handles("bridge", "somebody", "theirs")) == 1, "it was put back, and only once"
+        assert not (tmp_path / "unfinished").exists()
+
+
+def test_two_that_repair(journal):
+    """They take turns; none undoes what the other one did."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        lab.ip("link", "set", guest.tap, "down")
+        lab.bridge("link", "set", "dev", guest.tap, "isolated", "on")
+        lab.cold()
+        answers = []
+        threads = [threading.Thread(target=lambda: answers.append(lab.doctor(guest, "--repair", env=journal))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted({a.status for a in answers}) in ([0, 11], [11]), answers
+        assert [a.status for a in answers].count(11) >= 1, answers
+        lab.cold()
+        assert lab.ping(guest.address)
+        assert lab.doctor(guest).status == 0
+
+
+@pytest.mark.parametrize("name, status", [("tap.dwon", 2), ("", 2), ("unknown.bridge.port", 2), ("vmm.stalled", 0), ("tap.down", 0)])
+def test_names_of_repairs(journal, name, status):
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        answer = lab.doctor(guest, f"--repair={name}", env=journal)
+        assert answer.status == status, answer
+        assert answer.json["error"]["hint"] if status else answer.json["not_repaired"], answer.json
+
+
+def test_a_repair_that_only_a_person_can_do(journal):
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        guest("stall")
+        lab.cold()
+        answer = lab.doctor(guest, "--repair=vmm.stalled", env=journal)
+        assert answer.status == 10, answer
+        assert answer.json["not_repaired"], answer.json
+        assert answer.first["repair"]["applied"] is False
+
+
+def test_a_journal_that_cannot_be_written(tmp_path):
+    """Nothing is changed that could not be taken back."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        lab.ip("link", "set", guest.tap, "down")
+        (tmp_path / "file").write_text("")
+        answer = lab.doctor(guest, "--repair", env={"MC_DOCTOR_JOURNAL": str(tmp_path / "file" / "journal")})
+        assert (answer.status, answer.json["error"]["code"]) == (1, "repair.journal"), answer
+        assert "UP" not in lab.link(guest.tap)["flags"]
+
+
+def test_wrong_bridge_that_nobody_named(journal):
+    """Without --bridge and without a record nobody can say that the other bridge is the wrong one."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.guest()
+        lab.warm()
+        lab.batch(f"link add br1 type bridge\nlink set br1 up\nlink set {guest.tap} master br1")
+        subprocess.run([MCTL, "--json", "doctor", "--netns", lab.name, "--tap", guest.tap, "--guest-ip", guest.address, "--repair"],
+                       capture_output=True, check=False, env={**os.environ, **journal})
+        assert lab.link(guest.tap)["master"] == "br1"

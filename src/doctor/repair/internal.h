@@ -12,8 +12,9 @@
 #define RAW_MAX 65536 /* bytes of text */
 
 struct repair {
-    int nsfd;
+    int nsfd, lock;
     char netns[64];
+    uint64_t netns_inode;
     char *dir;
     struct rtnl *rtnl;
     /* BPF programs that were taken off: they live on as long as a descriptor does, so they can be put back. */
@@ -72,3 +73,5 @@ int repair_held(struct repair *repair, uint32_t prog_id);
 
 /* journal.c */
 int journal_write(const char *dir, const struct repair_entry *entry, struct err *err);
+/* The one that is under way; NULL: none is. */
+int journal_mark(const char *dir, const char *id, struct err *err);

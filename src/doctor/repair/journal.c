@@ -1,11 +1,14 @@
 /* The journal: an entry as JSON, one file each. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "base/time.h"
 #include "doctor/repair/internal.h"
@@ -145,9 +148,10 @@ int repair_entry_to_json(const struct repair_entry *entry, char **ret_text) {
         json_object_set_new(step, "undone", json_boolean(done->undone));
         json_array_append_new(steps, step);
     }
-    json_t *json = json_pack("{s:s,s:s,s:s,s:I,s:o,s:s,s:s,s:o}", "schema", SCHEMA, "id", entry->id, "at", at, "at_ms",
-                             (json_int_t)entry->at_ms, "netns", put_text(entry->netns), "finding", entry->finding,
-                             "state", repair_state_name(entry->state), "steps", steps);
+    json_t *json = json_pack("{s:s,s:s,s:s,s:I,s:o,s:I,s:s,s:s,s:o}", "schema", SCHEMA, "id", entry->id, "at", at,
+                             "at_ms", (json_int_t)entry->at_ms, "netns", put_text(entry->netns), "netns_inode",
+                             (json_int_t)entry->netns_inode, "finding", entry->finding, "state",
+                             repair_state_name(entry->state), "steps", steps);
     char *text = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
     json_decref(json);
     if (!text)
@@ -184,6 +188,7 @@ static int entry_from_json(const json_t *json, struct repair_entry *entry) {
         get_text(netns, entry->netns, sizeof entry->netns) < 0)
         return -EBADMSG;
     entry->at_ms = at_ms;
+    entry->netns_inode = (uint64_t)json_integer_value(json_object_get(json, "netns_inode"));
     entry->state = REPAIR_STATE_COUNT;
     for (int i = 0; i < REPAIR_STATE_COUNT; i++)
         if (strcmp(repair_state_name((enum repair_state)i), state) == 0)
@@ -234,20 +239,102 @@ int journal_write(const char *dir, const struct repair_entry *entry, struct err 
     return r < 0 ? err_sys(err, -r, "repair.journal", "write the journal in %s", dir) : 0;
 }
 
+int journal_mark(const char *dir, const char *id, struct err *err) {
+    _cleanup_free_ char *path = NULL;
+    int r = asprintf(&path, "%s/unfinished", dir) < 0 ? -ENOMEM : 0;
+    if (r < 0)
+        path = NULL;
+    if (r == 0 && id)
+        r = file_write_atomic(path, id, strlen(id), 0600);
+    if (r == 0 && !id && unlink(path) < 0 && errno != ENOENT)
+        r = -errno;
+    return r < 0 ? err_sys(err, -r, "repair.journal", "write the journal in %s", dir) : 0;
+}
+
+int repair_unfinished(struct repair *repair, struct repair_entry **ret, struct err *err) {
+    _cleanup_free_ char *path = NULL, *id = NULL;
+    _cleanup_repair_entry_free_ struct repair_entry *entry = NULL;
+    size_t len;
+    *ret = NULL;
+    if (asprintf(&path, "%s/unfinished", repair->dir) < 0) {
+        path = NULL;
+        return err_sys(err, ENOMEM, "repair.journal", "read the journal");
+    }
+    int r = file_read(path, REPAIR_ID_SIZE, &id, &len);
+    if (r == -ENOENT)
+        return 0;
+    if (r < 0)
+        return err_sys(err, -r, "repair.journal", "read %s", path);
+    r = repair_journal_load(repair->dir, id, &entry, err);
+    if (r == -ENOENT) /* the folder was tidied up by hand */
+        return journal_mark(repair->dir, NULL, err);
+    if (r < 0)
+        return r;
+    bool here = strcmp(entry->netns, repair->netns) == 0 && entry->netns_inode == repair->netns_inode;
+    if (here && (entry->state == REPAIR_STATE_APPLYING || entry->state == REPAIR_STATE_APPLIED))
+        *ret = ptr_steal(entry);
+    return 0;
+}
+
+int repair_lock(struct repair *repair, int64_t wait_ms, bool *ret_waited, struct err *err) {
+    int64_t until_ms = time_monotonic_ms() + wait_ms;
+    _cleanup_free_ char *path = NULL;
+    bool waited = false;
+    int r = dir_make(repair->dir, 0700);
+    if (r < 0)
+        return err_sys(err, -r, "repair.journal", "make the journal's folder %s", repair->dir);
+    if (asprintf(&path, "%s/lock", repair->dir) < 0) {
+        path = NULL;
+        return err_sys(err, ENOMEM, "repair.journal", "lock the journal");
+    }
+    fd_close(&repair->lock);
+    repair->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (repair->lock < 0)
+        return err_sys(err, errno, "repair.journal", "open %s", path);
+    while (flock(repair->lock, LOCK_EX | LOCK_NB) < 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR)
+            return err_sys(err, errno, "repair.journal", "lock %s", path);
+        if (time_monotonic_ms() >= until_ms) {
+            err_set(err, EBUSY, "repair.busy", "another doctor repairs something on this machine (it holds %s)", path);
+            return err_hint(err, "wait until it is done; `fuser %s` says who it is", path);
+        }
+        waited = true;
+        usleep(20000);
+    }
+    *ret_waited = waited;
+    return 0;
+}
+
+static void hint_latest(const char *dir, struct err *err) {
+    char(*ids)[REPAIR_ID_SIZE] = NULL;
+    size_t count = 0;
+    if (repair_journal_list(dir, &ids, &count, NULL) == 0 && count)
+        err_hint(err, "the last repair is %s (of %zu in %s)", ids[count - 1], count, dir);
+    else
+        err_hint(err, "nothing was repaired that %s knows of", dir);
+    free(ids);
+}
+
 int repair_journal_load(const char *dir, const char *id, struct repair_entry **ret, struct err *err) {
     _cleanup_free_ char *path = NULL, *text = NULL;
     size_t len;
     char shown[64];
     str_escape(id, strnlen(id, 40), shown, sizeof shown);
-    if (!is_id(id))
-        return err_set(err, ENOENT, "repair.no-such-entry", "\"%s\" is not the id of a repair", shown);
+    if (!is_id(id)) {
+        err_set(err, ENOENT, "repair.no-such-entry", "\"%s\" is not the id of a repair", shown);
+        hint_latest(dir, err);
+        return -ENOENT;
+    }
     if (asprintf(&path, "%s/%s.json", dir, id) < 0) {
         path = NULL;
         return err_sys(err, ENOMEM, "repair.journal", "read the journal");
     }
     int r = file_read(path, FILE_SIZE_MAX, &text, &len);
-    if (r == -ENOENT)
-        return err_set(err, ENOENT, "repair.no-such-entry", "there is no repair %s in %s", id, dir);
+    if (r == -ENOENT) {
+        err_set(err, ENOENT, "repair.no-such-entry", "there is no repair %s in %s", id, dir);
+        hint_latest(dir, err);
+        return -ENOENT;
+    }
     if (r < 0)
         return err_sys(err, -r, "repair.journal", "read %s", path);
     return repair_entry_from_json(text, len, ret, err);

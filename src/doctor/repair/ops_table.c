@@ -61,17 +61,23 @@ static bool match_policy(const struct nlmsghdr *nlh, const struct search *search
     return rule->family == AF_INET && attr_u32(nlh, sizeof *rule, FRA_PRIORITY) == search->step->value;
 }
 
+/* What the kernel learned by itself is no object: it comes and goes, also in the place of a fixed entry that was taken
+ * away. */
+static bool is_fixed(const struct ndmsg *ndm) {
+    return ndm->ndm_state & (NUD_PERMANENT | NUD_NOARP);
+}
+
 static bool match_neighbour(const struct nlmsghdr *nlh, const struct search *search) {
     const struct ndmsg *ndm = mnl_nlmsg_get_payload(nlh);
     return ndm->ndm_family == AF_INET && ndm->ndm_ifindex == search->ifindex && !(ndm->ndm_flags & NTF_PROXY) &&
-           ntohl(attr_u32(nlh, sizeof *ndm, NDA_DST)) == search->step->prefix.address;
+           is_fixed(ndm) && ntohl(attr_u32(nlh, sizeof *ndm, NDA_DST)) == search->step->prefix.address;
 }
 
 static bool match_fdb(const struct nlmsghdr *nlh, const struct search *search) {
     const struct ndmsg *ndm = mnl_nlmsg_get_payload(nlh);
     const struct nlattr *mac = attr_of(nlh, sizeof *ndm, NDA_LLADDR), *vlan = attr_of(nlh, sizeof *ndm, NDA_VLAN);
     bool self = !attr_of(nlh, sizeof *ndm, NDA_MASTER);
-    return ndm->ndm_family == PF_BRIDGE && ndm->ndm_ifindex == search->ifindex && mac &&
+    return ndm->ndm_family == PF_BRIDGE && ndm->ndm_ifindex == search->ifindex && is_fixed(ndm) && mac &&
            mnl_attr_get_payload_len(mac) == 6 && memcmp(mnl_attr_get_payload(mac), &search->step->mac, 6) == 0 &&
            (vlan ? mnl_attr_get_u16(vlan) : 0) == search->step->value &&
            self == (strcmp(search->step->object, "self") == 0);
@@ -324,7 +330,8 @@ static int row_restore(struct repair *repair, const struct repair_step *step, co
         return restore_bpf(repair, row, len, fd, err);
     }
     adjust_header(&search, row);
-    bool replaces = step->action == REPAIR_QDISC_DELETE || step->action == REPAIR_NEIGHBOUR_DELETE;
+    bool replaces = step->action == REPAIR_QDISC_DELETE || step->action == REPAIR_NEIGHBOUR_DELETE ||
+                    step->action == REPAIR_FDB_DELETE;
     return repair_send_raw(repair, (uint16_t)(delete_type(step->action) - 1),
                            (uint16_t)(NLM_F_CREATE | (replaces ? NLM_F_REPLACE : NLM_F_EXCL)), row, len, err);
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,7 +21,10 @@ int repair_open(int nsfd, const char *netns, const char *dir, struct repair **re
         free(repair);
         return err_sys(err, ENOMEM, "repair.failed", "prepare repairs");
     }
+    struct stat st;
     repair->nsfd = nsfd;
+    repair->lock = -1;
+    repair->netns_inode = fstat(nsfd, &st) == 0 ? st.st_ino : 0;
     str_copy(repair->netns, sizeof repair->netns, netns);
     int r = rtnl_open(nsfd, &repair->rtnl, err);
     if (r < 0) {
@@ -37,6 +41,7 @@ void repair_close(struct repair *repair) {
     for (size_t i = 0; i < repair->held_count; i++)
         fd_close(&repair->held[i].fd);
     rtnl_close(repair->rtnl);
+    fd_close(&repair->lock);
     free(repair->dir);
     free(repair);
 }
@@ -233,17 +238,21 @@ int repair_apply(struct repair *repair, const char *finding, const struct repair
     entry->at_ms = time_realtime_ms();
     name_entry(entry);
     str_copy(entry->netns, sizeof entry->netns, repair->netns);
+    entry->netns_inode = repair->netns_inode;
     str_copy(entry->finding, sizeof entry->finding, finding);
     int r = prepare(repair, entry, steps, count, err);
     if (r == 0)
         r = journal_write(repair->dir, entry, err);
+    if (r == 0)
+        r = journal_mark(repair->dir, entry->id, err);
     if (r < 0)
         return r;
     r = apply_all(repair, entry, err);
     if (r < 0) {
         take_back(repair, entry, NULL);
         entry->state = REPAIR_STATE_FAILED;
-        journal_write(repair->dir, entry, NULL);
+        if (journal_write(repair->dir, entry, NULL) == 0)
+            journal_mark(repair->dir, NULL, NULL);
         return r;
     }
     entry->state = REPAIR_STATE_APPLIED;
@@ -258,10 +267,26 @@ int repair_apply(struct repair *repair, const char *finding, const struct repair
 
 int repair_proven(struct repair *repair, struct repair_entry *entry, struct err *err) {
     entry->state = REPAIR_STATE_PROVEN;
-    return journal_write(repair->dir, entry, err);
+    int r = journal_write(repair->dir, entry, err);
+    return r < 0 ? r : journal_mark(repair->dir, NULL, err);
 }
 
-/* Whether every object is as it was left; after a crash in the middle, as before or as left. */
+/* Of a doctor that was killed in the middle nobody wrote down what was done: what is not as it was before, was. */
+static int find_out_what_was_done(struct repair *repair, struct repair_entry *entry, struct err *err) {
+    for (size_t i = 0; i < entry->step_count; i++) {
+        struct repair_done *done = &entry->steps[i];
+        const struct repair_op *op = repair_op_of(done->step.action);
+        int r = op ? op->read(repair, &done->step, done->after, NULL, err) : -ENOTSUP;
+        if (r < 0) {
+            prefix_command(err, &done->step);
+            return r;
+        }
+        done->done = strcmp(done->before, done->after) != 0;
+    }
+    return 0;
+}
+
+/* Whether every object is as it was left. */
 static int check_unchanged(struct repair *repair, const struct repair_entry *entry, struct err *err) {
     for (size_t i = 0; i < entry->step_count; i++) {
         const struct repair_done *done = &entry->steps[i];
@@ -270,8 +295,10 @@ static int check_unchanged(struct repair *repair, const struct repair_entry *ent
         if (!done->done || done->undone)
             continue;
         int r = op ? op->read(repair, &done->step, now, NULL, err) : -ENOTSUP;
-        if (r == 0 && strcmp(now, done->after) != 0)
+        if (r == 0 && strcmp(now, done->after) != 0) {
             r = err_set(err, ESTALE, "repair.changed", "it was left as \"%s\" and is \"%s\" now", done->after, now);
+            err_hint(err, "somebody changed it since; before the repair it was \"%s\"", done->before);
+        }
         if (r < 0) {
             prefix_command(err, &done->step);
             return r;
@@ -283,16 +310,20 @@ static int check_unchanged(struct repair *repair, const struct repair_entry *ent
 int repair_undo(struct repair *repair, struct repair_entry *entry, struct err *err) {
     if (entry->state == REPAIR_STATE_UNDONE || entry->state == REPAIR_STATE_FAILED)
         return err_set(err, EALREADY, "repair.changed", "%s was taken back already", entry->id);
-    if (strcmp(entry->netns, repair->netns) != 0)
-        return err_set(err, EXDEV, "repair.changed", "%s was done in network namespace \"%s\"", entry->id,
-                       entry->netns);
-    int r = check_unchanged(repair, entry, err);
+    bool elsewhere = !*entry->netns && entry->netns_inode && entry->netns_inode != repair->netns_inode;
+    if (strcmp(entry->netns, repair->netns) != 0 || elsewhere)
+        return err_set(err, EXDEV, "repair.changed", "%s was done in %s network namespace%s%s", entry->id,
+                       elsewhere ? "another" : "the", elsewhere ? "" : " ", entry->netns);
+    int r = entry->state == REPAIR_STATE_APPLYING ? find_out_what_was_done(repair, entry, err)
+                                                  : check_unchanged(repair, entry, err);
     if (r == 0)
         r = take_back(repair, entry, err);
     if (r < 0)
         return r;
+    bool was_open = entry->state != REPAIR_STATE_PROVEN;
     entry->state = REPAIR_STATE_UNDONE;
-    return journal_write(repair->dir, entry, err);
+    r = journal_write(repair->dir, entry, err);
+    return r == 0 && was_open ? journal_mark(repair->dir, NULL, err) : r;
 }
 
 void repair_entry_free(struct repair_entry *entry) {

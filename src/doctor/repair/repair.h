@@ -10,6 +10,8 @@
  * did not help, repair_undo(). Undo refuses when an object is no longer as the journal says that it was left.
  *
  * Journal: one JSON file an entry, DIR/ID.json, 0600 in a folder 0700; ID is "r" and the time, "r20260102T030405-1a2b".
+ * DIR/unfinished names the one that is neither proven nor taken back yet: whoever repairs next finds there what a
+ * doctor that was killed had begun. DIR/lock is held by the one that repairs.
  */
 #pragma once
 
@@ -111,6 +113,7 @@ struct repair_entry {
     char id[REPAIR_ID_SIZE];
     int64_t at_ms; /* real time */
     char netns[64];
+    uint64_t netns_inode; /* of /proc/self/ns/net there; 0: not known */
     char finding[64];
     enum repair_state state;
     struct repair_done steps[REPAIR_STEPS_MAX];
@@ -126,6 +129,14 @@ void repair_close(struct repair *repair);
 void repair_closep(struct repair **repair);
 #define _cleanup_repair_close_ __attribute__((cleanup(repair_closep)))
 
+/* One repairs at a time: waits for the other one, and then tells so, as the host may be another by now. Held until
+ * repair_close(). Errors: "repair.journal"; "repair.busy" -EBUSY after wait_ms. */
+int repair_lock(struct repair *repair, int64_t wait_ms, bool *ret_waited, struct err *err);
+
+/* What a doctor that was killed had begun in this namespace; under the lock. *ret is NULL where there is nothing. The
+ * caller takes it back by repair_undo() and frees it. */
+int repair_unfinished(struct repair *repair, struct repair_entry **ret, struct err *err);
+
 /* Applies the steps of one finding. The caller frees *ret (repair_entry_free).
  * Errors: "repair.journal": it could not be written, nothing was changed; "repair.failed": a step was refused, what
  * came before it was taken back; "repair.gone": the object is not there, or another has its name; "repair.unsupported". */
@@ -135,7 +146,8 @@ int repair_apply(struct repair *repair, const char *finding, const struct repair
 /* Marks it as proven. */
 int repair_proven(struct repair *repair, struct repair_entry *entry, struct err *err);
 
-/* Takes it back, last step first. Errors: "repair.changed": an object is not as it was left, nothing was touched;
+/* Takes it back, last step first. Of an entry whose doctor was killed in the middle, those steps that were done, as the
+ * objects themselves tell. Errors: "repair.changed": an object is not as it was left, nothing was touched;
  * "repair.irreversible": the kernel cannot be given it back (a BPF program that is gone); "repair.failed". */
 int repair_undo(struct repair *repair, struct repair_entry *entry, struct err *err);
 

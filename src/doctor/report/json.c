@@ -96,10 +96,24 @@ static json_t *host(const struct doctor_case *c) {
     return object;
 }
 
+/* What --repair did or did not do beyond what stands in the findings. */
+static void add_repair(json_t *document, const struct doctor_case *c) {
+    const struct doctor_recovered *r = &c->recovered;
+    if (*r->journal)
+        json_object_set_new(document, "recovered",
+                            json_pack("{s:o,s:o,s:o}", "journal", text(r->journal), "finding", text(r->finding),
+                                      "error", *r->error ? text(r->error) : json_null()));
+    if (*c->not_repaired)
+        json_object_set_new(document, "not_repaired", text(c->not_repaired));
+}
+
 json_t *report_json(const struct doctor_case *c) {
     json_t *targets = json_array();
     for (uint32_t i = 0; i < c->count; i++)
         json_array_append_new(targets, target(&c->judgements[i]));
-    return json_pack("{s:s,s:b,s:o,s:I,s:o}", "schema", "doctor/1", "healthy", doctor_is_healthy(c), "host", host(c),
-                     "duration_ms", (json_int_t)c->duration_ms, "targets", targets);
+    json_t *document = json_pack("{s:s,s:b,s:o,s:I,s:o}", "schema", "doctor/1", "healthy", doctor_is_healthy(c), "host",
+                                 host(c), "duration_ms", (json_int_t)c->duration_ms, "targets", targets);
+    if (document)
+        add_repair(document, c);
+    return document;
 }

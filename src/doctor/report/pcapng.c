@@ -6,6 +6,7 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "doctor/report/report.h"
 
 #define BLOCK_SECTION 0x0a0d0d0a
 #define BLOCK_INTERFACE 1
@@ -256,7 +257,6 @@ int pcapng_write_probe(const struct probe_result *result, const char *path, stru
     int r = pcapng_encode(names->list, names->count, packets, count, &file, &len);
     for (size_t i = 0; i < count; i++)
         free((char *)packets[i].comment);
-    if (r == 0)
-        r = file_write_atomic(path, file, len, 0600);
-    return r < 0 ? err_sys(err, -r, "doctor.capture", "write %s", path) : 0;
+    return r < 0 ? err_sys(err, -r, "doctor.capture", "write %s", path)
+                 : report_write_file(path, file, len, "doctor.capture", err);
 }
