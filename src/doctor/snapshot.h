@@ -118,7 +118,9 @@ struct snap_policy {
     uint8_t invert; /* FIB_RULE_INVERT */
     uint32_t mark, mask;
     char iif[SNAP_NAME], oif[SNAP_NAME];
-    bool more; /* it has other selectors too */
+    uint8_t protocol;               /* IPPROTO_…; 0: any */
+    uint16_t port_first, port_last; /* destination's; 0: any */
+    bool more;                      /* it has other selectors too */
 };
 
 /* What the kernel said to a route lookup. */

@@ -367,3 +367,22 @@ def _(bed):
     bed.other.sysctl("net/ipv4/conf/eth0/proxy_arp", 1)
     bed.other.sysctl("net/ipv4/neigh/eth0/proxy_delay", 0)
     return [bed.vm.address, bed.other.mac]
+
+
+# ---- what only some of the host's packets meet ----
+
+command("policy rule for a port", "host.route", "ip", f"rule add to $GUEST ipproto tcp dport {PORT} prohibit pref 5", "rule 5", dead=("tcp",),
+        alive=("ping", "arp"), also=("host.policy-rule",))
+command("policy rule for the host's address", "host.route", "ip", f"rule add from {GATEWAY} prohibit pref 50", "rule 50", dead=("tcp",),
+        alive=("ping", "arp"), also=("host.policy-rule",))
+
+
+@fault("policy rule for a mark", "host.output", hops=("host.route",), also=("host.policy-rule",), alive=SECOND)
+def _(bed):
+    bed.lab.chain("ip", "somebody", "theirs", "type route hook output priority -150", f"ip daddr {bed.vm.address} meta mark set 7")
+    bed.lab.ip("rule", "add", "fwmark", "7", "blackhole", "pref", "70")
+    return ["rule 70"]
+
+
+nft("port redirected to the host", "host.output", "ip", "type nat hook output priority -100", f"ip daddr $GUEST tcp dport {PORT} redirect to :9",
+    dead=("tcp",), alive=("ping", "arp"))

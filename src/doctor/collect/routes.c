@@ -196,6 +196,15 @@ void collect_lookup(struct snapshot *s, struct rtnl *rtnl, uint32_t to, uint32_t
 
 /* --- policy rules --- */
 
+static void parse_ports(const struct nlattr *attr, struct snap_policy *policy) {
+    struct fib_rule_port_range range;
+    if (mnl_attr_get_payload_len(attr) < sizeof range)
+        return;
+    memcpy(&range, mnl_attr_get_payload(attr), sizeof range);
+    policy->port_first = range.start;
+    policy->port_last = range.end;
+}
+
 static void parse_policy_attr(const struct nlattr *attr, void *data) {
     struct snap_policy *policy = data;
     switch (mnl_attr_get_type(attr)) {
@@ -224,8 +233,12 @@ static void parse_policy_attr(const struct nlattr *attr, void *data) {
         policy->table = rtnl_attr_u32(attr);
         break;
     case FRA_IP_PROTO:
-    case FRA_SPORT_RANGE:
+        policy->protocol = mnl_attr_get_payload_len(attr) >= 1 ? mnl_attr_get_u8(attr) : 0;
+        break;
     case FRA_DPORT_RANGE:
+        parse_ports(attr, policy);
+        break;
+    case FRA_SPORT_RANGE:
     case FRA_UID_RANGE:
     case FRA_TUN_ID:
         policy->more = true;

@@ -509,16 +509,17 @@ static void take_seen(struct judge *j, enum probe_kind kind, const struct trace_
         chain = &unknown;
     }
     where_of(chain, rule, where, sizeof where);
+    enum hop hop = is_filter_hop(path->dies) ? path->dies : HOP_HOST_OUTPUT;
+    const char *id = chain->base && chain != &unknown ? id_of(chain, !rule, hop) : id_of_hop(chain->family, hop);
+    if (!chain->base && is_ebtables(chain))
+        id = "ebtables.drop";
     for (uint32_t i = 0; i < j->causes_count && !c; i++)
         if (j->causes[i].finding.evidence_count && strcmp(j->causes[i].finding.evidence[0].where, where) == 0 &&
-            ((j->causes[i].kills | j->causes[i].may) & FLOW(kind)))
+            (((j->causes[i].kills | j->causes[i].may) & FLOW(kind)) ||
+             (j->causes[i].finding.hop == hop && strcmp(j->causes[i].finding.id, id) == 0)))
             c = &j->causes[i];
     if (!c) {
-        enum hop hop = is_filter_hop(path->dies) ? path->dies : HOP_HOST_OUTPUT;
-        const char *id = chain->base && chain != &unknown ? id_of(chain, !rule, hop) : id_of_hop(chain->family, hop);
-        if (!chain->base && is_ebtables(chain))
-            id = "ebtables.drop";
-        c = cause_add(j, id, 0, 0, "%s drops %s", where, probe_kind_name(kind));
+        c = cause_add(j, id, 0, 0, "%s drops %s", where, path_words(kind));
         if (!c)
             return;
         c->finding.hop = hop;
@@ -529,7 +530,7 @@ static void take_seen(struct judge *j, enum probe_kind kind, const struct trace_
         c->hidden = false;
     if (!c->seen)
         cause_evidence(c, "trace", where, "nftrace: verdict \"%s\" on our own packet (%s)", seen->verdict,
-                       probe_kind_name(kind));
+                       path_words(kind));
     c->seen = true;
     c->kills |= FLOW(kind);
     if (path->dies != c->finding.hop)
@@ -580,7 +581,7 @@ static void take_legacy(struct judge *j, enum probe_kind kind, const struct trac
         c = cause_add(j, id, 0, 0,
                       bpf && !legacy ? "a BPF program in netfilter at %s drops %s"
                                      : "a legacy xtables rule at %s drops %s",
-                      w->drop_hook, probe_kind_name(kind));
+                      w->drop_hook, path_words(kind));
         cause_evidence(c, "trace", "legacy", "dropped by %s in %s, and by no rule of nftables", w->drop_reason,
                        w->drop_location);
         if (legacy || bpf)

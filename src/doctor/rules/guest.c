@@ -375,6 +375,8 @@ static void rule_tcp(struct judge *j) {
     struct ip_text ip = ip_text(j->target->ip);
     if (!tcp->asked || tcp->alive || judge_is_explained(j, PROBE_TCP, tcp->hops))
         return;
+    if (a->answered && tcp->dies != HOP_GUEST_SERVICE)
+        return;
     if (a->answered && a->answer_errno) {
         rule_refuses(j, a);
         return;
@@ -516,8 +518,8 @@ static void add_unknown(struct judge *j, enum probe_kind kind) {
             j->causes[i].may |= FLOW(kind);
             return;
         }
-    struct cause *c = cause_add(j, id, 0, FLOW(kind), "%s dies at %s: %s", probe_kind_name(kind),
-                                finding_hop_name(p->dies), summary(p->dies));
+    struct cause *c = cause_add(j, id, 0, FLOW(kind), "%s dies at %s: %s", path_words(kind), finding_hop_name(p->dies),
+                                summary(p->dies));
     if (!c)
         return;
     c->seen = true;

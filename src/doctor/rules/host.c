@@ -4,6 +4,7 @@
 #include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -36,7 +37,7 @@ static const struct snap_route *route_in(const struct snapshot *s, uint32_t tabl
 static bool policy_takes(const struct snap_policy *p, uint32_t to) {
     struct net_prefix prefix = {p->to, p->to_length};
     bool takes = (p->to_length == 0 || net_contains(prefix, to)) && p->from_length == 0 && !*p->iif && !*p->oif &&
-                 (p->mask & p->mark) == 0 && !p->more;
+                 (p->mask & p->mark) == 0 && !p->protocol && !p->port_first && !p->more;
     return takes != (p->invert != 0);
 }
 
@@ -233,6 +234,96 @@ static void rule_route(struct judge *j) {
         rule_bridge_address(j, l, "");
     } else {
         rule_elsewhere(j, l, r);
+    }
+}
+
+/* What the host sends to the guest, as a policy rule with more selectors than the destination sees it. */
+struct sent {
+    uint8_t protocol;
+    uint16_t port;
+    bool has_source; /* an unbound socket's first lookup has none: only TCP asks again, and answers know theirs */
+    uint32_t flows;
+};
+
+static bool policy_takes_sent(const struct snap_policy *p, const struct judge *j, const struct sent *sent) {
+    struct net_prefix to = {p->to, p->to_length}, from = {p->from, p->from_length};
+    bool takes = (p->to_length == 0 || net_contains(to, j->target->ip)) &&
+                 (p->from_length == 0 || (sent->has_source && net_contains(from, j->bridge_address.address))) &&
+                 !*p->iif && !*p->oif && (!p->protocol || p->protocol == sent->protocol) &&
+                 (!p->port_first || (sent->port >= p->port_first && sent->port <= p->port_last));
+    return takes != (p->invert != 0);
+}
+
+/* Whether a rule that takes a packet leads it away from the bridge. Without a route in its table the next rule is asked. */
+static bool policy_misleads(const struct judge *j, const struct snap_policy *p, char *dst, size_t size) {
+    str_copy(dst, size, "refuses it");
+    if (p->action == FR_ACT_BLACKHOLE || p->action == FR_ACT_UNREACHABLE || p->action == FR_ACT_PROHIBIT)
+        return true;
+    const struct snap_route *r = p->action == FR_ACT_TO_TBL ? route_in(j->s, p->table, j->target->ip) : NULL;
+    if (!r || r->type == RTN_THROW || (r->type == RTN_UNICAST && r->link == j->bridge->index && !r->gateway))
+        return false;
+    route_text(j->s, r, dst, size);
+    return true;
+}
+
+static void selectors_text(const struct snap_policy *p, char *dst, size_t size) {
+    char from[32] = "", to[32] = "", protocol[24] = "", port[32] = "", mark[32] = "";
+    if (p->from_length)
+        snprintf(from, sizeof from, " from %s/%u", ip_text(p->from).text, p->from_length);
+    if (p->to_length)
+        snprintf(to, sizeof to, " to %s/%u", ip_text(p->to).text, p->to_length);
+    if (p->protocol)
+        snprintf(protocol, sizeof protocol, " ipproto %u", p->protocol);
+    if (p->port_first)
+        snprintf(port, sizeof port, " dport %u-%u", p->port_first, p->port_last);
+    if (p->mask)
+        snprintf(mark, sizeof mark, " fwmark %#x/%#x", p->mark, p->mask);
+    snprintf(dst, size, "priority %u%s%s%s%s%s%s", p->priority, p->invert ? " not" : "", from, to, protocol, port,
+             mark);
+}
+
+static void blame_policy(struct judge *j, const struct snap_policy *p, const struct sent *sent, const char *leads) {
+    char selectors[160];
+    bool sure = !p->mask && !p->more;
+    for (uint32_t i = 0; i < j->causes_count; i++) {
+        struct cause *known = &j->causes[i];
+        if (strcmp(known->finding.id, "host.policy-rule") == 0 && known->finding.step_count &&
+            known->finding.steps[0].value == p->priority) {
+            *(sure ? &known->kills : &known->may) |= sent->flows;
+            return;
+        }
+    }
+    selectors_text(p, selectors, sizeof selectors);
+    struct cause *c = cause_add(j, "host.policy-rule", sure ? sent->flows : 0, sure ? 0 : sent->flows,
+                                "policy rule %u takes what the host sends to %s: %s", p->priority,
+                                ip_text(j->target->ip).text, leads);
+    cause_evidence(c, "rule", "ip rule", "%s%s: %s", selectors, p->more ? " and more" : "", leads);
+    cause_step(c, REPAIR_POLICY_DELETE, "")->value = p->priority;
+    /* Who gets its mark in the output hook is routed again there. */
+    if (c && p->mask && (sent->flows & j->dead & FLOW(PROBE_ICMP)) && j->paths[PROBE_ICMP].dies == HOP_HOST_OUTPUT)
+        c->finding.hop = HOP_HOST_OUTPUT;
+}
+
+/* Rules for one protocol, port, source or mark: a plain lookup does not meet them. */
+static void rule_selective(struct judge *j) {
+    const struct snap_lookup *l = j->target->ip ? lookup_of(j->s, j->target->ip) : NULL;
+    const struct snap_route *r;
+    char leads[128];
+    if (!l || l->error || l->link != j->bridge->index)
+        return;
+    const struct sent sent[] = {
+        {IPPROTO_ICMP, 0, false, FLOW(PROBE_ICMP) | FLOW(PROBE_BURST_ICMP) | FLOW(PROBE_LARGE)},
+        {IPPROTO_TCP, j->target->port, true, FLOW(PROBE_TCP)},
+        {IPPROTO_ICMP, 0, true, FLOW(PROBE_CANARY_ICMP_HOST)},
+    };
+    const struct snap_policy *deciding = deciding_policy(j->s, j->target->ip, &r);
+    for (uint32_t i = 0; i < j->s->policies_count; i++) {
+        const struct snap_policy *p = &j->s->policies[i];
+        if (p == deciding)
+            return;
+        for (size_t k = 0; k < sizeof sent / sizeof *sent; k++)
+            if (policy_takes_sent(p, j, &sent[k]) && policy_misleads(j, p, leads, sizeof leads))
+                blame_policy(j, p, &sent[k], leads);
     }
 }
 
@@ -519,6 +610,7 @@ void rules_host(struct judge *j) {
     rule_route_mtu(j);
     if (!j->bridge)
         return;
+    rule_selective(j);
     rule_refused_through(j);
     rule_neigh(j);
     rule_solicit(j);

@@ -108,6 +108,9 @@ bool mac_equal(struct net_mac a, struct net_mac b);
 const struct probe_answer *judge_answer(const struct judge *j, enum probe_kind kind);
 const struct snap_link *judge_after(const struct judge *j, const struct snap_link *link);
 
+/* A question in words: "TCP", "a port's ping to the host". */
+const char *path_words(enum probe_kind kind);
+
 /* --- the rules --- */
 void path_trace_all(struct judge *j);
 bool rules_leaked(struct judge *j); /* whether it is a TAP that a dead VM left: the others are not to be run then */

@@ -17,6 +17,26 @@
 #define HOPS_GUEST                                                                                                     \
     (HOPBIT(HOP_GUEST_NIC) | HOPBIT(HOP_GUEST_IP) | HOPBIT(HOP_GUEST_FIREWALL) | HOPBIT(HOP_GUEST_SERVICE))
 
+const char *path_words(enum probe_kind kind) {
+    static const char *const words[PROBE_KIND_COUNT] = {
+        [PROBE_ARP] = "ARP",
+        [PROBE_ARP_UNICAST] = "ARP to the guest's MAC",
+        [PROBE_ARP_KERNEL] = "the kernel's ARP",
+        [PROBE_ICMP] = "ping",
+        [PROBE_BURST_ICMP] = "a series of pings",
+        [PROBE_LARGE] = "a large ping",
+        [PROBE_TCP] = "TCP",
+        [PROBE_TCP_RAW] = "a TCP SYN with a checksum",
+        [PROBE_CANARY_ARP] = "ARP from another port",
+        [PROBE_CANARY_ICMP] = "ping from another port",
+        [PROBE_CANARY_ARP_HOST] = "a port's ARP to the host",
+        [PROBE_CANARY_ICMP_HOST] = "a port's ping to the host",
+        [PROBE_HOST_ICMP_CANARY] = "the host's ping to another port",
+        [PROBE_EGRESS] = "ping to the outside",
+    };
+    return words[kind];
+}
+
 static void path_evidence(struct path *p, const char *source, const char *where, const char *fact, ...)
     __attribute__((format(printf, 4, 5)));
 
@@ -274,7 +294,7 @@ static void lost_in_socket(const struct judge *j, struct path *p, const struct p
     else if (!own && p->dies > HOP_BRIDGE_DEV && !a->request_bridge.count)
         dies(p, HOP_HOST_ROUTE, HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_HOST_NEIGH) | HOPBIT(HOP_HOST_OUTPUT), true);
     if (a->send_errno)
-        path_evidence(p, "probe", probe_kind_name(kind), "could not be sent: %s", strerror(a->send_errno));
+        path_evidence(p, "probe", path_words(kind), "could not be sent: %s", strerror(a->send_errno));
 }
 
 static void mark_passed(struct path *p, const struct probe_answer *a, enum probe_kind kind) {
@@ -290,13 +310,35 @@ static void mark_passed(struct path *p, const struct probe_answer *a, enum probe
         p->passed |= HOPBIT(HOP_TAP_INGRESS);
 }
 
+/* An answer came, and neither the question nor the answer crossed the guest's TAP: it is not the guest's. */
+static bool is_answered_by_another(const struct judge *j, const struct probe_answer *a, enum probe_kind kind) {
+    bool captured =
+        sees_bridge(j) && !j->probe->capture_lost && !j->probe->frames_truncated && j->tap && j->tap->carrier;
+    return captured && a->answered && !is_arp(kind) && !a->request_tap.count && !a->reply_tap.count;
+}
+
+static void answered_by_another(struct path *p, const struct judge *j, const struct probe_answer *a) {
+    const char *elsewhere = a->request_elsewhere_count ? a->request_elsewhere[0].name : "";
+    path_evidence(p, "probe", j->tap->name, "an answer came, but neither it nor the request was seen on this TAP%s%s",
+                  *elsewhere ? "; the request went to " : ": it is not the guest who answers", elsewhere);
+    uint32_t hops = HOPS_TO_BRIDGE | HOPBIT(HOP_HOST_NEIGH);
+    if (a->request_bridge.count)
+        dies(p, HOP_BRIDGE_FORWARD, HOPS_TO_TAP | HOPBIT(HOP_HOST_NEIGH) | HOPBIT(HOP_HOST_OUTPUT), false);
+    else
+        dies(p, HOP_HOST_OUTPUT, hops, false);
+}
+
 static void trace_host_path(struct judge *j, enum probe_kind kind) {
     const struct probe_answer *a = judge_answer(j, kind);
     struct path *p = &j->paths[kind];
     bool arp = is_arp(kind);
     mark_passed(p, a, kind);
+    if (is_answered_by_another(j, a, kind)) {
+        answered_by_another(p, j, a);
+        return;
+    }
     if (kind == PROBE_TCP && a->answered && a->answer_errno) {
-        path_evidence(p, "probe", probe_kind_name(kind), "refused: %s", strerror(a->answer_errno));
+        path_evidence(p, "probe", path_words(kind), "refused: %s", strerror(a->answer_errno));
         dies(p, HOP_GUEST_SERVICE, HOPBIT(HOP_GUEST_SERVICE) | HOPBIT(HOP_GUEST_FIREWALL), true);
         return;
     }
@@ -368,7 +410,7 @@ static void trace_to_host_path(struct judge *j, enum probe_kind kind) {
         return;
     }
     path_evidence(p, "probe", j->bridge ? j->bridge->name : "bridge", "asked from a port of the bridge (%s), no answer",
-                  probe_kind_name(kind));
+                  path_words(kind));
     dies(p, HOP_HOST_INPUT, all, false);
 }
 
