@@ -16,6 +16,7 @@
 #define TAPS_MAX 32
 #define FRAMES_MAX 256 /* of one TAP */
 #define FRAME_KEPT 128 /* bytes that the kernel copies */
+#define BUFFER (8 << 20)
 #define SOLICITATION_SIZE 86
 #define AGAIN_MS 40
 #define ECHO_SIZE 60
@@ -24,27 +25,47 @@
 #define PACKET_IGNORE_OUTGOING 23
 #endif
 
+/* The first TAP has a socket of its own, so that nobody's noise drowns it; the others share one. Not one each: the
+ * kernel waits for all CPUs (synchronize_net(), some 15 ms) at each close of such a socket. */
+enum { FIRST, OTHERS, SOCKETS };
+
 struct heard {
     int nsfd;
     struct heard_tap taps[TAPS_MAX];
-    int fd[TAPS_MAX];
-    int32_t link[TAPS_MAX];
     size_t count;
+    int fd[SOCKETS];         /* -1: none */
     int32_t asked[TAPS_MAX]; /* by heard_beyond() */
     size_t asked_count;
 };
 
-static int listen_to(int nsfd, int32_t link, int *ret_fd) {
-    struct sock_filter take = BPF_STMT(BPF_RET | BPF_K, FRAME_KEPT);
-    struct sock_fprog program = {.len = 1, .filter = &take};
-    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL), .sll_ifindex = link};
-    int on = 1;
+/* "Is it of one of these devices": load the device's index, compare with each, take or leave. */
+static int filter_devices(int fd, const struct heard_tap *taps, size_t count) {
+    struct sock_filter code[TAPS_MAX + 3] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (uint32_t)(SKF_AD_OFF + SKF_AD_IFINDEX))};
+    struct sock_fprog program = {.len = (unsigned short)(count + 3), .filter = code};
+    for (size_t i = 0; i < count; i++)
+        code[1 + i] =
+            (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)taps[i].link, (uint8_t)(count - i), 0);
+    code[count + 1] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);
+    code[count + 2] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, FRAME_KEPT);
+    return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) < 0 ? -errno : 0;
+}
+
+static int listen_to(int nsfd, const struct heard_tap *taps, size_t count, int *ret_fd) {
+    struct sockaddr_ll address = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL)};
+    int on = 1, buffer = BUFFER;
     _cleanup_close_ int fd = -1;
     int r = netns_socket(nsfd, AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0, &fd);
     if (r < 0)
         return r;
     setsockopt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
+    if (count > 1)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer);
+    else
+        address.sll_ifindex = taps[0].link;
+    r = filter_devices(fd, taps, count);
+    if (r < 0)
+        return r;
     if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return -errno;
     *ret_fd = fd_steal(&fd);
@@ -113,20 +134,17 @@ static void solicit(const struct snapshot *s, int nsfd, const struct heard_tap *
 
 struct heard *heard_open(struct snapshot *s, int nsfd, const struct heard_tap *taps, size_t count) {
     struct heard *heard = calloc(1, sizeof *heard);
-    int r = 0;
-    if (heard)
-        heard->nsfd = nsfd;
-    for (size_t i = 0; heard && i < count && heard->count < TAPS_MAX; i++) {
-        r = listen_to(nsfd, taps[i].link, &heard->fd[heard->count]);
-        if (r < 0)
-            break;
-        heard->taps[heard->count] = taps[i];
-        heard->link[heard->count++] = taps[i].link;
-    }
+    if (!heard)
+        return NULL;
+    *heard = (struct heard){.nsfd = nsfd, .count = count < TAPS_MAX ? count : TAPS_MAX, .fd = {-1, -1}};
+    memcpy(heard->taps, taps, heard->count * sizeof *taps);
+    int r = heard->count ? listen_to(nsfd, taps, 1, &heard->fd[FIRST]) : 0;
+    if ((r == 0 || r == -ENODEV) && heard->count > 1)
+        r = listen_to(nsfd, taps + 1, heard->count - 1, &heard->fd[OTHERS]);
     if (r < 0 && r != -ENODEV)
         snapshot_gap(s, "heard", r, "no TAP can be listened to");
-    if (heard && heard->count)
-        solicit(s, nsfd, taps, count);
+    if (heard->fd[FIRST] >= 0 || heard->fd[OTHERS] >= 0)
+        solicit(s, nsfd, taps, heard->count);
     return heard;
 }
 
@@ -213,28 +231,39 @@ static void parse(const uint8_t *f, size_t len, struct snap_heard *row) {
     }
 }
 
-static void drain(int fd, int32_t link, struct snapshot *s) {
+static void add_frame(struct snapshot *s, int32_t link, const uint8_t *frame, size_t length) {
+    size_t kept = length < FRAME_KEPT ? length : FRAME_KEPT;
+    struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
+    if (!row)
+        return;
+    row->link = link;
+    row->length = (uint32_t)length;
+    memcpy(row->data, frame, kept < sizeof row->data ? kept : sizeof row->data);
+    parse(frame, kept, row);
+}
+
+static void drain(const struct heard *heard, int fd, struct snapshot *s) {
     uint8_t frame[FRAME_KEPT];
-    for (int i = 0; i < FRAMES_MAX; i++) {
-        ssize_t n = recv(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_TRUNC);
-        if (n < 14)
+    size_t taken[TAPS_MAX] = {0};
+    struct sockaddr_ll from;
+    for (size_t i = 0; fd >= 0 && i < FRAMES_MAX * heard->count; i++) {
+        socklen_t size = sizeof from;
+        ssize_t n = recvfrom(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_TRUNC, (struct sockaddr *)&from, &size);
+        if (n < 0)
             return;
-        size_t kept = (size_t)n < sizeof frame ? (size_t)n : sizeof frame;
-        struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
-        if (!row)
-            return;
-        row->link = link;
-        row->length = (uint32_t)n;
-        memcpy(row->data, frame, kept < sizeof row->data ? kept : sizeof row->data);
-        parse(frame, kept, row);
+        size_t tap = 0;
+        while (tap < heard->count && heard->taps[tap].link != from.sll_ifindex)
+            tap++;
+        if (n >= 14 && tap < heard->count && taken[tap]++ < FRAMES_MAX)
+            add_frame(s, from.sll_ifindex, frame, (size_t)n);
     }
 }
 
 void heard_take(struct heard *heard, struct snapshot *s) {
-    for (size_t i = 0; heard && i < heard->count; i++) {
+    for (size_t i = 0; heard && i < SOCKETS; i++) {
         if (s)
-            drain(heard->fd[i], heard->link[i], s);
-        close(heard->fd[i]);
+            drain(heard, heard->fd[i], s);
+        fd_close(&heard->fd[i]);
     }
     for (size_t i = 0; heard && s && i < heard->asked_count; i++) {
         struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);

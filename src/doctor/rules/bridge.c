@@ -232,35 +232,32 @@ static void rule_fdb(struct judge *j) {
     step->value = fdb->vlan;
 }
 
-/* Frames from the guest's MAC that came in on other ports during the probe. */
+/* A port where the guest's MAC was seen to come in. */
+static void count_frame(const struct judge *j, int32_t index, const char **ret_name, uint32_t *here, uint32_t *there) {
+    const struct snap_link *link = snap_link_by_index(j->s, index);
+    if (!link || !snap_is_port(link, j->bridge->index))
+        return;
+    if (link == j->tap) {
+        (*here)++;
+        return;
+    }
+    (*there)++;
+    *ret_name = link->name;
+}
+
+/* Frames from the guest's MAC that came in on its port and on others: of the probe, and of what was heard besides. They
+ * may be the same frames, so the larger count is taken. */
 static uint32_t frames_elsewhere(const struct judge *j, const char **ret_name, uint32_t *ret_here) {
-    uint32_t count = 0;
-    *ret_here = 0;
-    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
-        const struct probe_frame *f = &j->probe->frames[i];
-        const struct snap_link *link = snap_link_by_index(j->s, f->ifindex);
-        if (f->outgoing || !mac_equal(f->source, j->mac) || !link || !snap_is_port(link, j->bridge->index))
-            continue;
-        if (link == j->tap) {
-            (*ret_here)++;
-            continue;
-        }
-        count++;
-        *ret_name = link->name;
-    }
-    for (uint32_t i = 0; j->host->after && i < j->host->after->heard_count; i++) {
-        const struct snap_heard *h = &j->host->after->heard[i];
-        const struct snap_link *link = snap_link_by_index(j->s, h->link);
-        if (!mac_equal(h->source, j->mac) || !link || !snap_is_port(link, j->bridge->index))
-            continue;
-        if (link == j->tap) {
-            (*ret_here)++;
-            continue;
-        }
-        count++;
-        *ret_name = link->name;
-    }
-    return count;
+    const struct snapshot *after = j->host->after;
+    uint32_t here = 0, there = 0, heard_here = 0, heard_there = 0;
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++)
+        if (!j->probe->frames[i].outgoing && mac_equal(j->probe->frames[i].source, j->mac))
+            count_frame(j, j->probe->frames[i].ifindex, ret_name, &here, &there);
+    for (uint32_t i = 0; after && i < after->heard_count; i++)
+        if (after->heard[i].kind != SNAP_HEARD_ASKED && mac_equal(after->heard[i].source, j->mac))
+            count_frame(j, after->heard[i].link, ret_name, &heard_here, &heard_there);
+    *ret_here = here > heard_here ? here : heard_here;
+    return there > heard_there ? there : heard_there;
 }
 
 /* Where the table puts the MAC, now and a moment later. */
