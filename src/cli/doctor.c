@@ -66,9 +66,7 @@ static int fail(struct cli *cli, struct err *err) {
 
 static void tell(struct cli *cli, const struct doctor_request *r, const struct doctor_case *c) {
     if (cli->json) {
-        json_t *document = report_json(c);
-        cli_print_json(document);
-        json_decref(document);
+        report_json(c, stdout);
     } else if (!cli->quiet) {
         report_text(c, r->explain, isatty(STDOUT_FILENO) && !getenv("NO_COLOR"), stdout);
     }

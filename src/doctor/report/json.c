@@ -1,5 +1,7 @@
+#include <jansson.h>
 #include <string.h>
 
+#include "base/fd.h"
 #include "base/str.h"
 #include "base/time.h"
 #include "doctor/report/report.h"
@@ -107,13 +109,22 @@ static void add_repair(json_t *document, const struct doctor_case *c) {
         json_object_set_new(document, "not_repaired", text(c->not_repaired));
 }
 
-json_t *report_json(const struct doctor_case *c) {
-    json_t *targets = json_array();
-    for (uint32_t i = 0; i < c->count; i++)
-        json_array_append_new(targets, target(&c->judgements[i]));
-    json_t *document = json_pack("{s:s,s:b,s:o,s:I,s:o}", "schema", "doctor/1", "healthy", doctor_is_healthy(c), "host",
-                                 host(c), "duration_ms", (json_int_t)c->duration_ms, "targets", targets);
+void report_json(const struct doctor_case *c, FILE *to) {
+    json_t *document = json_pack("{s:s,s:b,s:o,s:I}", "schema", "doctor/1", "healthy", doctor_is_healthy(c), "host",
+                                 host(c), "duration_ms", (json_int_t)c->duration_ms);
     if (document)
         add_repair(document, c);
-    return document;
+    _cleanup_free_ char *head = document ? json_dumps(document, JSON_INDENT(2)) : NULL;
+    json_decref(document);
+    if (!head)
+        return;
+    /* The head's last "}" is left open for the targets. */
+    fprintf(to, "%.*s,\n  \"targets\": [", (int)strlen(head) - 2, head);
+    for (uint32_t i = 0; i < c->count; i++) {
+        json_t *one = target(&c->judgements[i]);
+        fprintf(to, i ? ",\n" : "\n");
+        json_dumpf(one, to, JSON_INDENT(2));
+        json_decref(one);
+    }
+    fprintf(to, "]\n}\n");
 }

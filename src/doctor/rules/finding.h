@@ -75,7 +75,7 @@ struct finding {
 
 struct hop_verdict {
     enum verdict verdict;
-    struct evidence evidence[HOP_EVIDENCE_MAX];
+    struct evidence *evidence; /* up to HOP_EVIDENCE_MAX; NULL: none. Not an array: most hops of a sweep have none */
     uint8_t evidence_count;
 };
 
@@ -93,7 +93,7 @@ struct target {
     bool mac_given;
 };
 
-/* What is said about one target. findings are the judge's own memory: judgement_free(). */
+/* What is said about one target. findings and the hops' evidence are the judge's own memory: judgement_free(). */
 struct judgement {
     struct target target;
     int8_t reachable; /* 1, 0, -1: not known */

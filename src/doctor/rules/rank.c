@@ -160,8 +160,13 @@ static bool is_back(enum hop hop) {
 }
 
 static void hop_evidence(struct hop_verdict *v, const struct evidence *e) {
-    if (v->evidence_count < HOP_EVIDENCE_MAX)
-        v->evidence[v->evidence_count++] = *e;
+    if (v->evidence_count == HOP_EVIDENCE_MAX)
+        return;
+    struct evidence *grown = reallocarray(v->evidence, v->evidence_count + 1U, sizeof *grown);
+    if (!grown)
+        return;
+    v->evidence = grown;
+    v->evidence[v->evidence_count++] = *e;
 }
 
 static void mark_passes(struct judge *j) {
@@ -172,9 +177,10 @@ static void mark_passes(struct judge *j) {
         if (passed & HOPBIT(hop)) {
             struct hop_verdict *v = &j->out->hops[hop];
             v->verdict = VERDICT_PASS;
+            struct evidence seen;
+            evidence_set(&seen, "probe", finding_hop_name((enum hop)hop), "our packets passed here");
             if (!v->evidence_count)
-                evidence_set(&v->evidence[v->evidence_count++], "probe", finding_hop_name((enum hop)hop),
-                             "our packets passed here");
+                hop_evidence(v, &seen);
         }
 }
 
