@@ -21,6 +21,7 @@ enum stage {
     STAGE_GROUP,
     STAGE_FDS,
     STAGE_JAIL,
+    STAGE_PLACE,
     STAGE_LIMITS,
     STAGE_USER,
     STAGE_EXEC,
@@ -41,6 +42,8 @@ static const char *stage_words(enum stage stage) {
         return "set its limits";
     case STAGE_FDS:
         return "set up its file descriptors";
+    case STAGE_PLACE:
+        return "enter its network namespace and folder";
     case STAGE_USER:
         return "drop privileges";
     case STAGE_EXEC:
@@ -54,7 +57,9 @@ static int child_fds(const struct proc_spec *spec, int null_fd, int *error_fd) {
     int wanted = 3 + spec->fd_count;
     int high[3 + 16];
     int source[3 + 16] = {null_fd, spec->output_fd >= 0 ? spec->output_fd : null_fd,
-                          spec->output_fd >= 0 ? spec->output_fd : null_fd};
+                          spec->error_fd > 0     ? spec->error_fd
+                          : spec->output_fd >= 0 ? spec->output_fd
+                                                 : null_fd};
     for (int i = 0; i < spec->fd_count; i++)
         source[3 + i] = spec->fds[i];
     for (int i = 0; i < wanted; i++) {
@@ -94,6 +99,13 @@ static int child_limits(const struct proc_spec *spec) {
     return 0;
 }
 
+/* While it is still root: neither may be open to the user that it becomes. */
+static int child_place(const struct proc_spec *spec) {
+    if (spec->netns_fd > 0 && setns(spec->netns_fd, CLONE_NEWNET) < 0)
+        return -errno;
+    return spec->cwd_fd > 0 && fchdir(spec->cwd_fd) < 0 ? -errno : 0;
+}
+
 static int child_user(const struct proc_spec *spec) {
     if (spec->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -errno;
@@ -124,6 +136,10 @@ static int child_steps(const struct proc_spec *spec, pid_t parent, int null_fd, 
     if (r == 0) {
         *ret_stage = STAGE_JAIL;
         r = child_jail(spec);
+    }
+    if (r == 0) {
+        *ret_stage = STAGE_PLACE;
+        r = child_place(spec); /* by number: the next step overwrites the low ones */
     }
     if (r == 0) {
         *ret_stage = STAGE_FDS;

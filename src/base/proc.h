@@ -22,6 +22,9 @@ struct proc_spec {
     const int *fds;         /* become descriptors 3, 4, … of the child; standard input is /dev/null */
     int fd_count;
     int output_fd; /* standard output and error; -1: /dev/null */
+    int error_fd;  /* standard error, where it is to be another; 0: as output_fd */
+    int cwd_fd;    /* the folder it starts in; 0: ours */
+    int netns_fd;  /* the network namespace it starts in; 0: ours */
     bool no_new_privs;
     const struct proc_limit *limits;
     int limit_count;
