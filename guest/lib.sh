@@ -2,12 +2,12 @@
 # What the builders of the golden image and of the tests' tiny guest share: steps with a log, a folder that appears
 # whole or not at all, the manifest, the check. To be sourced; the caller has `set -euo pipefail`.
 #
-#   BASE/<build-id>/{rootfs.ext4,vmlinuz,initrd.img,manifest.json,build.log}
+#   BASE/<build-id>/{rootfs.ext4,vmlinuz,vmlinux,initrd.img,manifest.json,build.log}
 #   BASE/current                            -> <build-id>, swapped by rename(2)
 #   BASE/golden-rootfs.ext4                 -> current/rootfs.ext4
 #   BASE/golden-rootfs.ext4.manifest.json   -> current/manifest.json
 #
-# Needs: coreutils util-linux e2fsprogs jq
+# Needs: coreutils util-linux e2fsprogs jq, and lz4 (or xz-utils, zstd, …) for the kernel
 
 PATH=$PATH:/usr/sbin:/sbin
 readonly image_keep_builds=2
@@ -126,6 +126,40 @@ make_rootfs() { # FOLDER FILE FREE_MIB LABEL
         "$2" "${size_kib}k"
 }
 
+# Little-endian number of a file.
+number_at() { # FILE OFFSET BYTES
+    od -A n -t "u$3" -j "$2" -N "$3" --endian=little "$1" | tr -d ' '
+}
+
+# The kernel as Firecracker wants it: the ELF that is packed into a bzImage.
+# Source: Documentation/arch/x86/boot.rst: setup_sects at 0x1f1, "HdrS" at 0x202, version at 0x206, payload_offset (from
+# the end of the setup code) at 0x248 and payload_length at 0x24c, since version 2.08. What follows the compressed data
+# in the payload is its length, so the tools' complaint about a tail is expected and the result is what counts.
+extract_vmlinux() { # BZIMAGE OUT
+    local setup offset length magic tool
+    [[ $(dd if="$1" bs=1 skip=$((0x202)) count=4 status=none) == HdrS ]] || die "$1 is not a bzImage"
+    (($(number_at "$1" $((0x206)) 2) >= 0x208)) || die "$1 is of a boot protocol that does not say where its kernel is"
+    setup=$(number_at "$1" $((0x1f1)) 1)
+    offset=$((((setup == 0 ? 4 : setup) + 1) * 512 + $(number_at "$1" $((0x248)) 4)))
+    length=$(number_at "$1" $((0x24c)) 4)
+    magic=$(od -A n -t x1 -j "$offset" -N 4 "$1" | tr -d ' ')
+    case $magic in
+    02214c18) tool=lz4 ;; # Debian's cloud kernel
+    fd377a58) tool=xz ;;
+    28b52ffd) tool=zstd ;;
+    1f8b08*) tool=gzip ;;
+    425a68*) tool=bzip2 ;;
+    *) die "$1: the kernel in it is packed in a way that is not known here (it begins with $magic)" ;;
+    esac
+    need_tools "$tool=${tool/#xz/xz-utils}"
+    tail -c "+$((offset + 1))" "$1" | head -c "$length" | "$tool" -dc >"$2" 2>/dev/null || true
+    # ELF, 64 bits, little-endian, an executable or a shared object of x86-64; and whole.
+    [[ $(od -A n -t x1 -N 6 "$2" | tr -d ' ') == 7f454c460201 && $(number_at "$2" 18 2) == 62 ]] ||
+        die "what is packed into $1 is not an x86-64 ELF kernel"
+    (($(number_at "$2" 40 8) + $(number_at "$2" 58 2) * $(number_at "$2" 60 2) <= $(stat -c %s "$2"))) ||
+        die "the kernel in $1 is cut off"
+}
+
 file_json() { # FILE
     jq -n --arg file "$(basename "$1")" --argjson size "$(stat -c %s "$1")" --arg sha256 "$(sha256sum "$1" | cut -d ' ' -f 1)" \
         '{$file, $size, $sha256}'
@@ -135,10 +169,10 @@ file_json() { # FILE
 write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
     jq -n --arg name "$1" --arg type "$2" --arg kernel_version "$3" --arg digest "$4" --slurpfile packages "$5" \
         --arg created_at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg uuid "$rootfs_uuid" \
-        --argjson kernel "$(file_json "$work/vmlinuz")" --argjson initrd "$(file_json "$work/initrd.img")" \
+        --argjson kernel "$(file_json "$work/vmlinuz")" --argjson vmlinux "$(file_json "$work/vmlinux")" --argjson initrd "$(file_json "$work/initrd.img")" \
         --argjson rootfs "$(file_json "$work/rootfs.ext4")" '{
             schema: "image-manifest/1", $name, $type, $created_at, recipe_digest: $digest,
-            kernel: ({version: $kernel_version} + $kernel), $initrd, rootfs: ($rootfs + {$uuid}),
+            kernel: ({version: $kernel_version} + $kernel), $vmlinux, $initrd, rootfs: ($rootfs + {$uuid}),
             packages: $packages[0]}' >"$work/manifest.json"
 }
 
@@ -149,7 +183,7 @@ swap_link() { # TARGET LINK
 
 # The build appears under its name only when it is whole and on the disk.
 image_publish() {
-    chmod 0444 "$work"/{rootfs.ext4,vmlinuz,initrd.img,manifest.json}
+    chmod 0444 "$work"/{rootfs.ext4,vmlinuz,vmlinux,initrd.img,manifest.json}
     sync -f "$work"
     mv -T "$work" "$base/$build_id"
     swap_link "$build_id" "$base/current"
@@ -190,7 +224,7 @@ image_check() { # BASE DIGEST
         no "$manifest is not an image-manifest/1" || return 1
     [[ $(jq -r .recipe_digest "$manifest") == "$2" ]] ||
         no "the recipe, its scripts or the init have changed since it was built" || return 1
-    for part in kernel initrd rootfs; do
+    for part in kernel vmlinux initrd rootfs; do
         file=$current/$(jq -r ".$part.file" "$manifest")
         size=$(jq -r ".$part.size" "$manifest")
         [[ -f $file ]] || no "$file is missing" || return 1

@@ -236,6 +236,8 @@ int guest_cmdline_parse(const char *text, struct guest_cmdline *ret_cmdline) {
             cmdline.writable = false;
         else if ((value = value_of(parameter, "root")))
             r = take_text(value, cmdline.root, sizeof cmdline.root);
+        else if ((value = value_of(parameter, "mc.overlay")))
+            r = take_text(value, cmdline.overlay, sizeof cmdline.overlay);
         else if ((value = value_of(parameter, "rootfstype")))
             r = take_text(value, cmdline.rootfstype, sizeof cmdline.rootfstype);
         else if ((value = value_of(parameter, "init")))

@@ -28,7 +28,9 @@ enum guest_ip_state {
 };
 
 struct guest_cmdline {
-    char root[64];       /* "": none given */
+    char root[64]; /* "": none given */
+    char overlay
+        [64]; /* mc.overlay=: a disk for what is written, over a root that is not; "": the root is the VM's own */
     char rootfstype[16]; /* default ext4 */
     char init[128];      /* default /sbin/init */
     bool writable;       /* rw; the kernel's default is ro */
@@ -47,7 +49,7 @@ bool guest_ip_on_link(const struct guest_ip *ip, struct in_addr address);
 
 /* Reads a kernel command line. Parameters that are not ours are passed over; of a parameter given twice the last
  * counts, as in the kernel; what follows "--" is init's own.
- * Return: 0, or -ENAMETOOLONG where root=, rootfstype= or init= does not fit (ret_cmdline is untouched). A bad ip= is
+ * Return: 0, or -ENAMETOOLONG where root=, mc.overlay=, rootfstype= or init= does not fit (ret_cmdline is untouched). A bad ip= is
  * not an error here: a guest without network still boots and tells so. */
 int guest_cmdline_parse(const char *text, struct guest_cmdline *ret_cmdline);
 

@@ -32,6 +32,8 @@
 #define MODULES_DIR "/modules"
 #define MODULES_ORDER "/etc/modules-order"
 #define NEW_ROOT "/newroot"
+#define LOWER "/lower" /* the image, where it is shared */
+#define UPPER "/upper" /* the VM's own disk over it */
 
 #define ROOT_WAIT_MS 10000
 #define NIC_WAIT_MS 3000
@@ -308,31 +310,64 @@ static void configure_network(const struct guest_cmdline *cmdline) {
     close(fd);
 }
 
-static void mount_root(const struct guest_cmdline *cmdline) {
+/* what: as a person calls it, "root device". */
+static void wait_for_disk(const char *what, const char *path) {
     struct stat st;
     bool found = false;
     for (int waited_ms = 0; !found && waited_ms < ROOT_WAIT_MS; waited_ms += POLL_MS) {
-        found = stat(cmdline->root, &st) == 0;
+        found = stat(path, &st) == 0;
         if (!found)
             pause_ms(POLL_MS);
         if (waited_ms == 1000)
-            say("waiting for the root device %s", cmdline->root);
+            say("waiting for the %s %s", what, path);
     }
     if (!found) {
-        say("root device %s did not come in %d s: was the VM given a disk, and is its driver in %s?", cmdline->root,
+        say("%s %s did not come in %d s: was the VM given a disk, and is its driver in %s?", what, path,
             ROOT_WAIT_MS / 1000, MODULES_ORDER);
         give_up();
     }
     if (!S_ISBLK(st.st_mode)) {
-        say("root device %s is not a block device", cmdline->root);
+        say("%s %s is not a block device", what, path);
         give_up();
     }
-    mkdir(NEW_ROOT, 0755);
-    if (mount(cmdline->root, NEW_ROOT, cmdline->rootfstype, cmdline->writable ? 0 : MS_RDONLY, NULL) < 0) {
-        say("mount %s as %s: %s: %s", cmdline->root, cmdline->rootfstype, strerror(errno),
-            errno == ENODEV ? "the kernel has no such file system" : "is the image whole?");
-        give_up();
-    }
+}
+
+static void mount_disk(const char *path, const char *target, const char *type, unsigned long flags,
+                       const char *options) {
+    mkdir(target, 0755);
+    if (mount(path, target, type, flags, options) == 0)
+        return;
+    say("mount %s as %s: %s: %s", path, type, strerror(errno),
+        errno == ENODEV ? "the kernel has no such file system" : "is the image whole?");
+    give_up();
+}
+
+static void make_folder_or_give_up(const char *path) {
+    if (mkdir(path, 0755) == 0 || errno == EEXIST)
+        return;
+    say("make %s on the overlay's disk: %s", path, strerror(errno));
+    give_up();
+}
+
+/* The image is shared and read-only; what this VM writes goes to a disk of its own. That one is sparse on the host, so
+ * the kernel must not write zeroes over its inode tables in the background (noinit_itable): they read as zero.
+ * Source: Documentation/filesystems/overlayfs.rst, Documentation/admin-guide/ext4.rst */
+static void mount_joined(const struct guest_cmdline *cmdline) {
+    wait_for_disk("overlay's disk", cmdline->overlay);
+    mount_disk(cmdline->root, LOWER, cmdline->rootfstype, MS_RDONLY, NULL);
+    mount_disk(cmdline->overlay, UPPER, "ext4", 0, "noinit_itable");
+    make_folder_or_give_up(UPPER "/root");
+    make_folder_or_give_up(UPPER "/work");
+    mount_disk("overlay", NEW_ROOT, "overlay", 0, "lowerdir=" LOWER ",upperdir=" UPPER "/root,workdir=" UPPER "/work");
+    say("root %s shared, %s for what is written", cmdline->root, cmdline->overlay);
+}
+
+static void mount_root(const struct guest_cmdline *cmdline) {
+    wait_for_disk("root device", cmdline->root);
+    if (cmdline->overlay[0])
+        mount_joined(cmdline);
+    else
+        mount_disk(cmdline->root, NEW_ROOT, cmdline->rootfstype, cmdline->writable ? 0 : MS_RDONLY, NULL);
 }
 
 /* The rootfs cannot be unmounted or pivoted away, so the new root is moved over it.
@@ -377,7 +412,7 @@ int main(int argc, char *argv[]) {
     }
     int r = guest_cmdline_parse(text, &cmdline);
     if (r < 0) {
-        say("the kernel command line's root=, rootfstype= or init= is too long");
+        say("the kernel command line's root=, mc.overlay=, rootfstype= or init= is too long");
         give_up();
     }
     load_modules();
