@@ -28,6 +28,7 @@ struct options {
     bool check;
     bool remove;
     bool verbose;
+    const char *vmm; /* NULL: as the configuration says */
 };
 
 struct daemon {
@@ -46,21 +47,26 @@ struct daemon {
 };
 
 static const char usage[] =
-    "usage: master-controller [--config FILE] [--state-dir DIR] [--check | --remove] [--verbose]\n"
+    "usage: master-controller [--config FILE] [--state-dir DIR] [--vmm NAME] [--check | --remove] [--verbose]\n"
     "\n"
     "  --config FILE    default /etc/master-controller/master-controller.conf\n"
     "  --state-dir DIR  images, VMs, evidence, database; default " STATE_DIR_DEFAULT "\n"
+    "  --vmm NAME       auto, qemu or firecracker, in place of what the configuration says\n"
     "  --check          only say whether configuration, image and VMM are usable here; changes nothing\n"
     "  --remove         end every VM, take the bridge and the namespace away, and exit (no daemon may run)\n"
     "  --verbose        log more\n";
 
 /* Return: 0; 1 when the program is to exit with *ret_status. */
 static int read_options(int argc, char **argv, struct options *ret_options, int *ret_status) {
-    static const struct option longs[] = {
-        {"config", required_argument, NULL, 'c'}, {"state-dir", required_argument, NULL, 's'},
-        {"check", no_argument, NULL, 'k'},        {"remove", no_argument, NULL, 'r'},
-        {"verbose", no_argument, NULL, 'v'},      {"version", no_argument, NULL, 'V'},
-        {"help", no_argument, NULL, 'h'},         {0}};
+    static const struct option longs[] = {{"config", required_argument, NULL, 'c'},
+                                          {"state-dir", required_argument, NULL, 's'},
+                                          {"vmm", required_argument, NULL, 'm'},
+                                          {"check", no_argument, NULL, 'k'},
+                                          {"remove", no_argument, NULL, 'r'},
+                                          {"verbose", no_argument, NULL, 'v'},
+                                          {"version", no_argument, NULL, 'V'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {0}};
     struct options o = {.state_dir = STATE_DIR_DEFAULT};
     *ret_status = 2;
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
@@ -68,6 +74,8 @@ static int read_options(int argc, char **argv, struct options *ret_options, int 
             o.config_file = optarg;
         else if (c == 's')
             o.state_dir = optarg;
+        else if (c == 'm')
+            o.vmm = optarg;
         else if (c == 'k')
             o.check = true;
         else if (c == 'r')
@@ -287,6 +295,8 @@ int main(int argc, char **argv) {
     umask(0022);
     raise_fd_limit();
     int r = config_file_load(options.config_file, &d.config, &err);
+    if (r == 0 && options.vmm)
+        r = config_set(&d.config, "vm", "vmm", options.vmm, &err);
     if (r == 0)
         r = fill_paths(&d, &options, &err);
     if (r == 0 && options.check)

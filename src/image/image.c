@@ -15,6 +15,7 @@
 #include "base/fd.h"
 #include "base/proc.h"
 #include "base/str.h"
+#include "image/private.h"
 
 #define MANIFEST_MAX (4U << 20)
 #define QEMU_IMG "/usr/bin/qemu-img"
@@ -74,6 +75,8 @@ static int check_manifest(json_t *manifest, struct image *image, struct err *err
         r = check_part(image->dir, manifest, "kernel", image->kernel, NULL, err);
     if (r == 0)
         r = check_part(image->dir, manifest, "initrd", image->initrd, NULL, err);
+    if (r == 0 && json_object_get(manifest, "vmlinux"))
+        r = check_part(image->dir, manifest, "vmlinux", image->vmlinux, NULL, err);
     return r < 0 ? r : check_ext4(image->rootfs, uuid, err);
 }
 
@@ -101,14 +104,13 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
     return r;
 }
 
-/* Waits for qemu-img, which makes a file of 200 kB in about 20 ms. */
-static int run_qemu_img(const char *const *argv, struct err *err) {
+int image_run(const char *const *argv, const char *package, struct err *err) {
     struct proc_spec spec = {.argv = argv, .output_fd = -1, .no_new_privs = true};
     pid_t pid;
     _cleanup_close_ int pidfd = -1;
     int r = proc_start(&spec, &pid, &pidfd, err);
     if (r < 0)
-        return err_hint(err, "install the package qemu-utils");
+        return err_hint(err, "install the package %s", package);
     char words[96] = "did not end within 10 s";
     struct pollfd p = {.fd = pidfd, .events = POLLIN};
     if (poll(&p, 1, 10000) <= 0)
@@ -116,7 +118,7 @@ static int run_qemu_img(const char *const *argv, struct err *err) {
     while (proc_reap(pidfd, words, sizeof words) == 0)
         poll(&p, 1, 1000);
     if (strcmp(words, "exit status 0") != 0)
-        return err_set(err, EIO, "image.clone", "qemu-img: %s", words);
+        return err_set(err, EIO, "image.clone", "%s: %s", argv[0], words);
     return 0;
 }
 
@@ -128,7 +130,7 @@ static int make_template(const struct image *image, const char *path, struct err
     snprintf(size, sizeof size, "%llu", (unsigned long long)image->rootfs_bytes);
     const char *const argv[] = {QEMU_IMG,    "create", "-q",  "-f", "qcow2", "-u", "-b",
                                 "base.ext4", "-F",     "raw", tmp,  size,    NULL};
-    int r = run_qemu_img(argv, err);
+    int r = image_run(argv, "qemu-utils", err);
     if (r == 0 && rename(tmp, path) < 0)
         r = err_sys(err, errno, "image.clone", "rename %s", tmp);
     if (r < 0)

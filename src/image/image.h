@@ -2,7 +2,8 @@
  * other, and a manifest that says so. BASE/current is a symbolic link to the newest build (guest/build-image makes
  * both), so that a new image replaces an old one in one step.
  *
- * A VM's disk costs nothing: an empty qcow2 overlay over the image's root file system, which is never copied. */
+ * A VM's disk costs nothing, the image's root file system is never copied: an empty qcow2 overlay over it, or, for a VMM
+ * that takes raw disks only, a reflink, or a sparse second disk that the guest joins with it by overlayfs. */
 #pragma once
 
 #include <stdint.h>
@@ -17,6 +18,7 @@ struct image {
     char rootfs[IMAGE_PATH_MAX];
     char kernel[IMAGE_PATH_MAX];
     char initrd[IMAGE_PATH_MAX];
+    char vmlinux[IMAGE_PATH_MAX]; /* the kernel uncompressed, as Firecracker wants it; empty: the image has none */
     uint64_t rootfs_bytes;
 };
 
@@ -29,3 +31,8 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err);
  * the VM's life whatever is built meanwhile; a symbolic link where the folder is on another file system).
  * The first call for an image makes its template with qemu-img; later ones copy 200 kB. */
 int image_clone(const struct image *image, const char *folder, struct err *err);
+
+/* The same for a VMM that takes raw disks only. Where the file system can, folder gets disk.ext4, a reflink of the image;
+ * else base.ext4, the image itself as a hard link, and overlay.ext4, an empty and sparse file system for what the guest
+ * writes. The first such call for an image makes the overlay's template with mke2fs; later ones copy its few blocks. */
+int image_clone_raw(const struct image *image, const char *folder, struct err *err);

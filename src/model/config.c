@@ -41,9 +41,12 @@ static const struct key keys[] = {
     {"network", "dns", "", KIND_IP, AT(network.dns)},
     {"network", "masquerade", "yes", KIND_BOOL, AT(network.masquerade)},
 
-    {"vm", "vmm", "auto", KIND_CHOICE, AT(vm.vmm), .words = "auto|qemu"},
+    {"vm", "vmm", "auto", KIND_CHOICE, AT(vm.vmm), .words = "auto|qemu|firecracker"},
     {"vm", "accel", "auto", KIND_CHOICE, AT(vm.accel), .words = "auto|kvm|tcg"},
     {"vm", "qemu_binary", "/usr/bin/qemu-system-x86_64", KIND_PATH, AT(vm.qemu_binary)},
+    {"vm", "firecracker_binary", "", KIND_PATH, AT(vm.firecracker_binary)},
+    {"vm", "jailer", "auto", KIND_CHOICE, AT(vm.jailer), .words = "auto|yes|no"},
+    {"vm", "jailer_binary", "", KIND_PATH, AT(vm.jailer_binary)},
     {"vm", "quota_per_user", "4", KIND_U32, AT(vm.quota_per_user), 1, 1000},
     {"vm", "uid_base", "1879048192", KIND_U32, AT(vm.uid_base), 1000, 4000000000},
     {"vm", "probe_interval", "0.5", KIND_SECONDS, AT(vm.probe_interval_ms), 50, 60000},

@@ -29,11 +29,14 @@ struct config_vm_type {
 };
 
 struct config_vm {
-    char vmm[16];  /* auto, qemu */
+    char vmm[16];  /* auto, qemu, firecracker */
     char accel[8]; /* auto, kvm, tcg */
     char qemu_binary[CONFIG_TEXT];
-    uint32_t quota_per_user; /* VMs of one user at a time */
-    uint32_t uid_base;       /* VM n runs as uid and gid uid_base + n */
+    char firecracker_binary[CONFIG_TEXT]; /* empty: looked for in /usr/local/bin and /usr/bin */
+    char jailer[8];                       /* auto, yes, no */
+    char jailer_binary[CONFIG_TEXT];      /* as firecracker_binary */
+    uint32_t quota_per_user;              /* VMs of one user at a time */
+    uint32_t uid_base;                    /* VM n runs as uid and gid uid_base + n */
     uint32_t probe_interval_ms;
     uint32_t probe_timeout_ms;
     uint32_t reach_interval_ms; /* between two looks at a running VM */

@@ -78,6 +78,10 @@ int network_tap_restore(struct network *network, const char *name, const char *v
  * header. While it is open anywhere, no second one can be had. */
 int network_tap_open(struct network *network, const char *name, int *ret_fd, struct err *err);
 
+/* The namespace in which the TAPs are, for a VMM that opens its TAP by name: a descriptor, the network's own, and a path
+ * that lasts. *ret_path is empty where it is the one that the daemon runs in. */
+int network_namespace(const struct network *network, char *ret_path, size_t size);
+
 /* Removes a VM's TAP, if its alias says that it is this VM's and no process but this one holds it. One that does not
  * exist is no error. */
 int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err);

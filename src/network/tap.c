@@ -8,6 +8,7 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "netlink/netns.h"
 #include "network/names.h"
 #include "network/private.h"
 
@@ -125,6 +126,12 @@ int network_tap_open(struct network *network, const char *name, int *ret_fd, str
     if (r == -EBUSY && holder <= 0)
         err_set(err, EBUSY, "network.tap-held", "TAP %s is held by a process that cannot be seen from here", name);
     return r;
+}
+
+int network_namespace(const struct network *network, char *ret_path, size_t size) {
+    const char *name = network->cfg.namespace;
+    snprintf(ret_path, size, "%s%s", *name ? NETNS_DIR "/" : "", name);
+    return network->nsfd;
 }
 
 /* While a single-queue TAP is attached to, nobody else can attach. So to get hold of it is the proof that nobody has

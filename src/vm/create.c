@@ -122,32 +122,37 @@ static void build_cmdline(struct vms *vms, const struct vm *vm, char ret_cmdline
 }
 
 /* Everything that a VM needs before its VMM. */
-static int prepare(struct vms *vms, const struct vm *vm, const struct image *image, int *ret_tap_fd, struct err *err) {
+static int prepare(struct vms *vms, const struct vm *vm, const struct vmm_ops *ops, const struct image *image,
+                   int *ret_tap_fd, struct err *err) {
     char folder[VMS_PATH_MAX];
     machine_user_folder(vms, vm->id, folder);
     if (mkdir(folder, 0700) < 0)
         return err_sys(err, errno, "vm.create", "make %s", folder);
-    int r = image_clone(image, folder, err);
+    int r = ops->raw_disk ? image_clone_raw(image, folder, err) : image_clone(image, folder, err);
     if (r == 0)
         r = network_tap_create(vms->network, vm->tap, vm->id, vm->uid, err);
     if (r == 0)
         r = network_neighbour_forget(vms->network, vm->ip, err);
-    if (r == 0)
+    if (r == 0 && !ops->opens_tap)
         r = network_tap_open(vms->network, vm->tap, ret_tap_fd, err);
     return r;
 }
 
 static int start_vmm(struct machine *m, const struct vmm_choice *choice, const struct image *image, int tap_fd,
                      struct err *err) {
-    char folder[VMS_PATH_MAX], cmdline[CMDLINE_MAX];
+    char folder[VMS_PATH_MAX], cmdline[CMDLINE_MAX], netns_path[VMS_PATH_MAX];
     machine_user_folder(m->vms, m->vm.id, folder);
+    int netns_fd = network_namespace(m->vms->network, netns_path, sizeof netns_path);
     build_cmdline(m->vms, &m->vm, cmdline);
     struct vmm_spec spec = {.vm = &m->vm,
                             .folder = folder,
                             .kernel = image->kernel,
                             .initrd = image->initrd,
+                            .vmlinux = image->vmlinux,
                             .cmdline = cmdline,
-                            .tap_fd = tap_fd};
+                            .tap_fd = tap_fd,
+                            .netns_fd = netns_fd,
+                            .netns_path = netns_path};
     pid_t pid;
     int r = choice->ops->start(&m->vms->config->vm, &spec, &pid, &m->pidfd, err);
     if (r < 0)
@@ -161,11 +166,12 @@ static int start_vmm(struct machine *m, const struct vmm_choice *choice, const s
 static int run_steps(struct machine *m, const struct vmm_choice *choice, const struct image *image, const char *actor,
                      struct err *err) {
     _cleanup_close_ int tap_fd = -1;
-    int r = prepare(m->vms, &m->vm, image, &tap_fd, err);
+    int r = prepare(m->vms, &m->vm, choice->ops, image, &tap_fd, err);
     if (r == 0)
         r = start_vmm(m, choice, image, tap_fd, err);
     if (r == 0)
         r = machine_change(m, VM_EVENT_STARTED, actor, "", err);
+    m->is_fresh = true;
     if (r == 0)
         r = machine_watch(m, err);
     return r;

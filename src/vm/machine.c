@@ -38,6 +38,8 @@ static void unwatch(struct machine *m) {
     m->process = NULL;
     probe_free(m->probe);
     m->probe = NULL;
+    vmm_talk_free(m->talk);
+    m->talk = NULL;
     loop_timer_free(m->again);
     m->again = NULL;
     loop_timer_free(m->deadline);
@@ -164,14 +166,59 @@ static void start_probe(void *userdata) {
     }
 }
 
+static void fail_late(struct machine *m) {
+    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
+    char reason[VM_REASON_MAX], line[VMS_LINE_MAX], folder[VMS_PATH_MAX], counters[VMM_WORDS_MAX] = "";
+    machine_user_folder(m->vms, m->vm.id, folder);
+    if (ops && ops->tell_counters)
+        ops->tell_counters(folder, counters);
+    vms_console_line(m->vms, m->vm.id, line);
+    snprintf(reason, sizeof reason,
+             "not reachable within %u s of its start: %.90s%s%.100s; last line of its console: %.110s",
+             m->vms->config->vm.type[m->vm.type].boot_timeout_ms / 1000,
+             *m->last_probe ? m->last_probe : "no probe was answered", *counters ? "; " : "", counters,
+             *line ? line : "(nothing)");
+    machine_fail(m, "controller", reason);
+}
+
+static void on_flushed(void *userdata, const struct err *err) {
+    struct machine *m = userdata;
+    m->talk = NULL;
+    fail_late(m);
+}
+
+/* The VMM's counters tell whether the guest ever spoke, so they are asked for first. */
 static void on_boot_deadline(void *userdata) {
     struct machine *m = userdata;
-    char reason[VM_REASON_MAX], line[VMS_LINE_MAX];
-    vms_console_line(m->vms, m->vm.id, line);
-    snprintf(reason, sizeof reason, "not reachable within %u s of its start: %.120s; last line of its console: %.160s",
-             m->vms->config->vm.type[m->vm.type].boot_timeout_ms / 1000,
-             *m->last_probe ? m->last_probe : "no probe was answered", *line ? line : "(nothing)");
-    machine_fail(m, "controller", reason);
+    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
+    char folder[VMS_PATH_MAX];
+    machine_user_folder(m->vms, m->vm.id, folder);
+    vmm_talk_free(m->talk);
+    m->talk = NULL;
+    if (!ops || !ops->flush || ops->flush(m->vms->loop, folder, &m->vm, on_flushed, m, &m->talk, NULL) < 0)
+        fail_late(m);
+}
+
+/* Not to have got through to a VMM that runs since before this daemon proves nothing against it. */
+static void on_attended(void *userdata, const struct err *err) {
+    struct machine *m = userdata;
+    m->talk = NULL;
+    if (err && (m->is_fresh || strcmp(err->code, "vmm.not-started") == 0)) {
+        char reason[VM_REASON_MAX];
+        snprintf(reason, sizeof reason, "%.280s%s%.110s", err->detail, *err->hint ? "; " : "", err->hint);
+        machine_fail(m, "controller", reason);
+    } else if (err) {
+        log_warning("%s: %s", m->vm.id, err->detail);
+    }
+}
+
+static int attend(struct machine *m, struct err *err) {
+    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
+    char folder[VMS_PATH_MAX];
+    machine_user_folder(m->vms, m->vm.id, folder);
+    if (!ops || !ops->attend)
+        return 0;
+    return ops->attend(m->vms->loop, folder, &m->vm, m->is_fresh, on_attended, m, &m->talk, err);
 }
 
 /* Ends with the process gone, so that what it held can be removed. */
@@ -254,6 +301,9 @@ int machine_watch(struct machine *m, struct err *err) {
     }
     if (r < 0)
         return err_sys(err, -r, "vm.watch", "watch %s", m->vm.id);
+    r = m->vm.state == VM_STATE_BOOTING ? attend(m, err) : 0;
+    if (r < 0 && m->is_fresh)
+        return r;
     if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING)
         probe_later(m);
     return 0;
@@ -273,11 +323,13 @@ void machine_stop(struct machine *m) {
     m->again = NULL;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
-    bool ask = m->vm.type == VM_TYPE_CLI;
-    if (ask) {
+    vmm_talk_free(m->talk);
+    m->talk = NULL;
+    const struct vmm_ops *ops = m->vm.type == VM_TYPE_CLI ? vmm_find(m->vm.vmm) : NULL;
+    if (ops) {
         char folder[VMS_PATH_MAX];
         machine_user_folder(m->vms, m->vm.id, folder);
-        vmm_qemu.ask_shutdown(m->vms->loop, folder);
+        ops->ask_shutdown(m->vms->loop, folder, &m->vm);
     } else {
         proc_signal(m->pidfd, SIGTERM);
     }

@@ -12,6 +12,8 @@ struct machine {
     sd_event_source *process;    /* the VMM's pidfd */
     struct probe *probe;         /* under way */
     struct loop_timer *again;    /* the next probe */
+    struct vmm_talk *talk;       /* with the VMM, about what the machine is */
+    bool is_fresh;               /* the VMM was started by this daemon, just now */
     struct loop_timer *deadline; /* of the boot, or of the stop */
     int failures;                /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];

@@ -239,7 +239,7 @@ static int qemu_start(const struct config_vm *config, const struct vmm_spec *spe
     return r;
 }
 
-static void qemu_ask_shutdown(struct loop *loop, const char *folder) {
+static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm) {
     qmp_send(loop, folder, "system_powerdown", 2000);
 }
 

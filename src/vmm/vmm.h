@@ -10,35 +10,72 @@
 #include "model/config.h"
 #include "model/vm.h"
 
+#define VMM_WORDS_MAX 256
+
 /* What a VMM is started with. Descriptors stay the caller's. */
 struct vmm_spec {
     const struct vm *vm;
-    const char *folder;          /* the VM's own, in which base.ext4 and disk.qcow2 lie; of root alone */
-    const char *kernel, *initrd; /* paths */
+    const char *folder;          /* the VM's own, of root alone, in which its disk lies (image/image.h) */
+    const char *kernel, *initrd; /* paths; the kernel as a bzImage */
+    const char *vmlinux;         /* the same kernel uncompressed; empty: the image has none */
     const char *cmdline;         /* the kernel's */
-    int tap_fd;
+    int tap_fd;                  /* attached; -1 for a VMM that opens the TAP itself (opens_tap) */
+    int netns_fd;                /* the network namespace in which the TAP is */
+    const char *netns_path;      /* and its path; empty: the daemon's own */
 };
+
+/* A conversation with a VMM, under way on the loop. */
+struct vmm_talk;
+void vmm_talk_free(struct vmm_talk *talk); /* breaks it off without a word to anybody; takes NULL */
+
+/* The end of a conversation: err is NULL, or says what failed at which step. The talk is gone already. */
+typedef void vmm_done_fn(void *userdata, const struct err *err);
 
 struct vmm_ops {
     const char *name;
+    bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
+    bool raw_disk;  /* wants image_clone_raw() */
 
-    /* Starts it; the machine runs at once. Writes vm-config.json, console.log and vmm.log into the folder. Return: 0
-     * with the process (the caller owns the pidfd), or -errno with nothing left running. */
+    /* Starts it. Writes vm-config.json, console.log and vmm.log into the folder. Return: 0 with the process (the caller
+     * owns the pidfd), or -errno with nothing left running. */
     int (*start)(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                  struct err *err);
 
-    /* Asks the guest to shut down (ACPI power button). Best effort and without waiting: a guest need not obey. */
-    void (*ask_shutdown)(struct loop *loop, const char *folder);
+    /* Brings what start() began to the point where the machine runs; NULL where it runs at once. fresh: start() has
+     * just returned. Else, after a restart of the daemon: it is only asked whether the machine runs, and
+     * "vmm.not-started" is the answer where it was never told to.
+     * Return: 0, then done is called later; or -errno and done is never called. */
+    int (*attend)(struct loop *loop, const char *folder, const struct vm *vm, bool fresh, vmm_done_fn *done,
+                  void *userdata, struct vmm_talk **ret_talk, struct err *err);
+
+    /* Asks the guest to shut down. Best effort and without waiting: a guest need not obey. */
+    void (*ask_shutdown)(struct loop *loop, const char *folder, const struct vm *vm);
+
+    /* Stops the machine's processors, or lets them go on; NULL where it cannot. As attend() otherwise. */
+    int (*set_paused)(struct loop *loop, const char *folder, const struct vm *vm, bool paused, vmm_done_fn *done,
+                      void *userdata, struct vmm_talk **ret_talk, struct err *err);
+
+    /* What its own counters say about the VM's network, in words ("the guest has not sent one frame"); empty where they
+     * say nothing. NULL where it has none. They are those of its last flush: flush() asks for one. */
+    void (*tell_counters)(const char *folder, char ret_words[VMM_WORDS_MAX]);
+    int (*flush)(struct loop *loop, const char *folder, const struct vm *vm, vmm_done_fn *done, void *userdata,
+                 struct vmm_talk **ret_talk, struct err *err);
 };
 
 /* What the configuration and the host come to: "qemu", with the accelerator and the reason for both in words. */
 struct vmm_choice {
     const struct vmm_ops *ops;
     char accel[8];    /* kvm or tcg */
-    char reason[256]; /* "QEMU with TCG: /dev/kvm does not exist" */
+    char reason[384]; /* "QEMU with TCG: /dev/kvm does not exist" */
+    char binary[CONFIG_TEXT];
+    char jailer[CONFIG_TEXT]; /* Firecracker's; empty: it is started without */
 };
 
 /* Errors: "vmm.unusable" when what the configuration asks for cannot be had, with what is missing. */
 int vmm_choose(const struct config_vm *config, struct vmm_choice *ret_choice, struct err *err);
 
+/* The driver of that name, as a VM's record has it; NULL when this program has none such. */
+const struct vmm_ops *vmm_find(const char *name);
+
 extern const struct vmm_ops vmm_qemu;
+extern const struct vmm_ops vmm_firecracker;
