@@ -18,6 +18,7 @@ struct waiter;
 struct follower;
 struct desktop;
 struct static_files;
+struct doctor_run;
 
 struct api {
     struct loop *loop;
@@ -32,6 +33,7 @@ struct api {
     struct follower *followers; /* consoles that are streamed */
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
+    struct doctor_run *doctors;               /* at work */
     char token_hash[2 * STORE_HASH_SIZE + 1]; /* hex */
     char base_url[CONFIG_TEXT + 8];           /* http://127.0.0.1:4000, without a slash at its end */
     int64_t started_ms;
@@ -80,6 +82,9 @@ int api_relay_start(struct api *api, struct err *err);
 void api_relay_stop(struct api *api);
 void api_desktop_vm_changed(struct api *api, const struct vm *vm);
 
+/* doctor.c */
+void api_doctor_free(struct api *api);
+
 /* files.c */
 int api_files_load(const char *web_dir, struct static_files **ret_files, struct err *err);
 void api_files_free(struct static_files *files);
@@ -92,4 +97,5 @@ http_route_fn route_health, route_metrics, route_status;
 http_route_fn route_user_vm_create, route_user_vm_get, route_user_vm_delete;
 http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, route_vm_console, route_vm_evidence;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
+http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_session_page, route_session_websock;

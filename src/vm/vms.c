@@ -122,6 +122,10 @@ void vms_last_probe(struct vms *vms, const char *id, char *ret_words, size_t siz
     str_copy(ret_words, size, m && m->vm.state == VM_STATE_BOOTING ? m->last_probe : "");
 }
 
+const char *vms_state_dir(const struct vms *vms) {
+    return vms->state_dir;
+}
+
 void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX]) {
     if (vm_state_is_end(vm->state))
         machine_evidence_folder(vms, vm->id, ret_path);

@@ -74,6 +74,9 @@ int vms_console(struct vms *vms, const char *id, size_t max, char **ret_text, si
 /* The console's last line that is not empty, escaped; empty when there is none. */
 void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]);
 
+/* Where all that VMs have is; valid as long as vms. */
+const char *vms_state_dir(const struct vms *vms);
+
 /* Where a VM's files are now: its folder, or its evidence. */
 void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX]);
 
