@@ -33,7 +33,8 @@ class Hive:
         answer = self.process.stdout.readline().strip()
         assert answer == "ready", answer
         host.batch("\n".join(f"link set fc-vm-be{n:03x} master br0 up" for n in range(count)))
-        host.batch("\n".join(f"neigh replace {self.address(n)} lladdr 02:fc:be:e0:{n >> 8:02x}:{n & 255:02x} dev br0 nud stale"
+        # Permanent: these do not count against gc_thresh3, which all namespaces of the machine share.
+        host.batch("\n".join(f"neigh replace {self.address(n)} lladdr 02:fc:be:e0:{n >> 8:02x}:{n & 255:02x} dev br0 nud permanent"
                              for n in range(count)))
         self.speak()
 
