@@ -227,6 +227,13 @@ class Daemon:
             assert r.status == check, (argv, r.status, r.out, r.err)
         return r
 
+    def doctor(self, *argv):
+        """`mctl doctor` on this daemon's host, without asking the daemon: exit status and report."""
+        r = run(MCTL, "--json", "doctor", "--netns", self.name, "--bridge", "br0", "--state-dir", self.state, *argv,
+                check=False, timeout=120)
+        assert r.stdout, r.stderr
+        return r.returncode, json.loads(r.stdout)
+
     def create(self, user="u1", type="cli", wait=False):
         return self.mctl("--json", "vm", "create", "--user", user, "--type", type,
                          *(["--wait"] if wait else [])).json["vm"]
