@@ -15,6 +15,7 @@
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +24,6 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <signal.h>
 #include <unistd.h>
 
 enum { HEADER = 12, FRAME = 2048, GUESTS_MAX = 1020, FRAMES_AT_ONCE = 16 };

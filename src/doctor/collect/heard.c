@@ -245,7 +245,7 @@ static void add_frame(struct snapshot *s, int32_t link, const uint8_t *frame, si
 static void drain(const struct heard *heard, int fd, struct snapshot *s) {
     uint8_t frame[FRAME_KEPT];
     size_t taken[TAPS_MAX] = {0};
-    struct sockaddr_ll from;
+    struct sockaddr_ll from = {0};
     for (size_t i = 0; fd >= 0 && i < FRAMES_MAX * heard->count; i++) {
         socklen_t size = sizeof from;
         ssize_t n = recvfrom(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_TRUNC, (struct sockaddr *)&from, &size);
