@@ -365,13 +365,22 @@ static bool was_too_busy(const struct doctor_case *c) {
     return false;
 }
 
+/* A bridge that is gone is a finding where a VM is asked about; a device that is no bridge is a mistake. */
+static bool is_bridge_to_look_at(const struct snapshot *s, const struct doctor_options *o) {
+    const struct snap_link *link = snap_link_by_name(s, o->bridge);
+    if (link)
+        return strcmp(link->kind, "bridge") == 0;
+    return *o->tap || *o->vm || snap_gap_of(s, "links");
+}
+
 /* With what there is instead. */
 static int no_such_bridge(const struct snapshot *s, const struct doctor_options *o, struct err *err) {
     struct strbuf there = {.max = 160};
     for (uint32_t i = 0; i < s->links_count; i++)
         if (strcmp(s->links[i].kind, "bridge") == 0)
             strbuf_addf(&there, "%s%s", there.len ? ", " : "", s->links[i].name);
-    err_set(err, ENOENT, "doctor.no-such-bridge", "there is no bridge \"%s\" %s%s", o->bridge,
+    err_set(err, ENOENT, "doctor.no-such-bridge", "there is %s \"%s\" %s%s",
+            snap_link_by_name(s, o->bridge) ? "a device, but no bridge" : "no bridge", o->bridge,
             *o->netns ? "in network namespace " : "here", o->netns);
     if (there.len)
         err_hint(err, "there is: %s", there.data);
@@ -403,7 +412,7 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     r = collect_snapshot(&collect, &c->before, err);
     if (r < 0)
         return r;
-    if (*o->bridge && !c->before->host.bridge_index && !*o->tap && !*o->vm && !snap_gap_of(c->before, "links"))
+    if (*o->bridge && !is_bridge_to_look_at(c->before, o))
         return no_such_bridge(c->before, o, err);
     r = find_targets(c, o, err);
     if (r < 0)

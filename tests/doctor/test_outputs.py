@@ -2,6 +2,7 @@
 import json
 import os
 import select
+import stat
 import struct
 import subprocess
 import time
@@ -128,8 +129,40 @@ def test_capture(tmp_path):
         on_bridge = next(frames[name] for name in frames if "br0" in name)
         assert any(frame[12:14] == b"\x08\x06" for frame in on_bridge), "the who-has is not in it"
         assert comments and all(text.decode() for text in comments)
-        if subprocess.run(["which", "tcpdump"], capture_output=True, check=False).returncode == 0:
-            assert "ARP" in subprocess.run(["tcpdump", "-nr", file], capture_output=True, text=True, check=True).stdout
+        check_with_wireshark(file, bed.vm)
+
+
+def check_with_wireshark(file, vm):
+    """What the tools that it is meant for make of it."""
+    told = subprocess.run(["capinfos", file], capture_output=True, text=True, check=True).stdout
+    assert "pcapng" in told and "Ethernet" in told, told
+    fields = ["frame.interface_name", "frame.packet_flags_direction", "arp.opcode", "frame.comment", "_ws.expert.message"]
+    rows = subprocess.run(["tshark", "-nr", file, "-T", "fields", "-E", "separator=|", *[word for f in fields for word in ("-e", f)]],
+                          capture_output=True, text=True, check=True)
+    assert "malformed" not in rows.stdout.lower(), rows.stdout
+    packets = [line.split("|") for line in rows.stdout.splitlines()]
+    assert {p[0] for p in packets} >= {"br0"}, packets
+    asked = [p for p in packets if p[0] == "br0" and p[3].startswith("doctor: arp, question")]
+    assert asked and all(p[1] in ("0x00000002", "2") for p in asked), "the host sends it: outbound"
+    died = [p[3] for p in packets if "no answer came" in p[3]]
+    assert died and any("OUTPUT" in comment or "dropped" in comment for comment in died), packets
+    times = subprocess.run(["tshark", "-nr", file, "-T", "fields", "-e", "frame.time_epoch"], capture_output=True, text=True, check=True)
+    assert all(abs(float(line) - time.time()) < 60 for line in times.stdout.split()), "not this day's clock"
+
+
+def test_capture_side_by_side(tmp_path):
+    """A healthy way: question and answer on the bridge and on the TAP, each with its direction."""
+    file = tmp_path / "out.pcapng"
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        assert lab.doctor(guest, "--capture", file).status == 0
+        assert file.stat().st_mode & 0o777 == 0o600
+        rows = subprocess.run(["tshark", "-nr", file, "-Y", f"icmp && ip.addr == {guest.address}", "-T", "fields", "-E", "separator=|", "-e",
+                               "frame.interface_name", "-e", "frame.packet_flags_direction", "-e", "icmp.type"],
+                              capture_output=True, text=True, check=True)
+        seen = {(name, int(direction, 0), kind) for name, direction, kind in (line.split("|") for line in rows.stdout.splitlines())}
+        assert {("br0", 2, "8"), (guest.tap, 2, "8"), (guest.tap, 1, "0"), ("br0", 1, "0")} <= seen, seen
 
 
 def read_until(process, words, seconds):
@@ -144,17 +177,45 @@ def read_until(process, words, seconds):
     return None
 
 
-@pytest.mark.parametrize("key", ["tap.down", "ebtables.drop output", "bridge.port-not-forwarding 0", "qdisc.drops blackhole"], ids=lambda k: k.replace(" ", ","))
+def switches(pid):
+    """How often each thread went to sleep: who is never woken sleeps once."""
+    return sum(int(line.split()[1]) for task in os.listdir(f"/proc/{pid}/task") for line in open(f"/proc/{pid}/task/{task}/status")
+               if line.startswith("voluntary"))
+
+
+def start_watch(bed, *args, out=subprocess.PIPE):
+    watch = subprocess.Popen([MCTL, "--json", "doctor", "--netns", bed.lab.name, "--bridge", "br0", "--tap", bed.vm.tap, "--guest-ip",
+                              bed.vm.address, "--guest-mac", bed.vm.mac, "--guest-port", "6080", "--watch", *args], stdout=out,
+                             stderr=subprocess.PIPE)
+    bed.lab.children.append(watch)
+    return watch
+
+
+def sleeps(watch):
+    """Waits until it has looked and nothing wakes it any more."""
+    for _ in range(50):
+        before = switches(watch.pid)
+        time.sleep(0.3)
+        if switches(watch.pid) == before:
+            return
+    raise AssertionError("it never sleeps")
+
+
+WATCHED = ["tap.down", "ebtables.drop output", "bridge.port-not-forwarding 0", "qdisc.drops blackhole", "host.blackhole-route blackhole",
+           "host.neigh-wrong", "nft.netdev-drop ingress", "tap.no-holder"]
+
+
+@pytest.mark.parametrize("key", WATCHED, ids=lambda k: k.replace(" ", ","))
 def test_watch(key):
-    """A new finding is told within a second of the change, and an idle watch costs next to nothing."""
+    """A new finding is told within a second of the change; an idle watch is not woken at all."""
     fault = BY_KEY[key]
     with fault.bed() as bed:
-        watch = subprocess.Popen([MCTL, "--json", "doctor", "--netns", bed.lab.name, "--bridge", "br0", "--tap", bed.vm.tap, "--guest-ip",
-                                  bed.vm.address, "--guest-mac", bed.vm.mac, "--watch"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        bed.lab.children.append(watch)
+        watch = start_watch(bed)
         assert read_until(watch, ['"healthy"'], 5) is not None, watch.stderr.read()
-        ticks = [sum(map(int, open(f"/proc/{watch.pid}/stat").read().rsplit(")", 1)[1].split()[11:13])) for _ in (0, time.sleep(1.5))]
-        assert ticks[1] - ticks[0] <= 5, "an idle watch works"
+        sleeps(watch)
+        before = switches(watch.pid)
+        time.sleep(1.5)
+        assert switches(watch.pid) == before, "an idle watch was woken"
         fault.inject(bed)
         needed = read_until(watch, [f'"{fault.id}"'], 5)
         watch.kill()
@@ -162,22 +223,160 @@ def test_watch(key):
         assert needed <= 1.0, f"told after {needed:.2f} s"
 
 
-@pytest.mark.parametrize("arguments, status", [
-    (["--netns", "no-such-namespace"], (1, 4)),
-    (["--bridge", "nosuch0"], (1, 4, 10)),
-    (["--tap", "fc-vm-none", "--guest-ip", "192.168.0.300"], (2,)),
-    (["--tap", "fc-vm-none", "--guest-port", "70000"], (2,)),
-    (["--tap", "fc-vm-none", "--guest-mac", "zz:00"], (2,)),
-    (["--tap", "a-name-that-is-longer-than-any"], (2, 4, 10)),
-    (["--vm", "vm-nothing"], (4,)),
-    (["--frobnicate"], (2,)),
-    (["--guest-ip", "192.168.0.2"], (2,)),
-    (["--from", "/dev/null", "--repair"], (1, 2)),
-])
-def test_refusals(arguments, status):
+def test_watch_tells_what_only_asking_shows():
+    """A change that by itself is none makes it look, and asking shows what the state does not."""
+    with BY_KEY["guest.firewall input"].bed() as bed:
+        watch = start_watch(bed)
+        assert read_until(watch, ['"healthy": true'], 5) is not None
+        sleeps(watch)
+        BY_KEY["guest.firewall input"].inject(bed)
+        bed.lab.cold()
+        bed.lab.ip("address", "add", "10.99.0.1/32", "dev", "lo")
+        assert read_until(watch, ['"guest.firewall"'], 8) is not None, watch.stderr.read()
+        bed.vm.nft("flush ruleset")
+        bed.lab.ip("address", "del", "10.99.0.1/32", "dev", "lo")
+        assert read_until(watch, ['"healthy": true'], 8) is not None, "it is not told that it is well again"
+
+
+def test_watch_ends_with_its_reader():
+    with BY_KEY["tap.down"].bed() as bed:
+        watch = start_watch(bed)
+        assert read_until(watch, ['"healthy"'], 5) is not None
+        watch.stdout.close()
+        assert watch.wait(5) == 0
+
+
+def refused(*arguments, status, lab=None, env=None, words=()):
+    """A refusal is one document with its four members, in words nothing on standard output and a hint."""
+    base = ["--netns", lab.name] if lab and "--netns" not in arguments else []
+    command = [MCTL, "--json", "doctor", *base, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=30, env={**os.environ, **(env or {})})
+    assert done.returncode == status, done
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"code", "title", "detail", "hint"} and all(error.values()), error
+    for word in words:
+        assert word in error["detail"] + error["hint"], error
+    command.remove("--json")
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=30, env={**os.environ, **(env or {})})
+    assert done.returncode == status, done
+    assert error["detail"].split(":")[0] in done.stderr, done
+    return error
+
+
+USAGE = [
+    ["--tap", "fc-vm-none", "--guest-ip", "192.168.0.300"],
+    ["--tap", "fc-vm-none", "--guest-ip", "127.0.0.1"],
+    ["--tap", "fc-vm-none", "--guest-ip", "224.0.0.1"],
+    ["--tap", "fc-vm-none", "--guest-port", "70000"],
+    ["--tap", "fc-vm-none", "--guest-port", "0"],
+    ["--tap", "fc-vm-none", "--guest-port", "+80"],
+    ["--tap", "fc-vm-none", "--guest-mac", "zz:00"],
+    ["--tap", "fc-vm-none", "--guest-mac", "01:00:5e:00:00:01"],
+    ["--tap", "fc-vm-none", "--guest-mac", "00:00:00:00:00:00"],
+    ["--tap", "a-name-that-is-longer-than-any"],
+    ["--tap", ""], ["--tap", "a/b"], ["--tap", "a b"],
+    ["--bridge", "a-name-that-is-longer-than-any"],
+    ["--netns", "../../etc/passwd"],
+    ["--vm", ""],
+    ["--vm", "a", "--tap", "b"],
+    ["--frobnicate"], ["--watch=1"], ["--tap"], ["fc-vm-1"], ["-x"],
+    ["--guest-ip", "192.168.0.2"],
+    ["--from", "/dev/null", "--repair"],
+    ["--from", "/dev/null", "--capture", "x"],
+    ["--watch", "--repair"], ["--watch", "--save", "x"],
+    ["--undo", "r20260102T030405-1a2b", "--repair"],
+    ["--no-probe", "--capture", "x"],
+    ["--save", ""],
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_usage(arguments):
+    refused(*arguments, status=2)
+
+
+@pytest.fixture(scope="module")
+def host():
     with Lab() as lab:
-        base = [] if "--netns" in arguments else ["--netns", lab.name]
-        done = subprocess.run([MCTL, "--json", "doctor", *base, *arguments], capture_output=True, text=True, check=False, timeout=30)
-        assert done.returncode in status, done
-        document = json.loads(done.stdout)
-        assert done.returncode == 10 or {"code", "title", "detail", "hint"} <= document["error"].keys(), document
+        lab.guest()
+        lab.warm()
+        yield lab
+
+
+def test_unknown_things(host, tmp_path):
+    refused("--netns", "no-such-namespace", status=4, words=["no-such-namespace", "ip netns"])
+    refused("--bridge", "nosuch0", status=4, lab=host, words=["nosuch0", "br0"])
+    refused("--bridge", "lo", status=4, lab=host, words=["lo", "br0"])
+    refused("--vm", "vm-nothing", status=4, lab=host, words=["vm-nothing", "--tap"])
+    refused("--undo", "r20260102T030405-1a2b", status=4, lab=host, env={"MC_DOCTOR_JOURNAL": str(tmp_path)})
+    refused("--from", tmp_path / "none", status=4, words=["none", "--save"])
+    refused("--from", tmp_path, status=1, words=["--save"])
+    (tmp_path / "text").write_text("{}")
+    refused("--from", tmp_path / "text", status=1, words=["text", "--save"])
+    with Lab(address=None) as empty:
+        empty.ip("link", "del", "br0")
+        refused("--bridge", "br0", status=4, lab=empty, words=["no bridge", "--netns"])
+
+
+def state_of(lab):
+    """What somebody set; carriers and timers come and go."""
+    links = [(link["ifname"], link.get("master"), link["mtu"], link["address"], "UP" in link["flags"]) for link in json.loads(lab.ip("-j", "link", "show"))]
+    ports = [{k: v for k, v in port.items() if k not in ("flags", "state")} for port in json.loads(lab.bridge("-j", "-d", "link", "show"))]
+    return links, ports, lab.ip("-j", "route", "show"), lab.ip("rule", "show"), lab.run("nft", "list", "ruleset")
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", tmp_path], check=True)
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("option", ["--save", "--capture"])
+def test_unwritable_files(full_disk, option):
+    """No file, no repair, nothing changed; and a device such as /dev/null stays what it is."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        lab.ip("link", "set", guest.tap, "down")
+        lab.cold()
+        before = state_of(lab)
+        base = ["--bridge", "br0", "--tap", guest.tap, "--guest-ip", guest.address, "--guest-mac", guest.mac, "--repair"]
+        env = {"MC_DOCTOR_JOURNAL": str(full_disk / "journal")}
+        (full_disk / "fill").write_bytes(b"x" * 12 * 1024)
+        refused(*base, option, "/no/such/folder/file", status=4, lab=lab, env=env, words=["/no/such/folder/file", "folder"])
+        refused(*base, option, full_disk, status=1, lab=lab, env=env, words=["folder"])
+        refused(*base, option, full_disk / "out", status=1, lab=lab, env=env, words=["full"])
+        assert os.listdir(full_disk) == ["fill"], "half a file was left"
+        assert state_of(lab) == before
+        done = subprocess.run([MCTL, "--json", "doctor", "--netns", lab.name, *base[:-1], option, "/dev/null"], capture_output=True, check=False)
+        assert done.returncode == 10, done
+        assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("json_out", [True, False])
+@pytest.mark.parametrize("how", ["pipe", "full"])
+def test_nobody_reads(host, how, json_out):
+    """A report that could not be written is no success."""
+    guest = host.guests[0]
+    before = state_of(host)
+    if how == "pipe":
+        reader, out = os.pipe()
+        os.close(reader)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([MCTL, *(["--json"] if json_out else []), "doctor", "--netns", host.name, "--tap", guest.tap, "--guest-ip",
+                           guest.address, "--explain"], stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(out)
+    assert done.returncode == 1, done
+    assert "standard output" in done.stderr, done
+    assert state_of(host) == before
+
+
+def test_help():
+    done = subprocess.run([MCTL, "doctor", "--help"], capture_output=True, text=True, check=True)
+    for option in ("--netns", "--bridge", "--vm", "--tap", "--guest-ip", "--guest-mac", "--guest-port", "--repair", "--undo", "--explain",
+                   "--capture", "--no-trace", "--no-probe", "--save", "--from", "--watch"):
+        assert option in done.stdout
