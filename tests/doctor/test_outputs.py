@@ -62,6 +62,57 @@ def test_explain():
         assert "bridge link set" in answer.out, "what to do"
 
 
+STORIES = [  # fault, in the first two lines, in the story
+    ("bridge.port-not-forwarding 0", "is disabled", "never on"),
+    ("ebtables.drop output", "filter OUTPUT handle", "never on"),
+    ("tap.no-holder", "no process holds", "never on"),
+    ("vmm.stalled", "nobody reads", "was seen going out on"),
+    ("tc.ingress-drop", "ingress", "the answer came in there, and never got as far as br0"),
+    ("nft.bridge-drop input", "somebody theirs", "was answered"),
+    ("host.blackhole-route blackhole", "blackhole", "refused by the host's own kernel"),
+    ("host.route-elsewhere", "wan0", "left by wan0 and not by br0"),
+    ("guest.service-down", "nothing listens", "the guest itself refused it"),
+    ("bridge.bcast-flood-off", "broadcasts are not flooded", "from another port entered the bridge"),
+    ("host.no-masquerade", "nothing masquerades", "went out by wan0, and no answer came"),
+]
+
+
+@pytest.mark.parametrize("key, head, story", STORIES, ids=[s[0].replace(" ", ",") for s in STORIES])
+def test_story(key, head, story):
+    """Where it is red stands on top; then what was sent, how far it came, what ate it, how we know, what to do."""
+    fault = BY_KEY[key]
+    with fault.bed() as bed:
+        fault.apply(bed)
+        out = bed.doctor("--explain", json_out=False).out
+        lines = out.splitlines()
+        assert lines[0].startswith("SICK") and bed.vm.tap in lines[0] and head in lines[1], out
+        assert [line.split()[2] for line in lines if line.startswith("> FAIL")][:1] == [fault.hop], out
+        flat = " ".join(out.split())
+        assert story in flat, out
+        for part in ("sent: ARP: ", "how far: ", f"root cause: {fault.id} at {fault.hop}", "what: ", "we know: [", "mend: "):
+            assert part in flat, f"{part}: {out}"
+        assert max(len(line) for line in lines if "mctl doctor" not in line and "mend:" not in line) <= 100, out
+        short = bed.doctor(json_out=False).out
+        assert len(short.splitlines()) <= 12 and head in short and fault.id in short, short
+
+
+def test_short_of_many():
+    """A host with many TAPs: the sick one first, the others in one line."""
+    with Lab() as lab:
+        guests = [lab.guest() for _ in range(3)]
+        lab.batch("\n".join(f"tuntap add dev x{n} mode tap\nlink set x{n} master br0 up" for n in range(12)))
+        lab.warm()
+        healthy = lab.doctor(json_out=False).out
+        assert "healthy" in healthy.splitlines()[-1] and "SICK" not in healthy, healthy
+        assert len(healthy.splitlines()) < 15, healthy
+        lab.bridge("link", "set", "dev", guests[2].tap, "state", "0")
+        lab.cold()
+        out = lab.doctor(json_out=False).out
+        assert out.splitlines()[0].startswith(f"SICK  {guests[2].tap}"), out
+        assert out.count("SICK") == 1, out
+        assert "not healthy: 1 root cause" in out.splitlines()[-1], out
+
+
 def test_explain_on_a_terminal():
     import pty
 
