@@ -16,6 +16,7 @@
 #include "base/proc.h"
 #include "base/str.h"
 #include "image/private.h"
+#include "image/verify.h"
 
 #define MANIFEST_MAX (4U << 20)
 #define QEMU_IMG "/usr/bin/qemu-img"
@@ -99,6 +100,8 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
     json_t *manifest = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
     r = manifest ? check_manifest(manifest, &image, err) : broken(err, path, "is not JSON");
     json_decref(manifest);
+    if (r == 0)
+        r = image_verdict(image.dir, err);
     if (r == 0)
         *ret_image = image;
     return r;

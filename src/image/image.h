@@ -23,8 +23,10 @@ struct image {
 };
 
 /* Reads BASE/current/manifest.json and holds it against the files: each there, a regular file, of the size that the
- * manifest says; the root file system an ext4 with the UUID that the manifest says.
- * Errors: "image.missing" (no image was built), "image.broken" (names the file and what is wrong with it). */
+ * manifest says; the root file system an ext4 with the UUID that the manifest says; and takes image_verdict()'s word
+ * for what is inside (some 100 ms the first time, then remembered).
+ * Errors: "image.missing" (no image was built), "image.broken" (names the file and what is wrong with it),
+ * "image.unfit" (it does not verify). */
 int image_open(const char *base_dir, struct image *ret_image, struct err *err);
 
 /* Puts an empty overlay over the image into folder: disk.qcow2 and base.ext4 (a hard link, which keeps this image for

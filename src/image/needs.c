@@ -1,0 +1,93 @@
+#include "image/needs.h"
+
+#include <string.h>
+
+#define CLI (1U << IMAGE_TYPE_CLI)
+#define BROWSER (1U << IMAGE_TYPE_BROWSER)
+#define TEST (1U << IMAGE_TYPE_TEST)
+#define REAL (CLI | BROWSER)
+
+static const char *const type_names[IMAGE_TYPE_COUNT] = {
+    [IMAGE_TYPE_CLI] = "cli",
+    [IMAGE_TYPE_BROWSER] = "browser",
+    [IMAGE_TYPE_TEST] = "test",
+};
+
+const char *image_type_name(enum image_type type) {
+    return type_names[type];
+}
+
+bool image_type_parse(const char *name, enum image_type *ret) {
+    for (int i = 0; i < IMAGE_TYPE_COUNT; i++)
+        if (strcmp(name, type_names[i]) == 0) {
+            *ret = (enum image_type)i;
+            return true;
+        }
+    return false;
+}
+
+const struct need need_packages[] = {
+    {REAL, "libc6", "nothing runs but what is static: the guest does not boot"},
+    {REAL, "systemd", "nothing is PID 1: the guest panics when its initramfs hands over"},
+    {REAL, "systemd-sysv", "there is no /sbin/init: the guest panics when its initramfs hands over"},
+    {REAL, "udev", "devices get no names and no drivers: the agent's port is not found"},
+    {REAL, "kmod", "modules cannot be loaded: the power button and the pointer do nothing"},
+    {REAL, "linux-image-", "there are no modules that fit the kernel which the VMM is given"},
+    {REAL, "acpid",
+     "the guest does not hear its power button: each VM is killed after its deadline, not ended in order"},
+    {REAL, "iproute2", "nobody can look at the guest's network from inside"},
+    {CLI, "ca-certificates", "no HTTPS connection is trusted: every AI tool fails to log in"},
+    {CLI, "curl", "tools that are installed by a download cannot be"},
+    {CLI, "git", "AI tools cannot work on a repository"},
+    {BROWSER, "xvfb", "there is no X server: the desktop page will close with 1014"},
+    {BROWSER, "openbox", "there is no window manager: the browser does not fill the screen, dialogues cannot be moved"},
+    {BROWSER, "x11vnc", "nothing speaks RFB: the desktop page will close with 1014"},
+    {BROWSER, "websockify", "nothing listens at port 6080: the desktop page will close with 1014"},
+    {BROWSER, "chromium", "there is no browser: the user sees an empty desktop and cannot log in"},
+    {BROWSER, "fonts-liberation", "pages show boxes or the wrong widths where their text should be"},
+    {BROWSER, "fonts-dejavu-core", "characters beyond Latin show as boxes"},
+    {0},
+};
+
+const struct need need_units[] = {
+    {REAL, "acpid.socket", "the guest does not hear its power button: each VM is killed after its deadline"},
+    {REAL, "acpid.path", "the guest does not hear its power button: each VM is killed after its deadline"},
+    {BROWSER, "xvfb.service", "there is no screen: the desktop page will close with 1014"},
+    {BROWSER, "openbox.service", "there is no window manager: the browser does not fill the screen"},
+    {BROWSER, "x11vnc.service", "nothing speaks RFB behind websockify: the desktop page will close with 1014"},
+    {BROWSER, "websockify.service", "nothing listens at port 6080: the desktop page will close with 1014"},
+    {BROWSER, "chromium.service", "no browser starts: the user sees an empty desktop and cannot log in"},
+    {0},
+};
+
+const struct need need_users[] = {
+    {BROWSER, "desktop", "the desktop's services run as this user: none of them starts, the page will close with 1014"},
+    {0},
+};
+
+const struct need need_folders[] = {
+    {CLI | BROWSER | TEST, "/dev", "the initramfs cannot hand over: the guest does not boot"},
+    {CLI | BROWSER | TEST, "/proc", "the initramfs cannot hand over: the guest does not boot"},
+    {CLI | BROWSER | TEST, "/sys", "the initramfs cannot hand over: the guest does not boot"},
+    {CLI | BROWSER | TEST, "/run", "the initramfs cannot hand over: the guest does not boot"},
+    {CLI | BROWSER | TEST, "/tmp", "programs find no place for temporary files; X has none for its socket"},
+    {0},
+};
+
+unsigned need_free_mib(enum image_type type) {
+    static const unsigned mib[IMAGE_TYPE_COUNT] = {
+        [IMAGE_TYPE_CLI] = 128,
+        [IMAGE_TYPE_BROWSER] = 256,
+        [IMAGE_TYPE_TEST] = 1,
+    };
+    return mib[type];
+}
+
+unsigned need_free_inodes(enum image_type type) {
+    static const unsigned inodes[IMAGE_TYPE_COUNT] = {
+        [IMAGE_TYPE_CLI] = 5000,
+        [IMAGE_TYPE_BROWSER] = 5000,
+        [IMAGE_TYPE_TEST] = 100,
+    };
+    return inodes[type];
+}

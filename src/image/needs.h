@@ -1,0 +1,32 @@
+/* What an image of a type must hold, and what a user sees when it does not: the tables that the checks go by. */
+#pragma once
+
+#include <stdbool.h>
+
+enum image_type {
+    IMAGE_TYPE_CLI,     /* AI command-line tools: small, no X */
+    IMAGE_TYPE_BROWSER, /* the desktop in which a tool is logged in */
+    IMAGE_TYPE_TEST,    /* the tests' tiny guest: busybox, no packages, no systemd */
+    IMAGE_TYPE_COUNT,
+};
+
+const char *image_type_name(enum image_type type);
+
+/* Return: false for a name that is none. */
+bool image_type_parse(const char *name, enum image_type *ret);
+
+struct need {
+    unsigned types; /* bits: 1 << enum image_type */
+    const char *name;
+    const char *breaks;
+};
+
+/* Each list ends with an entry without a name. */
+extern const struct need need_packages[]; /* Debian's names; one that ends in "-": any that begins so */
+extern const struct need need_units[];    /* must be reached from default.target, and their programs be there */
+extern const struct need need_users[];    /* other than root */
+extern const struct need need_folders[];  /* mount points and such: must be folders */
+
+/* The least free room that a guest needs for what it writes. */
+unsigned need_free_mib(enum image_type type);
+unsigned need_free_inodes(enum image_type type);
