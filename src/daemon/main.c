@@ -216,7 +216,7 @@ static int start_vms(struct daemon *d, struct err *err) {
     gethostname(host, sizeof host - 1);
     int r = store_open(d->store_file, host, &d->store, err);
     if (r == 0)
-        r = network_start(&d->config.network, &d->network, err);
+        r = vms_start_network(d->store, &d->config.network, &d->network, err);
     if (r == 0)
         r = network_claim(d->network, err);
     if (r < 0)

@@ -40,6 +40,15 @@ static const struct key keys[] = {
     {"network", "uplink", "", KIND_NAME, AT(network.uplink)},
     {"network", "dns", "", KIND_IP, AT(network.dns)},
     {"network", "masquerade", "yes", KIND_BOOL, AT(network.masquerade)},
+    {"network", "vm_to_vm", "no", KIND_BOOL, AT(network.vm_to_vm)},
+    {"network", "allow", "", KIND_TEXT, AT(network.allow)},
+    {"network", "host_ports", "", KIND_TEXT, AT(network.host_ports)},
+    {"network", "packets_per_second", "50000", KIND_U32, AT(network.packets_per_second), 0, 10000000},
+    {"network", "megabits_per_second", "1000", KIND_U32, AT(network.megabits_per_second), 0, 100000},
+    {"network", "arp_per_second", "50", KIND_U32, AT(network.arp_per_second), 0, 1000000},
+    {"network", "connections_per_second", "200", KIND_U32, AT(network.connections_per_second), 0, 1000000},
+    {"network", "connections", "4096", KIND_U32, AT(network.connections), 0, 1000000},
+    {"network", "address_rest", "60", KIND_SECONDS, AT(network.address_rest_ms), 0, 86400000},
 
     {"vm", "vmm", "auto", KIND_CHOICE, AT(vm.vmm), .words = "auto|qemu|firecracker"},
     {"vm", "accel", "auto", KIND_CHOICE, AT(vm.accel), .words = "auto|kvm|tcg"},
@@ -326,6 +335,74 @@ static int check_addresses(const struct config_api *api, struct err *err) {
     return 0;
 }
 
+/* Copies the next word of a list. Return: 1, 0 at the end, -EINVAL when it does not fit. */
+static int next_word(const char **at, char *word, size_t size) {
+    const char *begin = *at + strspn(*at, " ,");
+    size_t len = strcspn(begin, " ,");
+    if (len == 0)
+        return 0;
+    if (len >= size)
+        return -EINVAL;
+    memcpy(word, begin, len);
+    word[len] = '\0';
+    *at = begin + len;
+    return 1;
+}
+
+int config_next_prefix(const char **at, struct net_prefix *ret_prefix) {
+    struct net_prefix prefix = {.length = 32};
+    const char *next = *at;
+    char word[NET_IP_TEXT + 3];
+    int r = next_word(&next, word, sizeof word);
+    if (r <= 0)
+        return r;
+    if (strchr(word, '/') ? net_parse_prefix(word, &prefix) < 0 : net_parse_ip(word, &prefix.address) < 0)
+        return -EINVAL;
+    prefix.address &= net_mask(prefix.length);
+    *ret_prefix = prefix;
+    *at = next;
+    return 1;
+}
+
+int config_next_port(const char **at, struct config_port *ret_port) {
+    const char *next = *at;
+    char word[16];
+    uint64_t port;
+    int r = next_word(&next, word, sizeof word);
+    if (r <= 0)
+        return r;
+    bool udp = str_starts(word, "udp/");
+    if ((!udp && !str_starts(word, "tcp/")) || str_to_u64(word + 4, 1, 65535, &port) < 0)
+        return -EINVAL;
+    *ret_port = (struct config_port){.udp = udp, .port = (uint16_t)port};
+    *at = next;
+    return 1;
+}
+
+static int check_lists(const struct config_network *network, struct err *err) {
+    const char *allow = network->allow, *ports = network->host_ports;
+    struct net_prefix prefix;
+    struct config_port port;
+    int r;
+    while ((r = config_next_prefix(&allow, &prefix)) > 0) {
+        if (prefix.length == 0)
+            return err_set(err, EINVAL, "config.bad-value",
+                           "[network] allow = %s: a prefix length of 0 would allow everything", network->allow);
+    }
+    if (r < 0) {
+        err_set(err, EINVAL, "config.bad-value", "[network] allow = %s is not a list of networks", network->allow);
+        return err_hint(err, "right would be 10.1.2.0/24, 192.168.7.9");
+    }
+    while ((r = config_next_port(&ports, &port)) > 0)
+        ;
+    if (r < 0) {
+        err_set(err, EINVAL, "config.bad-value", "[network] host_ports = %s is not a list of ports",
+                network->host_ports);
+        return err_hint(err, "right would be udp/53, tcp/8080");
+    }
+    return 0;
+}
+
 int config_check(const struct config *config, struct err *err) {
     struct net_prefix p = config->network.address;
     char text[NET_IP_TEXT];
@@ -351,6 +428,9 @@ int config_check(const struct config *config, struct err *err) {
         return err_set(err, EINVAL, "config.bad-value",
                        "[api] socket, admin_token_file, web_directory and [vm] qemu_binary may not be empty");
     int r = check_addresses(&config->api, err);
+    if (r < 0)
+        return r;
+    r = check_lists(&config->network, err);
     if (r < 0)
         return r;
     if (*config->network.uplink && strcmp(config->network.uplink, config->network.bridge) == 0)

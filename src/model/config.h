@@ -19,6 +19,15 @@ struct config_network {
     char uplink[16]; /* empty: no way to the outside */
     char dns[NET_IP_TEXT];
     bool masquerade;
+    bool vm_to_vm;                /* VMs of this host may reach each other */
+    char allow[CONFIG_TEXT];      /* networks that VMs may reach though they are private: config_next_prefix() */
+    char host_ports[CONFIG_TEXT]; /* of the gateway, that VMs may reach: config_next_port() */
+    uint32_t packets_per_second;  /* that a VM may send; 0: any number, as in the next ones */
+    uint32_t megabits_per_second; /* each way */
+    uint32_t arp_per_second;      /* requests and replies that a VM may send */
+    uint32_t connections_per_second;
+    uint32_t connections;     /* to the outside, at a time */
+    uint32_t address_rest_ms; /* from the end of a VM until its address is given again, where others are free */
 };
 
 struct config_vm_type {
@@ -78,6 +87,17 @@ void config_defaults(struct config *ret_config);
 /* Sets one key. Errors: "config.unknown-section", "config.unknown-key" (with the nearest name as a hint),
  * "config.bad-value" (with what would be right). The configuration is unchanged then. */
 int config_set(struct config *config, const char *section, const char *key, const char *value, struct err *err);
+
+/* The next word of a list such as "10.1.2.0/24, 192.168.7.9": a prefix, a bare address being one of 32 bits. *at is moved
+ * behind it. Return: 1, 0 at the end, -EINVAL. */
+int config_next_prefix(const char **at, struct net_prefix *ret_prefix);
+
+/* The next word of a list such as "tcp/8080, udp/53". */
+struct config_port {
+    bool udp;
+    uint16_t port;
+};
+int config_next_port(const char **at, struct config_port *ret_port);
 
 /* What no single key can tell: the bridge's address is a host address of its prefix, and so on. */
 int config_check(const struct config *config, struct err *err);

@@ -7,6 +7,12 @@
 #define NET_IP_TEXT 16  /* "255.255.255.255" */
 #define NET_MAC_TEXT 18 /* "02:fc:00:00:00:01" */
 
+/* The doctor's canary, a TAP that it makes for a moment, by which the firewall knows it: its port's name, and the first
+ * three bytes of the MAC that it sends with. No VM has either. */
+#define NET_CANARY_PORT "mc-dr-"
+#define NET_CANARY_MAC                                                                                                 \
+    { 0x02, 0xfd, 0xff }
+
 struct net_prefix {
     uint32_t address; /* as given: the host part is kept, it is the bridge's own address */
     uint8_t length;   /* bits, 0 to 32 */

@@ -11,6 +11,7 @@
 #define VM_ID_TEXT 40  /* "vm-" and a version 4 UUID, 39 characters */
 #define VM_USER_MAX 64 /* characters of a user id */
 #define VM_TAP_TEXT 16 /* "fc-vm-" and 9 hex digits: IFNAMSIZ with the NUL */
+#define VM_TAP_PREFIX "fc-vm-"
 #define VM_REASON_MAX 400
 
 enum vm_type {

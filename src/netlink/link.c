@@ -211,6 +211,18 @@ int link_altname_add(struct rtnl *rtnl, int index, const char *altname, struct e
     return rtnl_change(rtnl, &msg, err);
 }
 
+/* bridge link set dev INDEX isolated on|off */
+int link_port_isolate(struct rtnl *rtnl, int index, bool isolated, struct err *err) {
+    struct rtnl_msg msg;
+    struct ifinfomsg *ifi = rtnl_msg_begin(&msg, RTM_SETLINK, 0, sizeof *ifi);
+    ifi->ifi_family = AF_BRIDGE;
+    ifi->ifi_index = index;
+    struct nlattr *port = rtnl_nest_begin(&msg, IFLA_PROTINFO | NLA_F_NESTED);
+    rtnl_put_u8(&msg, IFLA_BRPORT_ISOLATED, isolated);
+    rtnl_nest_end(&msg, port);
+    return rtnl_change(rtnl, &msg, err);
+}
+
 /* ip link del dev INDEX */
 int link_delete(struct rtnl *rtnl, int index, struct err *err) {
     struct rtnl_msg msg;

@@ -67,6 +67,9 @@ int link_ipv6_autoconf_off(struct rtnl *rtnl, int index, struct err *err);
 /* Error also: -EEXIST, some link has that name or alternative name. */
 int link_altname_add(struct rtnl *rtnl, int index, const char *altname, struct err *err);
 
+/* Whether a bridge's port reaches only ports that are not isolated. */
+int link_port_isolate(struct rtnl *rtnl, int index, bool isolated, struct err *err);
+
 int link_delete(struct rtnl *rtnl, int index, struct err *err);
 
 /* Reads one RTM_NEWLINK: an rtnl_parse for struct link. */

@@ -18,7 +18,6 @@
 #include "network/ruleset.h"
 
 #define FORWARD "net/ipv4/ip_forward"
-#define RULESET_MAX 8192
 
 pthread_mutex_t *network_lock(struct network *network) {
     pthread_mutex_lock(&network->lock);
@@ -86,6 +85,7 @@ static int apply_bridge(struct network *network, struct plan *plan, struct made 
     if (r == 0) {
         network->bridge = bridge.index;
         network->mtu = bridge.mtu;
+        network->bridge_mac = mac;
         made->adopted = plan->bridge_exists;
         r = link_set(plan->rtnl, bridge.index, &(struct link_change){.alias = NETWORK_MARK, .mac = &mac, .up = true},
                      err);
@@ -132,27 +132,20 @@ static int apply_forward(struct network *network, struct plan *plan, struct made
     return 0;
 }
 
-static int run_ruleset(struct network *network, int nsfd, bool wanted, struct err *err) {
-    _cleanup_strbuf_ struct strbuf text = {.max = RULESET_MAX};
-    if (wanted)
-        ruleset_write(&network->cfg, &text);
-    else
-        ruleset_write_removal(&text);
+static int remove_ruleset(struct network *network, struct err *err) {
+    _cleanup_strbuf_ struct strbuf text = {.max = 512};
+    ruleset_write_removal(&text);
     if (!text.data || text.truncated)
         return err_sys(err, ENOMEM, "network.failed", "write the nftables rules");
-    return nft_run(nsfd, text.data, NULL, err);
+    return nft_run(network->nsfd, text.data, NULL, err);
 }
 
-/* The last step, and one transaction: it needs no undo. Without a need for the table, a kernel without nftables is
- * fine: then there is none to remove either. */
+/* The last step, and one transaction: it needs no undo. */
 static int apply_ruleset(struct network *network, struct plan *plan, struct made *made, struct err *err) {
-    bool wanted = ruleset_is_wanted(&network->cfg);
-    if (!wanted && nft_check(plan->nsfd) < 0)
-        return 0;
-    int r = run_ruleset(network, plan->nsfd, wanted, err);
-    if (r < 0)
-        err_prefix(err, "%s nftables table %s", wanted ? "replace" : "remove", RULESET_TABLE);
-    return r;
+    int r = nftset_open(plan->nsfd, &network->nftset, err);
+    if (r == 0)
+        r = nftset_watch_open(plan->nsfd, &network->watch_fd, err);
+    return r < 0 ? r : members_write(network, plan->nsfd, err);
 }
 
 /* Errors here have nowhere to go: the caller is being told the first one. */
@@ -184,7 +177,8 @@ static int apply(struct network *network, struct plan *plan, struct made *made, 
     return r;
 }
 
-int network_start(const struct config_network *cfg, struct network **ret, struct err *err) {
+int network_start(const struct config_network *cfg, const struct network_nic *nics, size_t count, struct network **ret,
+                  struct err *err) {
     struct err unheard;
     struct plan plan;
     struct made made = {0};
@@ -196,8 +190,11 @@ int network_start(const struct config_network *cfg, struct network **ret, struct
     network->cfg = *cfg;
     network->nsfd = -1;
     network->claim_fd = -1;
+    network->watch_fd = -1;
     pthread_mutex_init(&network->lock, NULL);
     int r = plan_make(cfg, &plan, err);
+    if (r == 0)
+        r = members_take_all(network, nics, count, err);
     if (r == 0) {
         r = apply(network, &plan, &made, err);
         if (r < 0)
@@ -218,16 +215,16 @@ int network_start(const struct config_network *cfg, struct network **ret, struct
 /* A name of the abstract kind belongs to one network namespace and goes with its process. Source: unix(7). */
 int network_claim(struct network *network, struct err *err) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    int len = snprintf(addr.sun_path + 1, sizeof addr.sun_path - 1, "%s/%s", NETWORK_MARK, network->cfg.bridge);
+    int len = snprintf(addr.sun_path + 1, sizeof addr.sun_path - 1, "%s", NETWORK_MARK);
     _cleanup_close_ int fd = -1;
     int r = netns_socket(network->nsfd, AF_UNIX, SOCK_STREAM, 0, &fd);
     if (r < 0)
         return err_sys(err, -r, "network.failed", "claim bridge %s", network->cfg.bridge);
     if (bind(fd, (struct sockaddr *)&addr, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len)) < 0) {
         int errnum = errno == EADDRINUSE ? EBUSY : errno;
-        err_set(err, errnum, "network.bridge-claimed", "bridge %s is used by another master-controller",
-                network->cfg.bridge);
-        err_hint(err, "give this one another [network] bridge, or a namespace of its own");
+        err_set(err, errnum, "network.bridge-claimed",
+                "bridge %s: another master-controller runs in this network namespace", network->cfg.bridge);
+        err_hint(err, "stop that one, or give this one a [network] namespace of its own");
         return -errnum;
     }
     network->claim_fd = fd_steal(&fd);
@@ -238,6 +235,9 @@ void network_free(struct network *network) {
     if (!network)
         return;
     rtnl_close(network->rtnl);
+    nftset_close(network->nftset);
+    free(network->vms);
+    fd_close(&network->watch_fd);
     fd_close(&network->claim_fd);
     fd_close(&network->nsfd);
     pthread_mutex_destroy(&network->lock);
@@ -299,7 +299,7 @@ int network_remove(struct network *network, struct err *err) {
         r = netns_remove(network->cfg.namespace, err);
     } else if (r == 0) {
         if (nft_check(network->nsfd) == 0)
-            r = run_ruleset(network, network->nsfd, false, err);
+            r = remove_ruleset(network, err);
         if (r == 0)
             r = remove_bridge(network, err);
     }

@@ -4,7 +4,7 @@
  * What the configuration says is brought about by network_start(); it may be called again after a crash or an upgrade
  * and takes over what it finds of its own, with the TAPs that VMs hold untouched. Our own things are known by their
  * marks: the bridge by its alias "master-controller", a namespace by that alias of its lo, a TAP by the VM's id as its
- * alias, the nftables table by its name, "inet master_controller".
+ * alias, the nftables tables by their name, "master_controller" (ruleset.h says what they do).
  *
  * All functions but network_start(), network_free() may be called from several threads; one at a time gets in. They
  * block for as long as the kernel needs, normally far below a millisecond.
@@ -21,6 +21,7 @@
  *   network.uplink-missing    -ENODEV
  *   network.no-nftables       as nft_check()
  *   network.tap-exists        -EEXIST  a device of that name, or with that alternative name, is there
+ *   network.address-taken     -EEXIST  another VM has this TAP's name, address or MAC, or the bridge has the MAC
  *   network.tap-missing       -ENODEV
  *   network.tap-foreign       -EPERM   it is not that VM's
  *   network.tap-held          -EBUSY   a process holds it (named)
@@ -39,22 +40,34 @@
 #include "model/net.h"
 #include "model/vm.h"
 #include "network/icmp.h"
+#include "network/ruleset.h"
 
 #define NETWORK_MARK "master-controller"
-#define NETWORK_TAP_PREFIX "fc-vm-"
+#define NETWORK_TAP_PREFIX VM_TAP_PREFIX
 #define NETWORK_PORTS_MAX 1023 /* of one Linux bridge: BR_MAX_PORTS less one */
 #define NETWORK_NO_OWNER UINT32_MAX
 
 struct network;
 
+/* A VM's side of its TAP. */
+struct network_nic {
+    char tap[VM_TAP_TEXT];
+    char vm_id[VM_ID_TEXT];
+    struct net_mac mac; /* the guest's */
+    uint32_t ip;
+    uid_t owner_uid; /* who may attach besides root */
+};
+
 /* Brings about what the configuration says. Everything is checked before the first change; a change that fails takes
  * back the ones before it. A namespace that does not exist is made. ip_forward is set where there is an uplink.
- * The caller frees *ret. */
-int network_start(const struct config_network *cfg, struct network **ret, struct err *err);
+ * `nics` are the VMs that there are, by the records: the firewall is replaced in one transaction with these in it, so
+ * that none of them loses a packet, and what earlier ones left is gone. The caller frees *ret. */
+int network_start(const struct config_network *cfg, const struct network_nic *nics, size_t count, struct network **ret,
+                  struct err *err);
 
-/* Says that the bridge is this process's, for as long as it lives: of two controllers on one bridge, each would give out
- * the addresses of the other's VMs. The claim is a name in the namespace and leaves nothing behind. Error:
- * "network.bridge-claimed" -EBUSY. */
+/* Says that the namespace's bridge and tables are this process's, for as long as it lives: of two controllers, each would
+ * give out the addresses of the other's VMs, and replace the other's firewall. The claim is a name in the namespace and
+ * leaves nothing behind. Error: "network.bridge-claimed" -EBUSY. */
 int network_claim(struct network *network, struct err *err);
 
 /* Frees memory and descriptors; what is in the kernel stays. */
@@ -65,9 +78,10 @@ void network_free(struct network *network);
  * the namespace stays: others may have come to rely on it. Only network_free() may follow a success. */
 int network_remove(struct network *network, struct err *err);
 
-/* Makes a VM's TAP: persistent, a port of the bridge, up, marked with the VM's id (alias and alternative name), to be
- * attached to by owner_uid and root alone. On failure, and at a crash on the way, there is no TAP. */
-int network_tap_create(struct network *network, const char *name, const char *vm_id, uid_t owner_uid, struct err *err);
+/* Makes a VM's TAP: persistent, a port of the bridge (isolated from the others, unless VMs may reach each other), up,
+ * marked with the VM's id (alias and alternative name), to be attached to by its owner and root alone; and lets what
+ * bears the VM's MAC and address pass the firewall. On failure, and at a crash on the way, there is no TAP. */
+int network_tap_create(struct network *network, const struct network_nic *nic, struct err *err);
 
 /* Makes a VM's TAP again what network_tap_create() made it: a port of the bridge, up, with its own MAC. For one that
  * somebody took off or down, or whose bridge was made anew; its holder keeps it. Errors: "network.tap-missing",
@@ -82,8 +96,8 @@ int network_tap_open(struct network *network, const char *name, int *ret_fd, str
  * that lasts. *ret_path is empty where it is the one that the daemon runs in. */
 int network_namespace(const struct network *network, char *ret_path, size_t size);
 
-/* Removes a VM's TAP, if its alias says that it is this VM's and no process but this one holds it. One that does not
- * exist is no error. */
+/* Removes a VM's TAP, if its alias says that it is this VM's and no process but this one holds it, and then what the
+ * firewall had of it. One that does not exist is no error. */
 int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err);
 
 struct network_tap {
@@ -99,6 +113,24 @@ struct network_tap {
 
 /* All TAPs that are ours by name (fc-vm-…) on our bridge, or by alias. The caller frees *ret. */
 int network_tap_list(struct network *network, struct network_tap **ret, size_t *ret_count, struct err *err);
+
+/* Whether the bridge has a port left, before anything is made for a VM. Error: "network.bridge-full" -EXFULL. */
+int network_check_room(struct network *network, struct err *err);
+
+/* What was stopped of what a VM sent (or was sent to it above a limit), since it was made; the index is an enum
+ * ruleset_reason. Error: -ENOENT, no VM with this TAP is here. */
+struct network_stopped {
+    uint64_t packets, bytes;
+};
+int network_stopped(struct network *network, const char *tap, struct network_stopped ret[RULESET_REASONS],
+                    struct err *err);
+
+/* A descriptor that becomes readable when somebody changes nftables in the namespace: network_guard() is to be called
+ * then, and now and then. */
+int network_watch_fd(const struct network *network);
+
+/* Puts our tables back when others have changed them. Return: 1 when that was so, 0, -errno (the next call tries again). */
+int network_guard(struct network *network, struct err *err);
 
 /* Forgets which MAC an address had, before another VM gets it. Nothing known is no error. */
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err);
@@ -126,6 +158,7 @@ struct network_status {
     char uplink[16];
     bool forward;    /* ip_forward is on, now */
     bool masquerade; /* our table has its rule, now */
+    bool isolated;   /* our tables keep VMs apart, now */
 };
 
 /* Reads how it is now; what cannot be read is as if it were not there. */

@@ -90,6 +90,27 @@ int network_neighbour_forget(struct network *network, uint32_t ip, struct err *e
     return r;
 }
 
+/* ip link show master BRIDGE, counted. A port that is not a VM's TAP is an operator's, and there are few: below half of
+ * what a bridge holds there is no need to count. */
+int network_check_room(struct network *network, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    _cleanup_free_ struct link *links = NULL;
+    size_t count = 0, ports = 0;
+    if (network->vm_count < NETWORK_PORTS_MAX / 2)
+        return 0;
+    int r = link_dump(network->rtnl, &links, &count, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < count; i++)
+        ports += links[i].master == network->bridge;
+    if (ports < NETWORK_PORTS_MAX)
+        return 0;
+    err_set(err, EXFULL, "network.bridge-full",
+            "bridge %s is full: it has %zu ports, one for each VM, and %d is its limit", network->cfg.bridge, ports,
+            NETWORK_PORTS_MAX);
+    return err_hint(err, "destroy VMs that nobody needs (mctl vm list), or create this one on another host");
+}
+
 static void describe_bridge(struct network *network, struct network_status *status) {
     _cleanup_free_ struct link *links = NULL;
     size_t count = 0;
@@ -118,13 +139,12 @@ static bool has_address(struct network *network) {
     return found;
 }
 
-/* nft list table inet master_controller */
-static bool has_masquerade(struct network *network) {
-    _cleanup_strbuf_ struct strbuf text = {.max = NFT_OUTPUT_MAX};
-    if (!ruleset_is_wanted(&network->cfg))
-        return false;
-    int r = nft_run(network->nsfd, "list table " RULESET_TABLE, &text, NULL);
-    return r == 0 && text.data && strstr(text.data, " masquerade");
+/* nft list chain …: whether it is there with this word in it. */
+static bool chain_says(struct network *network, const char *chain, const char *word) {
+    _cleanup_strbuf_ struct strbuf text = {.max = NFT_OUTPUT_MAX}, command = {.max = 128};
+    strbuf_addf(&command, "list chain %s", chain);
+    int r = command.data ? nft_run(network->nsfd, command.data, &text, NULL) : -ENOMEM;
+    return r == 0 && text.data && strstr(text.data, word);
 }
 
 void network_describe(struct network *network, struct network_status *ret) {
@@ -138,6 +158,9 @@ void network_describe(struct network *network, struct network_status *ret) {
     status.address_present = has_address(network);
     netns_sysctl_read(network->nsfd, "net/ipv4/ip_forward", forward, sizeof forward);
     status.forward = strcmp(forward, "1") == 0;
-    status.masquerade = has_masquerade(network);
+    status.masquerade = *network->cfg.uplink && network->cfg.masquerade &&
+                        chain_says(network, "inet " RULESET_NAME " postrouting", " masquerade");
+    status.isolated = chain_says(network, "bridge " RULESET_NAME " prerouting", " goto from_vm") &&
+                      chain_says(network, "inet " RULESET_NAME " forward", " goto from_vms");
     *ret = status;
 }

@@ -266,12 +266,12 @@ static int check_addresses(const struct config_network *cfg, struct plan *plan, 
     return 0;
 }
 
-static int check_nftables(const struct config_network *cfg, struct plan *plan, struct err *err) {
-    int r = ruleset_is_wanted(cfg) ? nft_check(plan->nsfd) : 0;
+static int check_nftables(struct plan *plan, struct err *err) {
+    int r = nft_check(plan->nsfd);
     if (r == 0)
         return 0;
-    err_sys(err, -r, "network.no-nftables", "[network] masquerade needs nftables, which cannot be reached");
-    return err_hint(err, "modprobe nf_tables nft_masq, or set [network] masquerade = no");
+    err_sys(err, -r, "network.no-nftables", "VMs are kept apart by nftables, which cannot be reached");
+    return err_hint(err, "modprobe nf_tables nf_conntrack nft_ct nft_limit nft_connlimit nft_masq");
 }
 
 void plan_free(struct plan *plan) {
@@ -294,7 +294,7 @@ static int check_inside(const struct config_network *cfg, struct plan *plan, str
         r = check_pool(cfg, plan, addrs, count, err);
     if (r == 0 && plan->bridge_exists)
         r = check_addresses(cfg, plan, addrs, count, err);
-    return r < 0 ? r : check_nftables(cfg, plan, err);
+    return r < 0 ? r : check_nftables(plan, err);
 }
 
 int plan_make(const struct config_network *cfg, struct plan *plan, struct err *err) {

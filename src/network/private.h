@@ -5,6 +5,7 @@
 
 #include "netlink/addr.h"
 #include "netlink/link.h"
+#include "netlink/nftset.h"
 #include "netlink/rtnl.h"
 #include "network/network.h"
 
@@ -12,6 +13,12 @@ struct network {
     struct config_network cfg;
     pthread_mutex_t lock; /* of rtnl, and of libnftables */
     struct rtnl *rtnl;
+    struct nftset *nftset;
+    struct ruleset_vm *vms; /* that our tables should have */
+    size_t vm_count, vm_cap;
+    bool rules_are_stale; /* the tables may not be what they should be */
+    int watch_fd;         /* hears of changes to nftables; -1: not yet */
+    struct net_mac bridge_mac;
     int nsfd;
     int bridge; /* index */
     uint32_t mtu;
@@ -54,5 +61,15 @@ int network_tap_take_away(struct network *network, const struct link *link, stru
 /* network_tap_list() without the lock; with all_of_bridge also those TAPs of the bridge that are not ours. */
 int network_tap_list_unlocked(struct network *network, bool all_of_bridge, struct network_tap **ret, size_t *ret_count,
                               struct err *err);
+
+/* members.c: VMs in our tables. Takes them into memory alone. */
+int members_take_all(struct network *network, const struct network_nic *nics, size_t count, struct err *err);
+
+/* Replaces our tables by what should be there, in one transaction, counters included. */
+int members_write(struct network *network, int nsfd, struct err *err);
+
+/* One VM, in one transaction. Error of members_add(): "network.address-taken" -EEXIST. */
+int members_add(struct network *network, const struct network_nic *nic, struct err *err);
+void members_remove(struct network *network, const char *tap);
 
 bool network_tap_is_ours(const struct network *network, const struct link *link);

@@ -40,6 +40,8 @@ static int put_on_bridge(struct network *network, int index, const char *vm_id, 
     struct link_change change = {
         .alias = vm_id, .mac = &mac, .mtu = network->mtu, .master = network->bridge, .up = true};
     int r = link_set(network->rtnl, index, &change, err);
+    if (r == 0)
+        r = link_port_isolate(network->rtnl, index, !network->cfg.vm_to_vm, err);
     if (r == -EXFULL)
         return err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
                        NETWORK_PORTS_MAX);
@@ -62,25 +64,32 @@ static int wire(struct network *network, int index, const char *vm_id, struct er
     return r;
 }
 
-int network_tap_create(struct network *network, const char *name, const char *vm_id, uid_t owner_uid, struct err *err) {
-    int r = check_names(name, vm_id, err);
+int network_tap_create(struct network *network, const struct network_nic *nic, struct err *err) {
+    int r = check_names(nic->tap, nic->vm_id, err);
     if (r < 0)
         return r;
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
     _cleanup_close_ int fd = -1;
     struct link link;
+    bool member = false;
     /* Until it is persistent, at the very end, closing fd removes it. */
-    r = tap_create(network->nsfd, name, owner_uid, &fd, err);
+    r = tap_create(network->nsfd, nic->tap, nic->owner_uid, &fd, err);
     if (r == -EEXIST)
         set_code(err, "network.tap-exists");
     if (r == 0)
-        r = link_get_by_name(network->rtnl, name, &link, err);
+        r = link_get_by_name(network->rtnl, nic->tap, &link, err);
+    if (r == 0) {
+        r = members_add(network, nic, err);
+        member = r == 0;
+    }
     if (r == 0)
-        r = wire(network, link.index, vm_id, err);
+        r = wire(network, link.index, nic->vm_id, err);
     if (r == 0)
         r = tap_persist(fd, err);
+    if (r < 0 && member)
+        members_remove(network, nic->tap);
     if (r < 0)
-        err_prefix(err, "attach %s", name);
+        err_prefix(err, "attach %s", nic->tap);
     return r;
 }
 
@@ -168,6 +177,8 @@ int network_tap_remove(struct network *network, const char *name, const char *vm
         return r;
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
     r = remove_checked(network, name, vm_id, err);
+    if (r == 0)
+        members_remove(network, name);
     if (r < 0)
         err_prefix(err, "remove TAP %s", name);
     return r;

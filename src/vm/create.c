@@ -121,6 +121,13 @@ static void build_cmdline(struct vms *vms, const struct vm *vm, char ret_cmdline
              gateway, mask, vm->id, *vms->config->network.dns ? ":" : "", vms->config->network.dns, vm->id);
 }
 
+struct network_nic machine_nic(const struct vm *vm) {
+    struct network_nic nic = {.mac = vm->mac, .ip = vm->ip, .owner_uid = vm->uid};
+    str_copy(nic.tap, sizeof nic.tap, vm->tap);
+    str_copy(nic.vm_id, sizeof nic.vm_id, vm->id);
+    return nic;
+}
+
 /* Everything that a VM needs before its VMM. */
 static int prepare(struct vms *vms, const struct vm *vm, const struct vmm_ops *ops, const struct image *image,
                    int *ret_tap_fd, struct err *err) {
@@ -128,9 +135,10 @@ static int prepare(struct vms *vms, const struct vm *vm, const struct vmm_ops *o
     machine_user_folder(vms, vm->id, folder);
     if (mkdir(folder, 0700) < 0)
         return err_sys(err, errno, "vm.create", "make %s", folder);
+    struct network_nic nic = machine_nic(vm);
     int r = ops->raw_disk ? image_clone_raw(image, folder, err) : image_clone(image, folder, err);
     if (r == 0)
-        r = network_tap_create(vms->network, vm->tap, vm->id, vm->uid, err);
+        r = network_tap_create(vms->network, &nic, err);
     if (r == 0)
         r = network_neighbour_forget(vms->network, vm->ip, err);
     if (r == 0 && !ops->opens_tap)
@@ -183,6 +191,8 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
     struct vmm_choice choice = {0};
     struct vm vm = {0};
     int r = fill_request(vms, request, &vm, err);
+    if (r == 0)
+        r = network_check_room(vms->network, err);
     if (r == 0)
         r = vmm_choose(&vms->config->vm, &choice, err);
     if (r == 0)

@@ -67,6 +67,9 @@ void machine_cleanup(struct vms *vms, const struct vm *vm, const char *words);
  * be written again. */
 void machine_fail(struct machine *m, const char *actor, const char *reason);
 
+/* The VM as network/ sees it. */
+struct network_nic machine_nic(const struct vm *vm);
+
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 

@@ -49,6 +49,21 @@ static int make_folders(struct vms *vms, struct err *err) {
     return 0;
 }
 
+int vms_start_network(struct store *store, const struct config_network *config, struct network **ret_network,
+                      struct err *err) {
+    _cleanup_free_ struct vm *live = NULL;
+    size_t n;
+    int r = store_vm_list(store, NULL, STORE_LIVE, &live, &n, err);
+    if (r < 0)
+        return r;
+    _cleanup_free_ struct network_nic *nics = calloc(n + 1, sizeof *nics);
+    if (!nics)
+        return err_sys(err, ENOMEM, "vm.start", "start the network");
+    for (size_t i = 0; i < n; i++)
+        nics[i] = machine_nic(&live[i]);
+    return network_start(config, nics, n, ret_network, err);
+}
+
 int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err) {
     struct vms *vms = calloc(1, sizeof *vms);
     if (!vms)

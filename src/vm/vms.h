@@ -42,6 +42,10 @@ struct vms_request {
     const char *id;      /* the VM's id, chosen by the caller with vms_new_id(); NULL: chosen here */
 };
 
+/* The network with the store's VMs in it: before vms_new(). The caller frees *ret_network. */
+int vms_start_network(struct store *store, const struct config_network *config, struct network **ret_network,
+                      struct err *err);
+
 /* Takes up what the last daemon left: VMs whose process lives are watched again, the others end as failed, and what
  * belongs to no living VM is removed. Pointers of params stay the caller's and must outlive it. */
 int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err);

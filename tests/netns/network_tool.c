@@ -20,6 +20,7 @@
 #include "base/time.h"
 #include "netlink/netns.h"
 #include "netlink/nft.h"
+#include "netlink/nftset.h"
 #include "netlink/rtnl.h"
 #include "netlink/tun.h"
 #include "network/network.h"
@@ -51,6 +52,12 @@ int __real_nft_run(int nsfd, const char *commands, struct strbuf *output, struct
 int __wrap_nft_run(int nsfd, const char *commands, struct strbuf *output, struct err *err);
 int __wrap_nft_run(int nsfd, const char *commands, struct strbuf *output, struct err *err) {
     return change_fails() ? injected(err) : __real_nft_run(nsfd, commands, output, err);
+}
+
+int __real_nftset_apply(struct nftset *nftset, const struct nftset_change *change, size_t count, struct err *err);
+int __wrap_nftset_apply(struct nftset *nftset, const struct nftset_change *change, size_t count, struct err *err);
+int __wrap_nftset_apply(struct nftset *nftset, const struct nftset_change *change, size_t count, struct err *err) {
+    return change_fails() ? injected(err) : __real_nftset_apply(nftset, change, count, err);
 }
 
 int __real_netns_sysctl_write(int nsfd, const char *key, const char *value);
@@ -112,16 +119,51 @@ static const char *optional(const char *word) {
     return strcmp(word, "-") == 0 ? "" : word;
 }
 
-/* start NAMESPACE|- BRIDGE PREFIX UPLINK|- yes|no */
+/* set KEY VALUE…: of the [network] section, for the next start. */
+static struct config config;
+
+static void set_key(char **w, struct err *err) {
+    char value[256] = "";
+    for (int i = 2; i < WORDS && *w[i]; i++)
+        snprintf(value + strlen(value), sizeof value - strlen(value), "%s%s", i > 2 ? " " : "", w[i]);
+    answer(config_set(&config, "network", w[1], value, err), err);
+}
+
+/* A VM by the first eight digits of its TAP's name: the nth has the address 8 + n of the pool and a MAC that ends
+ * likewise. */
+static struct network_nic nic_of(const char *tap, const char *id, uint32_t owner) {
+    struct network_nic nic = {.owner_uid = owner};
+    char digits[9] = "";
+    if (strlen(tap) > strlen(NETWORK_TAP_PREFIX))
+        str_copy(digits, sizeof digits, tap + strlen(NETWORK_TAP_PREFIX));
+    uint32_t n = (uint32_t)strtoul(digits, NULL, 16);
+    if (n >= 0x10000)
+        n = n * 2654435761U >> 18;
+    nic.ip = (config.network.address.address & net_mask(config.network.address.length)) + 8 + n;
+    nic.mac = (struct net_mac){{0x02, 0xfc, 0, 0, (uint8_t)((n + 8) >> 8), (uint8_t)(n + 8)}};
+    if (!str_copy(nic.tap, sizeof nic.tap, tap))
+        str_copy(nic.tap, sizeof nic.tap, "/"); /* as wrong as one that does not fit */
+    str_copy(nic.vm_id, sizeof nic.vm_id, id);
+    return nic;
+}
+
+#define KNOWN_MAX 1024
+static struct network_nic known[KNOWN_MAX];
+static size_t known_count;
+
+/* start NAMESPACE|- BRIDGE PREFIX UPLINK|- yes|no: with the VMs that "know" has named. */
 static void start(char **w, struct err *err) {
-    struct config_network cfg = {.masquerade = strcmp(w[5], "yes") == 0};
+    struct config_network cfg = config.network;
+    cfg.masquerade = strcmp(w[5], "yes") == 0;
+    *cfg.namespace = '\0';
     str_copy(cfg.namespace, sizeof cfg.namespace, optional(w[1]));
     str_copy(cfg.bridge, sizeof cfg.bridge, w[2]);
     net_parse_prefix(w[3], &cfg.address);
     str_copy(cfg.uplink, sizeof cfg.uplink, optional(w[4]));
+    config.network.address = cfg.address;
     network_free(network);
     network = NULL;
-    answer(network_start(&cfg, &network, err), err);
+    answer(network_start(&cfg, known, known_count, &network, err), err);
 }
 
 static void list(struct err *err) {
@@ -149,9 +191,9 @@ static void describe(void) {
     net_format_mac(s.mac, mac);
     net_format_ip(s.address.address, ip);
     ok("namespace=%s bridge=%s index=%d mac=%s address=%s/%u present=%d up=%d ports=%u/%u uplink=%s forward=%d "
-       "masquerade=%d",
+       "masquerade=%d isolated=%d",
        s.namespace, s.bridge, s.bridge_index, mac, ip, s.address.length, s.address_present, s.up, s.ports, s.ports_max,
-       s.uplink, s.forward, s.masquerade);
+       s.uplink, s.forward, s.masquerade, s.isolated);
 }
 
 static bool wait_for(int fd, short events, int timeout_ms) {
@@ -222,7 +264,8 @@ static void bench(size_t count, struct err *err) {
         vm_id_of((unsigned int)i, id);
         vm_tap_from_id(id, tap);
         double begin = now_ms();
-        r = network_tap_create(network, tap, id, 4000, err);
+        struct network_nic nic = nic_of(tap, id, 4000);
+        r = network_tap_create(network, &nic, err);
         attach[i] = now_ms() - begin;
     }
     for (size_t i = 0; i < count && r == 0; i++) {
@@ -242,10 +285,36 @@ static void bench(size_t count, struct err *err) {
        release[count * 99 / 100]);
 }
 
+static void stopped(const char *tap, struct err *err) {
+    struct network_stopped found[RULESET_REASONS];
+    int r = network_stopped(network, tap, found, err);
+    if (r < 0) {
+        answer(r, err);
+        return;
+    }
+    printf("ok\t");
+    for (int i = 1; i < RULESET_REASONS; i++)
+        printf("%s=%llu ", ruleset_reason_name((enum ruleset_reason)i), (unsigned long long)found[i].packets);
+    printf("\n");
+}
+
 static void tap_command(char **w, struct err *err) {
     int fd = -1;
+    struct network_nic nic = nic_of(w[1], w[2], (uint32_t)number(w[3]));
     if (strcmp(w[0], "create") == 0)
-        answer(network_tap_create(network, w[1], w[2], (uid_t)number(w[3]), err), err);
+        answer(network_tap_create(network, &nic, err), err);
+    else if (strcmp(w[0], "know") == 0)
+        ok("%zu", known_count < KNOWN_MAX ? (known[known_count] = nic, ++known_count) : 0);
+    else if (strcmp(w[0], "stopped") == 0)
+        stopped(w[1], err);
+    else if (strcmp(w[0], "restore") == 0)
+        answer(network_tap_restore(network, w[1], w[2], err), err);
+    else if (strcmp(w[0], "guard") == 0)
+        answer(network_guard(network, err), err);
+    else if (strcmp(w[0], "room") == 0)
+        answer(network_check_room(network, err), err);
+    else if (strcmp(w[0], "set") == 0)
+        set_key(w, err);
     else if (strcmp(w[0], "take") == 0)
         answer(network_tap_remove(network, w[1], w[2], err), err);
     else if (strcmp(w[0], "open") == 0) {
@@ -292,6 +361,7 @@ static void command(char **w, struct err *err) {
 
 int main(void) {
     char line[1024];
+    config_defaults(&config);
     setvbuf(stdout, NULL, _IOLBF, 0);
     while (fgets(line, sizeof line, stdin)) {
         static char empty[] = "";

@@ -21,7 +21,7 @@ TOOL = BUILD / "tests" / "netns" / "network_tool"
 
 POOL = "192.168.0.1/16"
 BRIDGE = "br0"
-TABLE = "table inet master_controller"
+TABLES = "table bridge master_controller\ntable inet master_controller"
 UID = 4000
 counter = itertools.count()
 
@@ -255,7 +255,7 @@ def test_start_makes_namespace_and_bridge(tools, name):
     assert space.addresses(BRIDGE) == [POOL]
     assert "UP" in space.link("lo")["flags"], "the host could not reach its own bridge address"
     assert space.forward() == "0", "nothing is forwarded where there is no uplink"
-    assert space.nft("list", "ruleset") == ""
+    assert space.nft("list", "tables").strip() == TABLES, "VMs are kept apart with an uplink and without"
     status = tool.status()
     assert status["present"] == "1" and status["up"] == "1" and status["mac"] == bridge["address"]
     assert status["ports"] == "0/1023" and status["forward"] == "0" and status["masquerade"] == "0"
@@ -305,6 +305,7 @@ def test_restart_keeps_a_held_tap(tools, name):
         index = space.link(tap)["ifindex"], space.link(BRIDGE)["ifindex"]
         first.process.kill()
         second = tools()
+        second("know", tap, id, UID)
         second.start(name)
         assert (space.link(tap)["ifindex"], space.link(BRIDGE)["ifindex"]) == index
         assert space.link(tap)["master"] == BRIDGE
@@ -500,7 +501,7 @@ def test_masquerade(tools, space, internet):
         server.kill()
         server.wait()
         server.stdout.close()
-    assert space.nft("list", "tables").strip() == TABLE
+    assert space.nft("list", "tables").strip() == TABLES
     assert "comment \"master-controller" in space.nft("list", "ruleset")
 
 
@@ -514,7 +515,8 @@ def test_table_is_replaced_and_others_stay(tools, space, internet):
     assert space.nft("list", "ruleset") == first
     tool = tools()
     tool.start(space.name, uplink="wan0", masquerade="no")
-    assert space.nft("list", "tables").strip() == "table inet theirs"
+    assert space.nft("list", "tables").strip() == "table inet theirs\n" + TABLES
+    assert "masquerade" not in space.nft("list", "ruleset")
     assert space.forward() == "1" and tool.status()["masquerade"] == "0"
 
 
@@ -524,11 +526,11 @@ def test_rules_cannot_be_replaced(tools, space, internet):
     try:
         owner.stdin.write("add table inet master_controller { flags owner; }\n")
         owner.stdin.flush()
-        wait_until(lambda: TABLE in space.nft("list", "tables"))
+        wait_until(lambda: "master_controller" in space.nft("list", "tables"))
         before = space.picture()
         with pytest.raises(Error) as e:
             tools().start(space.name, uplink="wan0")
-        assert e.value.code == "nft.refused" and "inet master_controller" in e.value.detail
+        assert e.value.code == "nft.refused" and "master_controller" in e.value.detail
         assert space.picture() == before
     finally:
         owner.kill()
@@ -671,12 +673,12 @@ def test_a_path_through_a_tap(tools, name):
     space = Space(name)
     tap, id = vm(1)
     tool("create", tap, id, UID)
-    with held(space, tap, ip="192.168.200.9"):
-        assert tool("ping", "192.168.200.9") == "reply"
-        assert tool("ping", "192.168.200.10") == "silence"
-    tool("forget", "192.168.200.9")
-    wait_until(lambda: not [n for n in space.json("neighbour", "show", "192.168.200.9") if n.get("lladdr")])
-    tool("forget", "192.168.200.9")  # nothing known: no error
+    with held(space, tap):
+        assert tool("ping", "192.168.0.9") == "reply"
+        assert tool("ping", "192.168.0.10") == "silence"
+    tool("forget", "192.168.0.9")
+    wait_until(lambda: not [n for n in space.json("neighbour", "show", "192.168.0.9") if n.get("lladdr")])
+    tool("forget", "192.168.0.9")  # nothing known: no error
 
 
 def test_connect(tools, name):
@@ -849,7 +851,10 @@ def test_every_failing_step_of_an_attach_leaves_no_tap(tools, name):
             killed("create", tap, id, UID)
         killed.process.wait(5)
         killed.process.stdin.close()
-        wait_until(lambda: space.picture() == empty)
+        # What it left in the firewall lets nobody in and goes with the next start; a TAP is never left.
+        wait_until(lambda: space.picture()[:4] == empty[:4])
+        tools().start(name)
+        assert space.picture() == empty
 
 
 def test_the_bridge_is_gone(tools, name):

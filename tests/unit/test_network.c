@@ -171,33 +171,92 @@ static struct config_network configuration(const char *uplink, bool masquerade) 
     return cfg;
 }
 
-static void ruleset_is_the_text_that_is_documented(void **state) {
-    _cleanup_strbuf_ struct strbuf text = {.max = 8192};
-    struct config_network cfg = configuration("wan0", true);
-    assert_true(ruleset_is_wanted(&cfg));
-    ruleset_write(&cfg, &text);
-    assert_string_equal(text.data, "add table inet master_controller\n"
-                                   "delete table inet master_controller\n"
-                                   "table inet master_controller {\n"
-                                   "    comment \"master-controller: egress of br0\"\n"
-                                   "    chain forward {\n"
-                                   "        type filter hook forward priority filter; policy accept;\n"
-                                   "        iifname \"wan0\" oifname \"br0\" ct state new counter drop\n"
-                                   "    }\n"
-                                   "    chain postrouting {\n"
-                                   "        type nat hook postrouting priority srcnat; policy accept;\n"
-                                   "        ip saddr 192.168.0.0/16 oifname \"wan0\" masquerade\n"
-                                   "    }\n"
-                                   "}\n");
+static const struct net_mac bridge_mac = {{0x02, 0xfc, 0x6b, 0x33, 0xa3, 0xc3}};
+
+static char *ruleset_of(const struct config_network *cfg, const struct ruleset_vm *vms, size_t count) {
+    struct strbuf text = {.max = 4 << 20};
+    ruleset_write(cfg, bridge_mac, vms, count, &text);
+    assert_non_null(text.data);
+    assert_false(text.truncated);
+    return text.data;
 }
 
-static void ruleset_is_nothing_without_a_need(void **state) {
-    struct config_network cfgs[] = {configuration("", true), configuration("wan0", false), configuration("", false)};
-    for (size_t i = 0; i < sizeof cfgs / sizeof *cfgs; i++) {
-        _cleanup_strbuf_ struct strbuf text = {.max = 8192};
-        assert_false(ruleset_is_wanted(&cfgs[i]));
-        ruleset_write(&cfgs[i], &text);
-        assert_string_equal(text.data, "add table inet master_controller\ndelete table inet master_controller\n");
+static bool says(const struct config_network *cfg, const char *words) {
+    char *text = ruleset_of(cfg, NULL, 0);
+    bool found = strstr(text, words) != NULL;
+    free(text);
+    return found;
+}
+
+/* One transaction that knows nothing of what was there before. */
+static void ruleset_replaces_both_tables(void **state) {
+    struct config_network cfg = configuration("wan0", true);
+    char *text = ruleset_of(&cfg, NULL, 0);
+    static const char begin[] = "add table bridge master_controller\ndelete table bridge master_controller\n"
+                                "add table inet master_controller\ndelete table inet master_controller\n"
+                                "table bridge master_controller {\n";
+    assert_int_equal(strncmp(text, begin, strlen(begin)), 0);
+    assert_non_null(strstr(text, "\ntable inet master_controller {\n"));
+    assert_null(strstr(text, "elements"));
+    free(text);
+}
+
+static void ruleset_has_each_vm_in_each_set_with_its_counters(void **state) {
+    struct config_network cfg = configuration("wan0", true);
+    struct ruleset_vm vms[2] = {{.tap = "fc-vm-111111111", .mac = {{2, 0xfc, 0, 0, 0, 1}}, .ip = 0xc0a80002},
+                                {.tap = "fc-vm-222222222", .mac = {{2, 0xfc, 0, 0, 0, 2}}, .ip = 0xc0a80003}};
+    size_t sets = 0;
+    cfg.packets_per_second = 100;
+    for (size_t i = 0; i < RULESET_SETS; i++) {
+        vms[1].count[i] = (struct ruleset_count){1000 + i, 90000 + i};
+        sets += ruleset_has(&cfg, i);
+    }
+    assert_int_equal(sets, RULESET_SETS - 5); /* limits that are 0 here */
+    char *text = ruleset_of(&cfg, vms, 2);
+    size_t found = 0;
+    for (char *at = text; (at = strstr(at, "elements = { ")); at++)
+        found++;
+    assert_int_equal(found, sets);
+    assert_non_null(strstr(text, "\"fc-vm-111111111\" . 02:fc:00:00:00:01 . 192.168.0.2,"));
+    assert_non_null(strstr(text, "\"fc-vm-222222222\" counter packets 1002 bytes 90002 }"));
+    assert_non_null(strstr(text, "\"fc-vm-222222222\" limit rate over 100/second burst 50 packets counter packets 1009 "
+                                 "bytes 90009 }"));
+    assert_non_null(strstr(text, "192.168.0.3 counter packets 1012 bytes 90012 }"));
+    free(text);
+}
+
+static void ruleset_opens_what_is_configured_and_no_more(void **state) {
+    struct config_network cfg = configuration("wan0", true);
+    assert_true(says(&cfg, "ip saddr 192.168.0.0/16 oifname \"wan0\" masquerade"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 icmp type echo-request accept"));
+    assert_false(says(&cfg, "dport 53"));
+    str_copy(cfg.dns, sizeof cfg.dns, "192.168.0.1");
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 meta l4proto { tcp, udp } th dport 53 accept"));
+    str_copy(cfg.dns, sizeof cfg.dns, "10.7.7.7");
+    assert_false(says(&cfg, "th dport 53 accept"));
+    assert_true(says(&cfg, "ip daddr 10.7.7.7 meta l4proto { tcp, udp } th dport 53 goto outwards"));
+    str_copy(cfg.host_ports, sizeof cfg.host_ports, "tcp/8080, udp/123");
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 tcp dport 8080 accept"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 udp dport 123 accept"));
+    str_copy(cfg.allow, sizeof cfg.allow, "10.1.2.9/24,172.16.0.9");
+    assert_true(says(&cfg, "        ip daddr 10.1.2.0/24 goto outwards"));
+    assert_true(says(&cfg, "oifname != \"br0\" ip daddr 172.16.0.9/32 masquerade"));
+    assert_false(says(&cfg, "oifname \"br0\" accept"));
+    cfg.vm_to_vm = true;
+    assert_true(says(&cfg, "oifname \"br0\" accept"));
+    cfg.masquerade = false;
+    assert_false(says(&cfg, "masquerade\n"));
+    str_copy(cfg.uplink, sizeof cfg.uplink, "");
+    assert_false(says(&cfg, "wan0"));
+}
+
+static void ruleset_reasons_have_names(void **state) {
+    for (int i = 1; i < RULESET_REASONS; i++) {
+        bool used = false;
+        assert_true(*ruleset_reason_name((enum ruleset_reason)i) && *ruleset_reason_words((enum ruleset_reason)i));
+        for (size_t set = 0; set < RULESET_SETS; set++)
+            used = used || (int)ruleset_sets[set].reason == i;
+        assert_true(used);
     }
 }
 
@@ -304,8 +363,10 @@ int main(void) {
         cmocka_unit_test(ipam_knows_pools_without_room),
         cmocka_unit_test(ipam_ten_thousand_in_random_order),
         cmocka_unit_test(ipam_lets_an_address_wait),
-        cmocka_unit_test(ruleset_is_the_text_that_is_documented),
-        cmocka_unit_test(ruleset_is_nothing_without_a_need),
+        cmocka_unit_test(ruleset_replaces_both_tables),
+        cmocka_unit_test(ruleset_has_each_vm_in_each_set_with_its_counters),
+        cmocka_unit_test(ruleset_opens_what_is_configured_and_no_more),
+        cmocka_unit_test(ruleset_reasons_have_names),
         cmocka_unit_test(ruleset_takes_only_names_that_mean_themselves),
         cmocka_unit_test(macs_are_stable_and_differ),
         cmocka_unit_test(icmp_knows_its_own_reply),

@@ -73,8 +73,7 @@ static int attach(const struct probe_request *request, struct rtnl *rtnl, const 
         r = link_set(rtnl, link.index, &(struct link_change){.master = request->bridge, .up = true}, err);
     ret->ifindex = link.index;
     /* The guest at the other end of the canary's cable has a MAC of its own: the TAP's belongs to the host. */
-    mac.byte[0] = 0x02;
-    mac.byte[1] = 0xfd;
+    memcpy(mac.byte, (const uint8_t[])NET_CANARY_MAC, 3);
     ret->mac = mac;
     return r;
 }
@@ -90,7 +89,7 @@ int canary_make(const struct probe_request *request, struct rtnl *rtnl, struct c
     if (request->bridge_ports == 0)
         return refuse(ret, -EBUSY, "the bridge has no other port: a canary's MAC could become the bridge's");
     struct strbuf text = {.max = PROBE_NAME - 1};
-    strbuf_addf(&text, "mc-dr-%x", (unsigned int)getpid());
+    strbuf_addf(&text, NET_CANARY_PORT "%x", (unsigned int)getpid());
     bool fits = text.data && !text.truncated && str_copy(name, sizeof name, text.data);
     strbuf_free(&text);
     if (!fits)

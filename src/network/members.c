@@ -1,0 +1,208 @@
+/* The VMs in our nftables tables: elements of the sets that ruleset.h describes. What should be there is kept in memory,
+ * so that tables that somebody took away can be put back as they were. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/netfilter.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "netlink/nft.h"
+#include "network/private.h"
+
+#define RULESET_MAX (16 * 1024 * 1024) /* bytes: 1,023 VMs need 1.6 MB */
+
+static struct nftset_key key_of(enum ruleset_key kind, const struct ruleset_vm *vm) {
+    struct nftset_key key = {.len = 0};
+    uint32_t ip = htonl(vm->ip);
+    if (kind != RULESET_ADDRESS)
+        nftset_key_add(&key, vm->tap, sizeof vm->tap);
+    if (kind == RULESET_TAP_MAC || kind == RULESET_TAP_MAC_IP)
+        nftset_key_add(&key, &vm->mac, sizeof vm->mac);
+    if (kind == RULESET_ADDRESS || kind == RULESET_TAP_MAC_IP)
+        nftset_key_add(&key, &ip, sizeof ip);
+    return key;
+}
+
+static uint8_t family_of(const struct ruleset_set *set) {
+    return set->inet ? NFPROTO_INET : NFPROTO_BRIDGE;
+}
+
+static struct ruleset_vm *find(struct network *network, const char *tap) {
+    for (size_t i = 0; i < network->vm_count; i++)
+        if (strcmp(network->vms[i].tap, tap) == 0)
+            return &network->vms[i];
+    return NULL;
+}
+
+static int take(struct network *network, const struct network_nic *nic, struct err *err) {
+    if (network->vm_count == network->vm_cap) {
+        size_t cap = network->vm_cap ? network->vm_cap * 2 : 16;
+        struct ruleset_vm *bigger = reallocarray(network->vms, cap, sizeof *bigger);
+        if (!bigger)
+            return err_sys(err, ENOMEM, "network.failed", "keep a VM in mind");
+        network->vms = bigger;
+        network->vm_cap = cap;
+    }
+    struct ruleset_vm *vm = &network->vms[network->vm_count++];
+    *vm = (struct ruleset_vm){.mac = nic->mac, .ip = nic->ip};
+    str_copy(vm->tap, sizeof vm->tap, nic->tap);
+    return 0;
+}
+
+static void drop(struct network *network, struct ruleset_vm *vm) {
+    *vm = network->vms[--network->vm_count];
+}
+
+int members_take_all(struct network *network, const struct network_nic *nics, size_t count, struct err *err) {
+    int r = 0;
+    for (size_t i = 0; i < count && r == 0; i++)
+        r = take(network, &nics[i], err);
+    return r;
+}
+
+/* --- counters --- */
+
+struct reading {
+    struct network *network;
+    size_t set;
+};
+
+static void take_count(const struct nftset_element *element, void *data) {
+    struct reading *reading = data;
+    struct network *network = reading->network;
+    for (size_t i = 0; i < network->vm_count; i++) {
+        struct nftset_key key = key_of(ruleset_sets[reading->set].key, &network->vms[i]);
+        if (key.len == element->key.len && memcmp(key.data, element->key.data, key.len) == 0) {
+            network->vms[i].count[reading->set] = (struct ruleset_count){element->packets, element->bytes};
+            return;
+        }
+    }
+}
+
+/* Before the tables are replaced: what cannot be read, because it is not there, goes on from what is remembered. */
+static void read_counts(struct network *network) {
+    struct reading reading = {.network = network};
+    for (reading.set = 0; reading.set < RULESET_SETS; reading.set++) {
+        const struct ruleset_set *set = &ruleset_sets[reading.set];
+        if (set->reason != RULESET_MEMBER && network->vm_count > 0)
+            nftset_each(network->nftset, family_of(set), RULESET_NAME, set->name, take_count, &reading, NULL);
+    }
+}
+
+int members_write(struct network *network, int nsfd, struct err *err) {
+    _cleanup_strbuf_ struct strbuf text = {.max = RULESET_MAX};
+    read_counts(network);
+    ruleset_write(&network->cfg, network->bridge_mac, network->vms, network->vm_count, &text);
+    if (!text.data || text.truncated)
+        return err_sys(err, ENOMEM, "network.failed", "write the nftables rules");
+    int r = nft_run(nsfd, text.data, NULL, err);
+    if (r < 0) {
+        err_prefix(err, "replace the nftables tables %s", RULESET_NAME);
+        return r;
+    }
+    network->rules_are_stale = false;
+    /* What was heard up to now is at least in part our own doing. */
+    if (network->watch_fd >= 0)
+        nftset_watch_read(network->watch_fd, RULESET_NAME, NULL);
+    return 0;
+}
+
+/* --- one VM --- */
+
+static size_t changes_of(struct network *network, const struct ruleset_vm *vm, bool remove,
+                         struct nftset_change changes[RULESET_SETS]) {
+    size_t n = 0;
+    for (size_t i = 0; i < RULESET_SETS; i++) {
+        const struct ruleset_set *set = &ruleset_sets[i];
+        if (ruleset_has(&network->cfg, i))
+            changes[n++] = (struct nftset_change){.remove = remove,
+                                                  .family = family_of(set),
+                                                  .table = RULESET_NAME,
+                                                  .set = set->name,
+                                                  .key = key_of(set->key, vm)};
+    }
+    return n;
+}
+
+static int check_unique(struct network *network, const struct network_nic *nic, struct err *err) {
+    char ip[NET_IP_TEXT];
+    net_format_ip(nic->ip, ip);
+    if (memcmp(&nic->mac, &network->bridge_mac, sizeof nic->mac) == 0 || (nic->mac.byte[0] & 1))
+        return err_set(err, EEXIST, "network.address-taken", "the MAC for %s is the bridge's own, or of a group",
+                       nic->tap);
+    for (size_t i = 0; i < network->vm_count; i++) {
+        const struct ruleset_vm *vm = &network->vms[i];
+        if (strcmp(vm->tap, nic->tap) == 0 || vm->ip == nic->ip || memcmp(&vm->mac, &nic->mac, sizeof nic->mac) == 0)
+            return err_set(err, EEXIST, "network.address-taken", "%s with %s: TAP %s has that name, address or MAC",
+                           nic->tap, ip, vm->tap);
+    }
+    return 0;
+}
+
+int members_add(struct network *network, const struct network_nic *nic, struct err *err) {
+    struct nftset_change changes[RULESET_SETS];
+    struct err ignored;
+    int r = check_unique(network, nic, err);
+    if (r == 0)
+        r = take(network, nic, err);
+    if (r < 0)
+        return r;
+    struct ruleset_vm *vm = &network->vms[network->vm_count - 1];
+    r = nftset_apply(network->nftset, changes, changes_of(network, vm, false, changes), err ? err : &ignored);
+    if (r == -ENOENT) /* somebody took tables or sets away */
+        r = members_write(network, network->nsfd, err);
+    if (r < 0)
+        drop(network, vm);
+    return r;
+}
+
+/* Elements that stay because of an error let nobody in who was not in before; the next guard removes them. */
+void members_remove(struct network *network, const char *tap) {
+    struct nftset_change changes[RULESET_SETS];
+    struct ruleset_vm *vm = find(network, tap);
+    if (!vm)
+        return;
+    if (nftset_apply(network->nftset, changes, changes_of(network, vm, true, changes), NULL) < 0)
+        network->rules_are_stale = true;
+    drop(network, vm);
+}
+
+int network_stopped(struct network *network, const char *tap, struct network_stopped ret[RULESET_REASONS],
+                    struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    struct ruleset_vm *vm = find(network, tap);
+    struct network_stopped found[RULESET_REASONS] = {0};
+    if (!vm)
+        return err_set(err, ENOENT, "network.tap-missing", "%s is no VM's TAP here", tap);
+    for (size_t i = 0; i < RULESET_SETS; i++) {
+        const struct ruleset_set *set = &ruleset_sets[i];
+        struct nftset_key key = key_of(set->key, vm);
+        struct nftset_element element;
+        if (set->reason == RULESET_MEMBER || !ruleset_has(&network->cfg, i))
+            continue;
+        if (nftset_get(network->nftset, family_of(set), RULESET_NAME, set->name, &key, &element, NULL) == 0)
+            vm->count[i] = (struct ruleset_count){element.packets, element.bytes};
+        found[set->reason].packets += vm->count[i].packets;
+        found[set->reason].bytes += vm->count[i].bytes;
+    }
+    memcpy(ret, found, sizeof found);
+    return 0;
+}
+
+/* --- against others --- */
+
+int network_watch_fd(const struct network *network) {
+    return network->watch_fd;
+}
+
+int network_guard(struct network *network, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    bool changed = nftset_watch_read(network->watch_fd, RULESET_NAME, network->nftset);
+    if (!changed && !network->rules_are_stale)
+        return 0;
+    /* Until it succeeds, the next call tries again. */
+    network->rules_are_stale = true;
+    int r = members_write(network, network->nsfd, err);
+    return r < 0 ? r : changed;
+}
