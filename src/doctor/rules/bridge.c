@@ -90,7 +90,7 @@ static const struct snap_link *other_isolated(const struct judge *j) {
 }
 
 static void rule_isolated(struct judge *j) {
-    if (!snap_port_attr(j->s, j->tap, IFLA_BRPORT_ISOLATED, 0))
+    if (!snap_port_attr(j->s, j->tap, IFLA_BRPORT_ISOLATED, 0) || policy_separates_vms(j))
         return;
     const struct snap_link *other = other_isolated(j);
     if (!other)

@@ -160,6 +160,16 @@ static const struct catalogue_row rows[] = {
     {"bridge.stp-delay", HOP_BRIDGE_PORT, "L2", true,
      "Spanning tree keeps the port from forwarding until its forward delay has passed twice.",
      "Switch STP off and set the port to forwarding: switching it off alone leaves the port as it is."},
+    {"nft.isolation-missing", HOP_BRIDGE_INPUT, "L2", false,
+     "The firewall tables with which the controller keeps VMs apart are not there: whoever deleted them, VMs can now "
+     "use "
+     "others' addresses and reach the host. Traffic flows, so nobody notices.",
+     "Start the controller: it puts them back at once."},
+    {"nft.isolation-unknown-tap", HOP_TAP_INGRESS, "L2", false,
+     "What bears a VM's TAP name must be a VM that the controller's firewall knows, with its MAC and address. This one "
+     "is "
+     "not in its sets, so all that it sends is dropped.",
+     "Start the controller: it puts its VMs in again."},
     {"bridge.port-isolated", HOP_BRIDGE_PORT, "L2", true,
      "Both VMs' ports are isolated: they reach the host, not each other.",
      "Switch isolation off, if it is not wanted."},

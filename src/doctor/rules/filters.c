@@ -6,8 +6,6 @@
 #include "base/str.h"
 #include "doctor/rules/internal.h"
 
-#define OURS "master_controller" /* the controller's own table is policy, not a fault */
-
 enum place { AT_NONE, AT_TAP, AT_BRIDGE, AT_PEER, AT_UPLINK };
 
 struct hook {
@@ -286,8 +284,8 @@ static void lead_one(struct judge *j, const struct scene *scene, const struct ho
         return;
     if (hook->family == NFPROTO_ARP && !packet_is_arp(&packet))
         return;
-    nft_eval_hook(&j->host->index, hook->family, hook->hook, name_at(scene, hook->device, &ignored), &packet, OURS,
-                  &result);
+    nft_eval_hook(&j->host->index, hook->family, hook->hook, name_at(scene, hook->device, &ignored), &packet,
+                  POLICY_TABLE, &result);
     if (result.changes)
         blame_change(j, &result, hook->hop, flow);
     if (result.outcome != NFT_PASSES)
@@ -498,6 +496,8 @@ static bool is_filter_hop(enum hop hop) {
 
 static void take_seen(struct judge *j, enum probe_kind kind, const struct trace_rule *seen) {
     struct path *path = &j->paths[kind];
+    if (strcmp(seen->table, POLICY_TABLE) == 0)
+        return;
     const struct snap_nft_chain *chain = chain_of(j->s, seen);
     const struct snap_nft_rule *rule = rule_of(j->s, seen);
     struct snap_nft_chain unknown = {.family = family_of(seen->family), .base = true};

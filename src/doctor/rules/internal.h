@@ -111,11 +111,17 @@ const struct snap_link *judge_after(const struct judge *j, const struct snap_lin
 /* A question in words: "TCP", "a port's ping to the host". */
 const char *path_words(enum probe_kind kind);
 
+#define POLICY_TABLE "master_controller" /* the controller's own, of the bridge and the inet family */
+
+/* Whether VMs may not reach each other because the controller wants it so. */
+bool policy_separates_vms(const struct judge *j);
+
 /* --- the rules --- */
 void path_trace_all(struct judge *j);
 bool rules_leaked(struct judge *j); /* whether it is a TAP that a dead VM left: the others are not to be run then */
 void rules_links(struct judge *j);
 void rules_bridge(struct judge *j);
+void rules_policy(struct judge *j);
 void rules_filters(struct judge *j);
 void rules_tc(struct judge *j);
 void rules_host(struct judge *j);

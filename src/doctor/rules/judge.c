@@ -222,6 +222,7 @@ int judge_target(const struct judge_host *host, const struct target *target, int
     } else {
         rules_links(&j);
         rules_bridge(&j);
+        rules_policy(&j);
         rules_filters(&j);
         rules_tc(&j);
         rules_host(&j);

@@ -1,0 +1,92 @@
+/* The controller's own policy on its own bridge: tables of ours (network/ruleset.h). What they stop is never a fault and
+ * never judged; that they are not there, or do not know a VM, is. */
+#include <linux/netfilter.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "doctor/rules/internal.h"
+
+static bool has_chain(const struct snapshot *s, uint8_t family, const char *name) {
+    for (uint32_t i = 0; i < s->chains_count; i++)
+        if (s->chains[i].family == family && !s->chains[i].dormant && strcmp(s->chains[i].table, POLICY_TABLE) == 0 &&
+            strcmp(s->chains[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+static bool has_rules(const struct snapshot *s, uint8_t family, const char *chain) {
+    for (uint32_t i = 0; i < s->rules_count; i++)
+        if (s->rules[i].family == family && strcmp(s->rules[i].table, POLICY_TABLE) == 0 &&
+            strcmp(s->rules[i].chain, chain) == 0)
+            return true;
+    return false;
+}
+
+/* Between VMs the bridge table forbids in its forward chain. Without the table the default counts. */
+bool policy_separates_vms(const struct judge *j) {
+    if (!j->s->host.managed)
+        return false;
+    return !has_chain(j->s, NFPROTO_BRIDGE, "forward") || has_rules(j->s, NFPROTO_BRIDGE, "forward");
+}
+
+static void rule_table_gone(struct judge *j) {
+    static const struct {
+        uint8_t family;
+        const char *table, *chain;
+    } needed[] = {{NFPROTO_BRIDGE, "bridge " POLICY_TABLE, "prerouting"},
+                  {NFPROTO_INET, "inet " POLICY_TABLE, "forward"}};
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        if (has_chain(j->s, needed[i].family, needed[i].chain) && has_rules(j->s, needed[i].family, needed[i].chain))
+            continue;
+        struct cause *c = cause_add(j, "nft.isolation-missing", 0, 0,
+                                    "nftables table %s is gone or empty: VMs on %s are not "
+                                    "kept apart",
+                                    needed[i].table, j->bridge->name);
+        cause_evidence(c, "link", j->bridge->name, "alias \"master-controller\": this bridge is the controller's");
+        cause_evidence(c, "nft", needed[i].table, "no chain %s with rules in it", needed[i].chain);
+        cause_plan(c, "start the controller: systemctl restart master-controller (it puts its tables back; VMs go on)");
+        if (c)
+            c->note = true;
+    }
+}
+
+static bool knows_tap(const struct snapshot *s, const struct snap_nft_set *set, const char *tap) {
+    char key[16] = "";
+    str_copy(key, sizeof key, tap);
+    for (uint32_t i = 0; i < set->elems.count; i++)
+        if (memcmp(s->elems[set->elems.first + i].key, key, sizeof key) == 0)
+            return true;
+    return false;
+}
+
+/* By name a VM's TAP, but not an element: everything that it sends is dropped. */
+static void rule_unknown_tap(struct judge *j) {
+    for (uint32_t i = 0; i < j->s->sets_count; i++) {
+        const struct snap_nft_set *set = &j->s->sets[i];
+        if (set->family != NFPROTO_BRIDGE || strcmp(set->table, POLICY_TABLE) != 0 ||
+            strcmp(set->name, "vm_addresses") != 0 || !set->complete || knows_tap(j->s, set, j->tap->name))
+            continue;
+        struct cause *c =
+            cause_add(j, "nft.isolation-unknown-tap", FLOWS_GUEST | FLOWS_EGRESS, 0,
+                      "the controller's firewall does not know %s and drops all that it sends", j->tap->name);
+        cause_evidence(c, "nft", "bridge " POLICY_TABLE " set vm_addresses", "no element for %s", j->tap->name);
+        if (j->vm)
+            cause_evidence(c, "record", j->vm->id, "its record says %s, address %s", j->vm->tap,
+                           ip_text(j->vm->ip).text);
+        if (j->vm)
+            cause_plan(c,
+                       "systemctl restart master-controller: it puts the VMs of its records in again, and they go on");
+        else
+            cause_plan(
+                c, "no VM of the controller's records has it: give a TAP of your own a name that does not begin with "
+                   "fc-vm-, or make the VM with mctl vm create");
+    }
+}
+
+void rules_policy(struct judge *j) {
+    if (!j->s->host.managed || !j->bridge || snap_gap_of(j->s, "nft"))
+        return;
+    rule_table_gone(j);
+    if (j->tap && str_starts(j->tap->name, "fc-vm-") && has_chain(j->s, NFPROTO_BRIDGE, "from_vm"))
+        rule_unknown_tap(j);
+}
