@@ -113,7 +113,6 @@ static int check_needed(struct inspection *in, const struct need *need) {
     struct unit *alone = NULL;
     const struct unit *unit = unit_graph_find(&in->units, need->name);
     struct image_report *report = in->report;
-    bool enabled = unit;
     int r = unit ? 0 : unit_load(in->fs, need->name, &alone);
     if (r < 0)
         return r;
@@ -132,10 +131,11 @@ static int check_needed(struct inspection *in, const struct need *need) {
         report_fail(report, "unit.unreadable", need->name, need->breaks, MEND_REBUILD, "%s cannot be read", need->name);
         break;
     case UNIT_LOADED:
-        if (!enabled)
+        if (!unit->enabled)
             report_fail(report, "unit.not-enabled", need->name, need->breaks,
-                        "systemctl enable in the recipe's customize",
-                        "%s is not enabled: nothing that default.target pulls in wants it", need->name);
+                        "systemctl enable in the recipe's customize", "%s is not enabled: %s", need->name,
+                        alone ? "nothing that default.target pulls in wants it"
+                              : "no target wants it, it starts only if another unit asks for it");
         if (is_service(need->name) && unit->start_count == 0)
             report_fail(report, "unit.no-command", need->name, need->breaks,
                         "give it an ExecStart=", "%s has no ExecStart=", need->name);

@@ -32,12 +32,14 @@ void unit_free(struct unit *unit) {
 
 /* ---------------------------------------------------------------- one file */
 
-static void add_want(struct unit *unit, const char *name, size_t len) {
+static void add_want(struct unit *unit, const char *name, size_t len, bool by_link) {
     if (len == 0 || len >= UNIT_NAME_MAX || unit->wants_count == UNIT_WANTS_MAX || memchr(name, '%', len))
         return;
     char *copy = strndup(name, len);
-    if (copy)
-        unit->wants[unit->wants_count++] = copy;
+    if (!copy)
+        return;
+    unit->by_link[unit->wants_count] = by_link;
+    unit->wants[unit->wants_count++] = copy;
 }
 
 static void set_text(char **to, const char *value) {
@@ -69,7 +71,7 @@ static void take_setting(struct unit *unit, const char *section, const char *key
     if (pulls_in(key)) {
         for (const char *at = value; *at;) {
             size_t len = strcspn(at, " \t");
-            add_want(unit, at, len);
+            add_want(unit, at, len, false);
             at += len + strspn(at + len, " \t");
         }
     } else if (strcmp(section, "[Service]") == 0) {
@@ -163,7 +165,7 @@ static bool take_drop_in(const char *name, void *data) {
 
 static bool take_want(const char *name, void *data) {
     struct reading *reading = data;
-    add_want(reading->unit, name, strlen(name));
+    add_want(reading->unit, name, strlen(name), true);
     return true;
 }
 
@@ -184,7 +186,7 @@ static void add_alias(struct ext4 *fs, struct unit *unit, const char *name, cons
         return;
     const char *base = strrchr(resolved, '/');
     if (base && strcmp(base + 1, name) != 0 && !strstr(base, "@."))
-        add_want(unit, base + 1, strlen(base + 1));
+        add_want(unit, base + 1, strlen(base + 1), true);
 }
 
 /* Return: 1 when the file of that name was found (the unit's state is set), 0 not there, or -errno. */
@@ -259,11 +261,15 @@ void unit_graph_free(struct unit_graph *graph) {
     *graph = (struct unit_graph){0};
 }
 
-const struct unit *unit_graph_find(const struct unit_graph *graph, const char *name) {
+static struct unit *find_unit(const struct unit_graph *graph, const char *name) {
     for (unsigned i = 0; i < graph->count; i++)
         if (strcmp(graph->unit[i]->name, name) == 0)
             return graph->unit[i];
     return NULL;
+}
+
+const struct unit *unit_graph_find(const struct unit_graph *graph, const char *name) {
+    return find_unit(graph, name);
 }
 
 bool unit_graph_starts(const struct unit_graph *graph, const char *name) {
@@ -271,9 +277,12 @@ bool unit_graph_starts(const struct unit_graph *graph, const char *name) {
     return unit && unit->state == UNIT_LOADED;
 }
 
-static int add_unit(struct ext4 *fs, struct unit_graph *graph, const char *name) {
-    if (unit_graph_find(graph, name))
+static int add_unit(struct ext4 *fs, struct unit_graph *graph, const char *name, bool enabled) {
+    struct unit *known = find_unit(graph, name);
+    if (known) {
+        known->enabled |= enabled;
         return 0;
+    }
     if (graph->count == UNITS_MAX)
         return -E2BIG;
     struct unit *unit;
@@ -285,6 +294,7 @@ static int add_unit(struct ext4 *fs, struct unit_graph *graph, const char *name)
         unit_free(unit);
         return -ENOMEM;
     }
+    unit->enabled = enabled;
     graph->unit = grown;
     grown[graph->count++] = unit;
     return 0;
@@ -295,25 +305,25 @@ static int add_activated(struct ext4 *fs, struct unit_graph *graph, const struct
     char name[UNIT_NAME_MAX + 16];
     const char *dot = strrchr(unit->name, '.');
     if (unit->activates)
-        return strlen(unit->activates) < UNIT_NAME_MAX ? add_unit(fs, graph, unit->activates) : 0;
+        return strlen(unit->activates) < UNIT_NAME_MAX ? add_unit(fs, graph, unit->activates, false) : 0;
     if (!dot || (strcmp(dot, ".socket") != 0 && strcmp(dot, ".path") != 0 && strcmp(dot, ".timer") != 0))
         return 0;
     snprintf(name, sizeof name, "%.*s.service", (int)(dot - unit->name), unit->name);
-    return strlen(name) < UNIT_NAME_MAX ? add_unit(fs, graph, name) : 0;
+    return strlen(name) < UNIT_NAME_MAX ? add_unit(fs, graph, name, false) : 0;
 }
 
 int unit_graph_load(struct ext4 *fs, struct unit_graph *ret) {
     struct unit_graph graph = {0};
-    int r = add_unit(fs, &graph, "default.target");
+    int r = add_unit(fs, &graph, "default.target", true);
     /* The least that systemd itself starts whatever the target wants. */
     if (r == 0 && graph.unit[0]->state == UNIT_LOADED)
-        r = add_unit(fs, &graph, "basic.target");
+        r = add_unit(fs, &graph, "basic.target", true);
     for (unsigned i = 0; r == 0 && i < graph.count; i++) {
         const struct unit *unit = graph.unit[i];
         if (unit->state != UNIT_LOADED)
             continue;
         for (unsigned k = 0; r == 0 && k < unit->wants_count; k++)
-            r = add_unit(fs, &graph, unit->wants[k]);
+            r = add_unit(fs, &graph, unit->wants[k], unit->by_link[k]);
         if (r == 0)
             r = add_activated(fs, &graph, unit);
     }

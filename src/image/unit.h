@@ -20,12 +20,14 @@ struct unit {
     char name[UNIT_NAME_MAX];
     enum unit_state state;
     bool own;                     /* its file is in /etc/systemd/system: ours, not a package's */
+    bool enabled;                 /* of a graph: some unit that starts pulls it in by a link, not only by its Wants= */
     char *user;                   /* User=, NULL: root */
     char *activates;              /* what a socket, path or timer starts, where it says so */
     char *start[UNIT_LINES_MAX];  /* ExecStart=, with its prefixes */
     char *before[UNIT_LINES_MAX]; /* ExecStartPre= */
     unsigned start_count, before_count;
     char *wants[UNIT_WANTS_MAX];
+    bool by_link[UNIT_WANTS_MAX]; /* a link in NAME.wants or NAME.requires, as systemctl enable makes it */
     unsigned wants_count;
 };
 
