@@ -1,0 +1,157 @@
+/* Files, within a list of paths that the request itself carries: a mistake in one place of the host cannot become the
+ * reading of any file. An entry that ends in / allows what is below it, another one exactly itself. No symbolic link is
+ * followed anywhere on the way, so a path is what it says. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "base/fd.h"
+
+#define FILE_MAX (16 << 20)
+#define ALLOW_MAX 32
+
+static bool path_is_plain(const char *path) {
+    return path[0] == '/' && strlen(path) < 1024 && !strstr(path, "/../") && !strstr(path, "/./") &&
+           !strstr(path, "//") && !(strlen(path) >= 3 && strcmp(path + strlen(path) - 3, "/..") == 0);
+}
+
+static bool is_allowed(const char *path, json_t *allow) {
+    size_t i;
+    json_t *entry;
+    json_array_foreach(allow, i, entry) {
+        const char *text = json_string_value(entry);
+        size_t len = text ? strlen(text) : 0;
+        if (len == 0 || text[0] != '/' || i >= ALLOW_MAX)
+            return false;
+        if (text[len - 1] == '/' ? strncmp(path, text, len) == 0 && path[len] : strcmp(path, text) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int check_path(const char *path, json_t *allow, struct err *err) {
+    if (!path_is_plain(path))
+        return err_set(err, EINVAL, "bad-request", "path is not an absolute path without . and ..");
+    if (!is_allowed(path, allow))
+        return err_set(err, EACCES, "file.not-allowed", "%s is not in the request's list of allowed paths", path);
+    return 0;
+}
+
+static int open_plain(const char *path, uint64_t flags, int *ret_fd, struct err *err) {
+    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    long fd = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    if (fd < 0)
+        return err_sys(err, errno, "file.failed", "open %s", path);
+    *ret_fd = (int)fd;
+    return 0;
+}
+
+static void on_read(struct job *job) {
+    job_answer(job, json_object());
+}
+
+/* {"op":"file.read","path":"/var/log/x","allow":["/var/log/"],"offset":0,"max":65536}: the content as AGENT_STDOUT.
+ * offset below 0 counts from the end. */
+int op_file_read(struct job *job, json_t *request, struct err *err) {
+    const char *path;
+    json_t *allow;
+    json_int_t offset = 0, max = FILE_MAX;
+    struct stat st;
+    _cleanup_close_ int fd = -1;
+    int r = request_unpack(request, err, "{s:s, s:o, s?I, s?I}", "path", &path, "allow", &allow, "offset", &offset,
+                           "max", &max);
+    if (r == 0 && (max < 1 || max > FILE_MAX))
+        r = err_set(err, EINVAL, "bad-request", "max is from 1 to %d", FILE_MAX);
+    if (r == 0)
+        r = check_path(path, allow, err);
+    if (r == 0)
+        r = open_plain(path, O_RDONLY | O_NOCTTY | O_NONBLOCK, &fd, err);
+    if (r == 0 && (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)))
+        r = err_set(err, EINVAL, "file.failed", "%s is not a regular file", path);
+    if (r < 0)
+        return r;
+    if (offset < 0)
+        offset = st.st_size + offset > 0 ? st.st_size + offset : 0;
+    if (offset > 0 && lseek(fd, offset, SEEK_SET) < 0)
+        return err_sys(err, errno, "file.failed", "go to byte %lld of %s", (long long)offset, path);
+    job->out_left = (size_t)max;
+    job->on_done = on_read;
+    job->out[0].fd = fd_steal(&fd);
+    return 0;
+}
+
+/* A file that is being written under another name. */
+struct written {
+    int folder; /* descriptor */
+    char name[256], hidden[272];
+};
+
+static void free_written(struct job *job) {
+    struct written *w = job->data;
+    if (*w->hidden)
+        unlinkat(w->folder, w->hidden, 0);
+    fd_close(&w->folder);
+    free(w);
+}
+
+static void on_written(struct job *job) {
+    struct written *w = job->data;
+    struct err err = {0};
+    _cleanup_close_ int fd = openat(w->folder, w->hidden, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fsync(fd) < 0 || renameat(w->folder, w->hidden, w->folder, w->name) < 0) {
+        err_sys(&err, errno, "file.failed", "write %s", w->name);
+        job_fail(job, &err);
+        return;
+    }
+    w->hidden[0] = '\0';
+    job_answer(job, json_object());
+}
+
+static int open_written(struct job *job, const char *path, mode_t mode, struct err *err) {
+    char folder[1024];
+    const char *name = strrchr(path, '/') + 1;
+    struct written *w = calloc(1, sizeof *w);
+    if (!w)
+        return err_sys(err, ENOMEM, "file.failed", "write %s", path);
+    w->folder = -1;
+    job->data = w;
+    job->on_free = free_written;
+    snprintf(folder, sizeof folder, "%.*s", name - path > 1 ? (int)(name - path - 1) : 1, path);
+    if (!*name || !str_copy(w->name, sizeof w->name, name))
+        return err_set(err, EINVAL, "bad-request", "path does not name a file");
+    int r = open_plain(folder, O_PATH | O_DIRECTORY, &w->folder, err);
+    if (r < 0)
+        return r;
+    snprintf(w->hidden, sizeof w->hidden, ".%.200s.%u.new", name, (unsigned)getpid() + job->id);
+    job->in_fd = openat(w->folder, w->hidden, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (job->in_fd < 0) {
+        w->hidden[0] = '\0';
+        return err_sys(err, errno, "file.failed", "make a file in %s", folder);
+    }
+    return fchmod(job->in_fd, mode) < 0 ? err_sys(err, errno, "file.failed", "set the mode of %s", path) : 0;
+}
+
+/* {"op":"file.write","path":"/home/desktop/x","allow":["/home/desktop/"],"mode":384}: AGENT_STDIN until its end becomes
+ * the file, in one step. */
+int op_file_write(struct job *job, json_t *request, struct err *err) {
+    const char *path;
+    json_t *allow;
+    int mode = 0600;
+    int r = request_unpack(request, err, "{s:s, s:o, s?i}", "path", &path, "allow", &allow, "mode", &mode);
+    if (r == 0 && (mode < 0 || mode > 0777))
+        r = err_set(err, EINVAL, "bad-request", "mode is from 0 to 511 (0777)");
+    if (r == 0)
+        r = check_path(path, allow, err);
+    if (r == 0)
+        r = open_written(job, path, (mode_t)mode, err);
+    job->in_left = FILE_MAX;
+    job->on_done = on_written;
+    return r;
+}
