@@ -45,12 +45,13 @@ struct snap_link {
     char alias[SNAP_TEXT];      /* cut */
     char altname[SNAP_TEXT];    /* the first, cut */
     struct net_mac mac;
-    uint32_t flags;    /* IFF_… of netdevice(7) */
-    uint32_t mtu;      /* bytes */
-    int32_t master;    /* 0: none */
-    int32_t lower;     /* IFLA_LINK: of a VLAN, macvlan or veth; 0: none */
-    uint8_t operstate; /* IF_OPER_… */
-    uint8_t linkmode;  /* 1: dormant */
+    struct net_mac broadcast; /* where the kernel sends what is for all; ff:ff:ff:ff:ff:ff */
+    uint32_t flags;           /* IFF_… of netdevice(7) */
+    uint32_t mtu;             /* bytes */
+    int32_t master;           /* 0: none */
+    int32_t lower;            /* IFLA_LINK: of a VLAN, macvlan or veth; 0: none */
+    uint8_t operstate;        /* IF_OPER_… */
+    uint8_t linkmode;         /* 1: dormant */
     bool carrier;
     bool proto_down;
     uint32_t txqueuelen;
@@ -67,7 +68,8 @@ struct snap_link {
     struct snap_range attrs;           /* of its bridge, if it is one, and of its port, if it is a bridge's */
 };
 
-enum snap_attr_space { SNAP_ATTR_BRIDGE, SNAP_ATTR_PORT }; /* IFLA_BR_*, IFLA_BRPORT_* */
+/* IFLA_BR_*, IFLA_BRPORT_*, and of devices that are neither bridge nor TAP those of their kind (IFLA_MACVLAN_*, …). */
+enum snap_attr_space { SNAP_ATTR_BRIDGE, SNAP_ATTR_PORT, SNAP_ATTR_KIND };
 
 /* One attribute, known to us or not. */
 struct snap_attr {

@@ -20,6 +20,7 @@ static const struct snapshot_field snap_link_fields[] = {
     FIELD(alias, F_TEXT),
     FIELD(altname, F_TEXT),
     FIELD(mac, F_BYTES),
+    FIELD(broadcast, F_BYTES),
     FIELD(flags, F_U32),
     FIELD(mtu, F_U32),
     FIELD(master, F_I32),

@@ -100,6 +100,26 @@ def _(bed):
     return ["legacy"]
 
 
+command("broadcast address", "host.neigh", "ip", "link set br0 broadcast 02:00:00:00:00:77", "br0 02:00:00:00:00:77", alive=("arp",))
+command("macvlan in passthru mode", "bridge.input", "ip", "link add link br0 name mv0 type macvlan mode passthru; link set mv0 up", "mv0 br0 passthru",
+        alive=("arp",), hops=("host.input",))
+command("bridge has the guest's MAC", "bridge.forward", "ip", "link set br0 address 02:fc:f9:aa:5d:01", "$MAC", alive=SECOND)
+
+
+@fault("rules lent to this bridge only", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), lab={"bridge_netfilter": 0},
+       also=("netfilter.bridge-forward-drop",))
+def _(bed):
+    bed.lab.ip("link", "set", "br0", "type", "bridge", "nf_call_iptables", 1)
+    handles = bed.lab.chain("inet", "somebody", "theirs", "type filter hook forward priority 0", "iifname br0 oifname br0 ip protocol icmp drop")
+    return ["somebody", "theirs", f"handle {handles[0]}"]
+
+
+@fault("legacy raw table", "tap.ingress", alive=("arp",), hops=("host.input", "bridge.input"))
+def _(bed):
+    bed.lab.run("iptables-legacy", "-t", "raw", "-A", "PREROUTING", "-i", "br0", "-j", "DROP")
+    return ["legacy"]
+
+
 # ---- the TAP ----
 
 
@@ -283,6 +303,24 @@ command("route mtu lock", "host.route", "ip", "route change 192.168.0.0/16 dev b
 command("rule prohibit", "host.route", "ip", "rule add to $GUEST prohibit pref 500", "500", also=("host.policy-rule",), alive=("arp", "other"))
 command("guest address is the host's", "host.route", "ip", "address add $GUEST/32 dev lo", "$GUEST lo", dead=("tcp",),
         alive=("arp", "other"), hops=("host.neigh",))
+command("local route for the guest", "host.route", "ip", "route add local $GUEST/32 dev lo table local", "$GUEST", dead=("tcp",), alive=("arp", "other"),
+        also=("host.address-conflict",))
+command("no rule for the table local", "host.input", "ip", "rule del pref 0", "rule local", alive=("arp",))
+command("no local route", "host.input", "ip", "route del local 192.168.0.1 dev br0 table local", "192.168.0.1 route", alive=("arp",))
+command("nexthop object, blackhole", "host.route", "ip", "nexthop add id 1 blackhole; route add $GUEST/32 nhid 1", "$GUEST blackhole",
+        also=("host.blackhole-route",), alive=("arp", "other"))
+command("nexthop object, elsewhere", "host.route", "ip",
+        "link add du0 type veth peer name du1; link set du0 up; link set du1 up; nexthop add id 2 dev du0; route add $GUEST/32 nhid 2", "$GUEST du0",
+        also=("host.route-elsewhere",), alive=("arp", "other"))
+command("route by a gateway that is none", "host.route", "ip", "route add $GUEST/32 via 192.168.0.99 dev br0", "$GUEST 192.168.0.99",
+        also=("host.route-elsewhere",), alive=("arp", "other"))
+command("fixed neighbour without ARP", "host.neigh", "ip", "neigh replace $GUEST lladdr 02:de:ad:00:00:01 dev br0 nud noarp", "$GUEST 02:de:ad:00:00:01",
+        also=("host.neigh-wrong",), alive=("arp", "other"))
+command("neighbour by a controller", "host.neigh", "ip", "neigh replace $GUEST lladdr 02:de:ad:00:00:01 dev br0 nud reachable extern_learn",
+        "$GUEST 02:de:ad:00:00:01", also=("host.neigh-wrong",), alive=("arp", "other"), cold=False)
+command("source address of nobody", "host.route", "ip",
+        "address add 10.9.9.9/32 dev lo; route change 192.168.0.0/16 dev br0 proto kernel scope link src 10.9.9.9", "10.9.9.9", guest={"gateway": None},
+        alive=("arp",), hops=("guest.ip",))
 command("no prefix route", "host.route", "ip", "route del 192.168.0.0/16 dev br0", "br0")
 sysctls("arp ignore all", "host.input", {"net/ipv4/conf/all/arp_ignore": 8}, "arp_ignore", talk=True, dead=("vm-host",), also=("host.arp-ignore",))
 sysctls("forwarding of one device", "host.forward", {"net/ipv4/conf/br0/forwarding": 0}, "br0 forwarding", dead=("egress",), alive=("ping", "tcp"),
@@ -329,6 +367,12 @@ def _(bed):
 def _(bed):
     bed.vm.ip("route", "add", "blackhole", f"{GATEWAY}/32")
     return [bed.vm.address]
+
+
+@fault("guest has a wrong gateway MAC", "bridge.input", alive=("arp", "vm-vm"), hops=("guest.ip", "bridge.forward"))
+def _(bed):
+    bed.vm.ip("neigh", "replace", GATEWAY, "lladdr", "02:aa:bb:cc:dd:ee", "dev", "eth0", "nud", "permanent")
+    return ["02:aa:bb:cc:dd:ee"]
 
 
 @fault("guest drops by tc", "guest.nic", hops=("guest.ip", "guest.firewall"), alive=SECOND)

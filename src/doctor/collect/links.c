@@ -106,8 +106,8 @@ static void parse_info(const struct nlattr *attr, struct item *item) {
     each_nested(attr, find_info, &info);
     if (info.data && strcmp(item->link.kind, "tun") == 0)
         each_nested(info.data, parse_tun, &item->link);
-    if (info.data && strcmp(item->link.kind, "bridge") == 0) {
-        item->space = SNAP_ATTR_BRIDGE;
+    if (info.data && strcmp(item->link.kind, "tun") != 0) {
+        item->space = strcmp(item->link.kind, "bridge") == 0 ? SNAP_ATTR_BRIDGE : SNAP_ATTR_KIND;
         each_nested(info.data, keep_attr, item);
     }
     if (info.slave_data && strcmp(item->link.slave_kind, "bridge") == 0) {
@@ -168,6 +168,10 @@ static void parse_words(const struct nlattr *attr, struct snap_link *link) {
     case IFLA_ADDRESS:
         if (mnl_attr_get_payload_len(attr) == sizeof link->mac)
             memcpy(&link->mac, mnl_attr_get_payload(attr), sizeof link->mac);
+        break;
+    case IFLA_BROADCAST:
+        if (mnl_attr_get_payload_len(attr) == sizeof link->broadcast)
+            memcpy(&link->broadcast, mnl_attr_get_payload(attr), sizeof link->broadcast);
         break;
     case IFLA_XDP:
         each_nested(attr, parse_xdp, link);

@@ -326,13 +326,14 @@ static int allocate(struct run *run) {
     run->reserved = calloc(n, sizeof *run->reserved);
     run->tcp_port = calloc(n, sizeof *run->tcp_port);
     run->raw_port = calloc(n, sizeof *run->raw_port);
+    run->second = calloc(n, sizeof *run->second);
     run->poll = calloc(n + 4, sizeof *run->poll);
     run->windows = calloc(run->window_max, sizeof *run->windows);
     run->result = calloc(1, sizeof *run->result);
     if (run->result)
         run->result->targets = calloc(n, sizeof *run->result->targets);
-    if (!run->tcp || !run->reserved || !run->tcp_port || !run->raw_port || !run->poll || !run->windows ||
-        !run->result || !run->result->targets)
+    if (!run->tcp || !run->reserved || !run->tcp_port || !run->raw_port || !run->second || !run->poll ||
+        !run->windows || !run->result || !run->result->targets)
         return -ENOMEM;
     for (size_t i = 0; i < n; i++)
         run->tcp[i] = run->reserved[i] = -1;
@@ -468,6 +469,8 @@ static void ask_everything(struct run *run) {
         stage_burst(run);
     }
     wait_for_all(run);
+    if (!run->request->light)
+        run_stage_again(run);
 }
 
 /* The kernel's question was answered when its entry says so. A question of ours that made an entry doubtful is taken
@@ -484,6 +487,8 @@ static void judge_kernel_arp(struct run *run, size_t i) {
     } else if (after->state & (NUD_INCOMPLETE | NUD_FAILED)) {
         answer->asked = true; /* it wanted to: no question of its own was seen to leave */
     }
+    if (run->second[i] == SECOND_UNCLEAR)
+        answer->asked = false; /* who asks by himself is known, and tells nothing of our own asking */
     answer->answered = answer->asked && (after->state & NUD_REACHABLE);
     answer->answers = answer->answered;
     if (answer->answered && answer->reply_bridge.first_ns && answer->request_bridge.first_ns)
@@ -563,6 +568,7 @@ static void dispose(struct run *run) {
     free(run->reserved);
     free(run->tcp_port);
     free(run->raw_port);
+    free(run->second);
     free(run->poll);
     free(run->windows);
     probe_result_free(run->result);

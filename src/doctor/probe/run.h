@@ -42,7 +42,9 @@ struct run {
     uint32_t outside;   /* an address of the host beyond the bridge's network; 0: none */
     int64_t outside_ns; /* when it was first asked from */
     size_t tcp_open;
+    uint8_t *second; /* a SECOND_… each target: what again.c found */
 };
+enum { SECOND_NONE, SECOND_GOOD, SECOND_DEAD, SECOND_UNCLEAR };
 
 /* --- ask.c --- */
 int64_t run_now_ns(void);
@@ -77,6 +79,9 @@ bool run_canary_is_busy(const struct run *run);
 
 /* --- run.c --- */
 void run_pump(struct run *run, int timeout_ms); /* hears whatever comes within this time */
+
+/* --- again.c --- */
+void run_stage_again(struct run *run);
 
 /* --- hints.c --- */
 void run_stage_first(struct run *run);

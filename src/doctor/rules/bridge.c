@@ -15,6 +15,45 @@ static bool is_our_port(const struct judge *j) {
     return j->tap && j->bridge && j->tap->master == j->bridge->index;
 }
 
+/* The kernel's own ARP goes to the device's broadcast address, whatever that is. */
+static void rule_broadcast(struct judge *j) {
+    static const struct net_mac all = {{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}, none = {{0}};
+    const struct snap_link *b = j->bridge;
+    if (mac_equal(b->broadcast, all) || mac_equal(b->broadcast, none))
+        return;
+    struct cause *c = cause_add(j, "bridge.broadcast-address", FLOW(PROBE_ARP_KERNEL) | FLOW_OTHER, FLOWS_IP,
+                                "%s takes %s for the broadcast address", b->name, mac_text(b->broadcast).text);
+    if (!c)
+        return;
+    cause_evidence(c, "link", b->name, "its broadcast address (brd) is %s, not ff:ff:ff:ff:ff:ff",
+                   mac_text(b->broadcast).text);
+    cause_plan(c, "ip link set %s broadcast ff:ff:ff:ff:ff:ff", b->name);
+    c->policy = true;
+    c->refutable = false; /* whoever asks the host first is known for a while */
+}
+
+/* A macvlan on top of the bridge device in passthru mode takes what is meant for the host. */
+static void rule_macvlan(struct judge *j) {
+    for (uint32_t i = 0; i < j->s->links_count; i++) {
+        const struct snap_link *link = &j->s->links[i];
+        const struct snap_attr *mode = snap_attr_get(j->s, link, SNAP_ATTR_KIND, IFLA_MACVLAN_MODE);
+        bool is_macvlan = strcmp(link->kind, "macvlan") == 0 || strcmp(link->kind, "macvtap") == 0;
+        if (!is_macvlan || link->lower != j->bridge->index || !(link->flags & IFF_UP) || !mode ||
+            mode->value != MACVLAN_MODE_PASSTHRU)
+            continue;
+        struct cause *c = cause_add(j, "bridge.macvlan-passthru", FLOW(PROBE_ARP_KERNEL) | FLOW_OTHER,
+                                    FLOWS_IP | FLOWS_TO_HOST | FLOWS_EGRESS, "%s takes what %s should get", link->name,
+                                    j->bridge->name);
+        if (!c)
+            return;
+        cause_evidence(c, "link", link->name, "a %s in passthru mode on %s: all unicast frames for the host go to it",
+                       link->kind, j->bridge->name);
+        cause_plan(c, "ip link set %s down", link->name);
+        c->policy = true;
+        c->refutable = false; /* its frames reach the host's IP all the same, and whoever asks first is known */
+    }
+}
+
 static void rule_bridge(struct judge *j) {
     const struct snap_link *b = j->bridge;
     struct cause *c;
@@ -39,6 +78,8 @@ static void rule_bridge(struct judge *j) {
         cause_evidence(c, "link", b->name, "IFF_NOARP is set");
         cause_step(c, REPAIR_LINK_ARP, b->name)->value = 1;
     }
+    rule_broadcast(j);
+    rule_macvlan(j);
     const struct snap_link *master = snap_link_by_index(j->s, b->master);
     if (master && strcmp(master->kind, "vrf") != 0) {
         c = cause_add(j, "bridge.enslaved", FLOWS_HOST | FLOWS_TO_HOST, 0, "%s is itself a part of %s", b->name,

@@ -1,4 +1,5 @@
 /* Packet filters: every packet under test is led through every hook on its way, over the rules as they were read. */
+#include <linux/if_link.h>
 #include <linux/netfilter.h>
 #include <stdio.h>
 #include <string.h>
@@ -342,11 +343,17 @@ static void swap_ends(struct scene *scene) {
                                        .port = scene->there.port};
 }
 
+/* br_netfilter, for all bridges or for this one. */
+static bool lends(const struct judge *j) {
+    return snap_sysctl_int(j->s, "net/bridge/bridge-nf-call-iptables", 0) ||
+           snap_bridge_attr(j->s, j->bridge, IFLA_BR_NF_CALL_IPTABLES, 0);
+}
+
 /* A VM and this one. */
 static void peer_to_guest(struct judge *j, const struct scene *scene, uint32_t arp, uint32_t unicast, bool tcp) {
     static const struct trip l2 = {NULL, 0, GROUP(peer_to_tap), GROUP(tap_to_peer), NULL, 0};
     static const struct trip l3 = {GROUP(lent), GROUP(peer_to_tap), GROUP(tap_to_peer), GROUP(lent)};
-    const struct trip *ip = snap_sysctl_int(j->s, "net/bridge/bridge-nf-call-iptables", 0) ? &l3 : &l2;
+    const struct trip *ip = lends(j) ? &l3 : &l2;
     travel(j, scene, &l2, PACKET_ARP_REQUEST, PACKET_ARP_REPLY, arp);
     travel(j, scene, ip, PACKET_ECHO, PACKET_ECHO_REPLY, unicast);
     if (tcp)
@@ -592,9 +599,11 @@ static void take_legacy(struct judge *j, enum probe_kind kind, const struct trac
     }
     if (!c)
         return;
-    c->finding.hop = path->dies;
+    if (!c->seen)
+        c->finding.hop = path->dies;
     c->seen = true;
     c->kills |= FLOW(kind);
+    path->hops |= HOPBIT(c->finding.hop);
 }
 
 static void take_trace(struct judge *j) {

@@ -252,6 +252,18 @@ static void rule_xdp_at_work(struct judge *j) {
 
 /* --- ARP is well, the rest is not --- */
 
+/* Whether another VM, too, sends to this MAC what is for the host: then it is the host's MAC that is new. */
+static bool others_send_to(const struct judge *j, struct net_mac mac) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->link != j->tap->index && mac_equal(h->destination, mac) &&
+            h->destination_ip == j->bridge_address.address)
+            return true;
+    }
+    return false;
+}
+
 /* The guest answers to a MAC that is not the bridge's. */
 static bool rule_stale_gateway(struct judge *j) {
     for (size_t i = 0; i < j->probe->frame_count; i++) {
@@ -265,11 +277,19 @@ static bool rule_stale_gateway(struct judge *j) {
         for (uint32_t n = 0; n < j->s->links_count; n++)
             if (snap_is_port(&j->s->links[n], j->bridge->index) && mac_equal(j->s->links[n].mac, j->bridge->mac))
                 owner = &j->s->links[n];
-        struct cause *c = cause_add(j, "bridge.mac-changed", 0, FLOWS_IP | FLOWS_EGRESS,
-                                    "the guest sends to %s, but %s now has %s", old.text, j->bridge->name, now.text);
+        bool changed = owner || others_send_to(j, f->destination);
+        struct cause *c =
+            cause_add(j, changed ? "bridge.mac-changed" : "guest.gateway-mac-stale", 0, FLOWS_IP | FLOWS_EGRESS,
+                      "the guest sends to %s, but %s has %s", old.text, j->bridge->name, now.text);
         if (!c)
             return true;
         c->seen = true;
+        if (!changed) {
+            cause_evidence(c, "probe", j->tap->name, "%s to %s goes to %s", probe_frame_kind_name(f->kind),
+                           ip_text(f->destination_ip).text, old.text);
+            cause_evidence(c, "link", j->bridge->name, "its MAC is %s, and that of no port", now.text);
+            return true;
+        }
         cause_evidence(c, "probe", j->tap->name, "%s to %s goes to %s", probe_frame_kind_name(f->kind),
                        ip_text(f->destination_ip).text, old.text);
         cause_evidence(c, "link", j->bridge->name, "its MAC is %s%s%s", now.text,
@@ -378,7 +398,8 @@ static void rule_tcp(struct judge *j) {
     if (a->answered && tcp->dies != HOP_GUEST_SERVICE)
         return;
     if (a->answered && a->answer_errno) {
-        rule_refuses(j, a);
+        if (tcp->hops & HOPBIT(HOP_GUEST_SERVICE))
+            rule_refuses(j, a);
         return;
     }
     bool ip_works = (j->alive & FLOW(PROBE_ICMP)) != 0;

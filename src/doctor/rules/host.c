@@ -341,13 +341,18 @@ static void rule_neigh(struct judge *j) {
             cause_evidence(c, "neigh", j->bridge->name, "proxy entry for %s", ip_text(n->ip).text);
             continue;
         }
-        if (!(n->state & NUD_PERMANENT) || !n->has_mac || !j->has_mac || mac_equal(n->mac, j->mac))
+        bool fixed = n->state & (NUD_PERMANENT | NUD_NOARP) || n->flags & NTF_EXT_LEARNED;
+        if (!fixed || !n->has_mac || !j->has_mac || mac_equal(n->mac, j->mac))
             continue;
         struct cause *c =
             cause_add(j, "host.neigh-wrong", FLOWS_IP, FLOW(PROBE_ARP_KERNEL),
                       "a fixed neighbour entry says that %s is %s", ip_text(n->ip).text, mac_text(n->mac).text);
-        cause_evidence(c, "neigh", j->bridge->name, "%s lladdr %s PERMANENT; the guest's MAC is %s",
-                       ip_text(n->ip).text, mac_text(n->mac).text, mac_text(j->mac).text);
+        cause_evidence(c, "neigh", j->bridge->name, "%s lladdr %s %s; the guest's MAC is %s", ip_text(n->ip).text,
+                       mac_text(n->mac).text,
+                       n->state & NUD_PERMANENT ? "PERMANENT"
+                       : n->state & NUD_NOARP   ? "NOARP"
+                                                : "extern_learn",
+                       mac_text(j->mac).text);
         struct repair_step *step = cause_step(c, REPAIR_NEIGHBOUR_DELETE, j->bridge->name);
         step->prefix = (struct net_prefix){n->ip, 32};
     }
@@ -448,6 +453,69 @@ static void rule_owns_gateway(struct judge *j) {
         blame_owner(j, h->source);
 }
 
+/* --- the host's own address --- */
+
+static void rule_not_local(struct judge *j) {
+    const struct snap_lookup *l = NULL;
+    bool rule = false, route = false;
+    uint32_t own = j->bridge_address.address;
+    for (uint32_t i = 0; own && i < j->s->lookups_count; i++)
+        if (j->s->lookups[i].to == own && j->s->lookups[i].iif == j->bridge->index)
+            l = &j->s->lookups[i];
+    /* Refused for its source (rp_filter, a rule): that is another matter. */
+    bool routed_on = l && !l->error && l->type != RTN_LOCAL;
+    for (uint32_t i = 0; i < j->s->policies_count; i++)
+        rule = rule || (j->s->policies[i].table == RT_TABLE_LOCAL && j->s->policies[i].action == FR_ACT_TO_TBL);
+    for (uint32_t i = 0; i < j->s->routes_count; i++)
+        route = route || (j->s->routes[i].table == RT_TABLE_LOCAL && j->s->routes[i].type == RTN_LOCAL &&
+                          net_contains((struct net_prefix){j->s->routes[i].to, j->s->routes[i].length}, own));
+    if (!l || (rule && route) || (!routed_on && !l->error) || !j->s->routes_count || !j->s->policies_count)
+        return;
+    struct cause *c = cause_add(j, "host.not-local", FLOWS_IP, FLOWS_TO_HOST | FLOWS_EGRESS | FLOW(PROBE_ARP_KERNEL),
+                                "the host does not take %s for its own address: %s is gone", ip_text(own).text,
+                                rule ? "its local route" : "the rule that leads to the table local");
+    if (rule)
+        cause_evidence(c, "route", ip_text(own).text, "no local route for it in the table local");
+    else
+        cause_evidence(c, "rule", "ip rule", "no rule looks into the table local");
+    lookup_evidence(j, c, l);
+}
+
+/* --- the source --- */
+
+/* The address that our echo had on the guest's TAP, where it is none of the bridge's. */
+static uint32_t foreign_source(const struct judge *j) {
+    int32_t tag = probe_tag(j->t_index, PROBE_ICMP);
+    for (size_t i = 0; j->t && j->tap && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        bool ours = f->ifindex == j->tap->index && f->outgoing && f->tag == tag && f->kind == PROBE_FRAME_ECHO;
+        for (uint32_t a = 0; ours && a < j->s->addrs_count; a++)
+            ours = j->s->addrs[a].link != j->bridge->index || j->s->addrs[a].ip != f->source_ip;
+        if (ours)
+            return f->source_ip;
+    }
+    return 0;
+}
+
+static void rule_source(struct judge *j) {
+    uint32_t source = foreign_source(j);
+    const struct snap_lookup *l = j->target->ip ? lookup_of(j->s, j->target->ip) : NULL;
+    if (!source || !j->bridge_address.address || net_contains(j->bridge_address, source))
+        return;
+    struct cause *c = cause_add(j, "host.wrong-source", 0, FLOWS_IP | FLOW(PROBE_ARP_KERNEL),
+                                "the host sends to %s from %s, not from %s", ip_text(j->target->ip).text,
+                                ip_text(source).text, ip_text(j->bridge_address.address).text);
+    if (!c)
+        return;
+    c->seen = true;
+    cause_evidence(c, "probe", j->tap->name, "our echo requests came here from %s", ip_text(source).text);
+    if (l && l->source == source)
+        cause_evidence(c, "route", ip_text(l->to).text, "the kernel's own lookup says: src %s", ip_text(source).text);
+    for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT; kind++) /* it came as far as the guest, which answers elsewhere */
+        if (j->paths[kind].asked && !j->paths[kind].alive && (c->may & FLOW(kind)))
+            j->paths[kind].hops |= HOPBIT(c->finding.hop);
+}
+
 /* --- sysctls --- */
 
 static bool answers_by_bridge(const struct judge *j) {
@@ -517,19 +585,35 @@ static void rule_ping(struct judge *j) {
         c->note = true;
 }
 
+static uint64_t grown_full(const struct judge *j, const struct snap_table_fill *before) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; after && i < after->fills_count; i++)
+        if (strcmp(after->fills[i].name, before->name) == 0 && after->fills[i].full_events > before->full_events)
+            return after->fills[i].full_events - before->full_events;
+    return 0;
+}
+
 static void rule_tables(struct judge *j) {
     for (uint32_t i = 0; i < j->s->fills_count; i++) {
         const struct snap_table_fill *f = &j->s->fills[i];
         bool neigh = strcmp(f->name, "neigh") == 0;
-        if (f->max == 0 || f->used < f->max)
+        uint64_t refused = neigh ? grown_full(j, f) : 0;
+        bool full = f->max && f->used >= f->max;
+        if (!full && !refused)
             continue;
         struct cause *c =
-            cause_add(j, neigh ? "host.neigh-table-full" : "host.conntrack-full", neigh ? FLOW_OTHER : FLOW_EGRESS_TCP,
+            cause_add(j, neigh ? "host.neigh-table-full" : "host.conntrack-full",
+                      !full   ? 0 /* it may be full for others only: the table is the whole machine's */
+                      : neigh ? FLOW_OTHER
+                              : FLOW_EGRESS_TCP,
                       neigh ? FLOWS_ROUTED : FLOWS_IP | FLOWS_EGRESS, "the %s table is full: %llu of %llu",
                       neigh ? "neighbour" : "connection", (unsigned long long)f->used, (unsigned long long)f->max);
         if (!c)
             return;
-        c->policy = true;
+        c->policy = full;
+        c->seen = refused > 0;
+        if (refused)
+            cause_evidence(c, "proc", f->name, "found full %llu times during the probe", (unsigned long long)refused);
         cause_evidence(c, "proc", f->name, "%llu entries of %llu, found full %llu times", (unsigned long long)f->used,
                        (unsigned long long)f->max, (unsigned long long)f->full_events);
     }
@@ -611,6 +695,8 @@ void rules_host(struct judge *j) {
     if (!j->bridge)
         return;
     rule_selective(j);
+    rule_source(j);
+    rule_not_local(j);
     rule_refused_through(j);
     rule_neigh(j);
     rule_solicit(j);
