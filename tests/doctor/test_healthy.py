@@ -202,6 +202,59 @@ add chain ip n post { type nat hook postrouting priority 100; }
 add rule ip n post oifname "nosuch0" masquerade
 """, **UPLINK)
 
+rules("a strict host", """
+add table inet fw
+add chain inet fw f { type filter hook forward priority 0; policy drop; }
+add rule inet fw f ct state vmap { established : accept, related : accept, invalid : drop }
+add rule inet fw f iifname br0 oifname wan0 tcp dport { 80, 443 } accept
+add rule inet fw f iifname br0 oifname wan0 udp dport 53 accept
+add rule inet fw f iifname br0 oifname wan0 icmp type echo-request accept
+add rule inet fw f iifname br0 oifname br0 accept
+add chain inet fw i { type filter hook input priority 0; policy drop; }
+add rule inet fw i ct state established,related accept
+add rule inet fw i iifname lo accept
+add rule inet fw i icmp type echo-request limit rate 20/second accept
+add rule inet fw i iifname br0 udp dport { 53, 67 } accept
+add chain inet fw p { type filter hook prerouting priority -300; }
+add rule inet fw p iifname wan0 ip saddr { 10.0.0.0/8, 192.168.0.0/16 } drop
+add rule inet fw p fib saddr . iif oif missing drop
+""", **UPLINK)
+odd("a host that answers guests nothing", "iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "iptables -A INPUT -i br0 -j DROP", **UPLINK)
+odd("kubernetes-like", "iptables -N KUBE-FIREWALL", "iptables -A INPUT -j KUBE-FIREWALL", "iptables -A OUTPUT -j KUBE-FIREWALL",
+    "iptables -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP",
+    "iptables -A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+    "iptables -A FORWARD -m conntrack --ctstate INVALID -j DROP", "iptables -t nat -N KUBE-POSTROUTING", "iptables -t nat -A POSTROUTING -j KUBE-POSTROUTING",
+    "iptables -t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN", "iptables -t nat -A KUBE-POSTROUTING -j MASQUERADE", **UPLINK)
+odd("rules of a VPN", "ip rule add fwmark 0x80000/0xff0000 unreachable pref 5250", "ip rule add lookup 52 pref 5270",
+    "ip rule add not fwmark 0xca6c lookup 51820 pref 5280", "ip rule add lookup main suppress_prefixlength 0 pref 5275",
+    "ip route add 100.64.0.0/10 dev wan0 table 52", **UPLINK)
+odd("allow list of one VM", "ebtables -N T", "ebtables -A T -p arp --arp-ip-src $GUEST --arp-mac-src $MAC -j ACCEPT",
+    "ebtables -A T -p ipv4 --ip-src $GUEST -s $MAC -j ACCEPT", "ebtables -A T -p ipv6 -j ACCEPT", "ebtables -A T -j DROP", "ebtables -A INPUT -i $TAP -j T",
+    "ebtables -A FORWARD -i $TAP -j T")
+odd("shaped by an ifb, mirrored, proxy ARP, a macvlan", "ip link add ifb0 type ifb", "ip link set ifb0 up", "tc qdisc add dev $TAP clsact",
+    "tc filter add dev $TAP ingress protocol all u32 match u32 0 0 action mirred egress redirect dev ifb0",
+    "tc filter add dev $TAP egress protocol all u32 match u32 0 0 action mirred egress mirror dev ifb0",
+    "tc qdisc replace dev ifb0 root tbf rate 1gbit burst 128k latency 50ms", "tc qdisc replace dev $TAP root tbf rate 1mbit burst 5k latency 400ms",
+    "sysctl -qw net.ipv4.conf.br0.proxy_arp=1 net.ipv4.conf.br0.proxy_arp_pvlan=1", "ip link add link br0 name mv0 type macvlan mode bridge",
+    "ip link set mv0 up")
+odd("host address without its network", setup=lambda bed: bed.lab.batch(
+    f"address flush dev br0\naddress add {GATEWAY}/32 dev br0\nroute add 192.168.0.0/16 dev br0 src {GATEWAY}"))
+
+
+@healthy("uplink is a port of the bridge", lab={"uplink": True, "masquerade": False})
+def _(bed):
+    bed.lab.ip("address", "flush", "dev", "wan0")
+    bed.lab.batch("link set wan0 master br0\nroute add default via 192.168.0.99")
+    bed.lab.net.ip("address", "add", "192.168.0.99/16", "dev", "peer0")
+    for guest in (bed.vm, bed.other):
+        guest.ip("route", "replace", "default", "via", "192.168.0.99")
+
+
+@healthy("a guest that answers whom it knows")
+def _(bed):
+    bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip saddr {{ {GATEWAY}, {bed.other.address} }} accept",
+                 "meta l4proto { tcp, udp, icmp } drop")
+
 
 @healthy("BPF that passes")
 def _(bed):

@@ -591,10 +591,26 @@ static bool follows_from(const struct judge *j, enum probe_kind kind) {
     return true;
 }
 
+#define BUSY_FRAMES 500
+
+/* A TAP that carries much else may lose one of our few frames by chance. */
+static bool is_busy(const struct judge *j) {
+    const struct probe_link_counters *before = j->t ? &j->t->tap_before.link : NULL,
+                                     *after = j->t ? &j->t->tap_after.link : NULL;
+    return before && before->known && after->known &&
+           grown(before->tx_packets, after->tx_packets) + grown(before->rx_packets, after->rx_packets) > BUSY_FRAMES;
+}
+
 /* Not worth a finding of its own when nobody knows why: the gateway of the outside may ignore ping, a guest may as
  * well. */
 static bool is_telling(const struct judge *j, enum probe_kind kind) {
     bool tcp_alive = (j->alive & FLOW(PROBE_TCP)) != 0;
+    /* Whom else a guest answers that answers the host is its own choice. */
+    if (kind == PROBE_CANARY_ICMP && (j->alive & FLOW(PROBE_ICMP)) && j->paths[kind].dies == HOP_GUEST_FIREWALL)
+        return false;
+    if (kind != PROBE_ARP && kind != PROBE_ICMP && kind != PROBE_TCP && (j->alive & FLOW(PROBE_ICMP)) && is_busy(j) &&
+        !j->paths[kind].exact)
+        return false;
     if (kind == PROBE_EGRESS)
         return j->paths[kind].out.dropped && j->paths[kind].dies != HOP_HOST_UPLINK;
     if (kind == PROBE_ICMP || kind == PROBE_BURST_ICMP || kind == PROBE_LARGE || kind == PROBE_CANARY_ICMP)
