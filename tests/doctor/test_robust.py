@@ -1,13 +1,23 @@
 """Hosts that are large, that change while they are read, that have odd names, and a doctor who may not see all."""
+import contextlib
+import ctypes
+import errno
 import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
 import subprocess
 import threading
 import time
 
 import pytest
 
-from faults import BY_KEY
-from lab import MCTL, Lab
+from faults import BY_KEY, XDP_PASS
+import lab as lab_module
+from lab import MCTL, WIRE, Lab
 from test_catalogue import ONLY_INJECT, named
 
 pytestmark = pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
@@ -27,7 +37,7 @@ def test_large_tables():
         assert lab.ping(guest.address)
         answer = lab.doctor(guest)
         assert answer.status == 0, answer
-        assert answer.seconds < 5, answer
+        assert answer.seconds < 20, answer
         lab.nft(f"add rule bridge big c oifname {guest.tap} drop")
         lab.cold()
         handle = lab.handles("bridge", "big", "c")[-1]
@@ -35,7 +45,7 @@ def test_large_tables():
         answer = lab.doctor(guest)
         assert (answer.first["id"], answer.first["dies_at"]) == ("nft.bridge-drop", "bridge.output"), answer
         assert named(answer.first, [f"handle {handle}"]) == []
-        assert answer.seconds < 6, answer
+        assert answer.seconds < 20, answer
 
 
 def test_a_host_that_changes_meanwhile():
@@ -64,7 +74,7 @@ def test_a_host_that_changes_meanwhile():
 
 
 @pytest.mark.parametrize("tap", ["fc\x1b[31mred", "a\"b\\c", "x'$(id)", "tap\u00e9\u2603", "-rf"])
-def test_odd_names(tap):
+def test_odd_names(tap, tmp_path):
     fault = BY_KEY["ebtables.drop output"]
     with Lab() as lab:
         guest = lab.guest(tap=tap)
@@ -76,8 +86,13 @@ def test_odd_names(tap):
         answer = lab.doctor(guest)
         assert answer.status == 10, answer
         assert answer.first["id"] == "bridge.port-not-forwarding", answer
-        told = lab.doctor(guest, "--explain", json_out=False)
+        file = tmp_path / "odd.pcapng"
+        told = lab.doctor(guest, "--explain", "--capture", file, json_out=False)
         assert not [c for c in told.out if ord(c) < 32 and c != "\n"], repr(told.out)
+        listed = subprocess.run(["tshark", "-nr", file, "-T", "fields", "-e", "frame.interface_name", "-e", "frame.comment"], capture_output=True,
+                                text=True, check=True).stdout
+        assert "br0" in listed and "doctor: " in listed
+        assert not [c for c in listed if ord(c) < 32 and c not in "\n\t"], repr(listed)
 
 
 def test_name_that_is_no_text():
@@ -114,15 +129,15 @@ def test_without_root(key):
 
 
 def test_many_taps():
-    """A sweep of 300 TAPs, ten of them alive, one dead by a rule."""
+    """A sweep of 1,000 TAPs, five of them alive, one dead by its port's state."""
     with Lab() as lab:
         guests = [lab.guest() for _ in range(5)]
-        lab.batch("\n".join(f"tuntap add dev old{n} mode tap\nlink set old{n} master br0 up" for n in range(295)))
+        lab.batch("\n".join(f"tuntap add dev old{n} mode tap\nlink set old{n} master br0 up" for n in range(995)))
         lab.warm()
         answer = lab.doctor()
         assert answer.status == 0, answer
-        assert len(answer.json["targets"]) == 300
-        assert answer.seconds < 5, answer
+        assert len(answer.json["targets"]) == 1000
+        assert answer.seconds < 20, answer  # the benchmark says how fast; this, that it ends
         lab.bridge("link", "set", "dev", guests[3].tap, "state", "0")
         answer = lab.doctor()
         assert answer.status == 10
@@ -142,3 +157,198 @@ def test_two_doctors_at_once():
         assert [a.status for a in answers] == [0] * 4, [str(a) for a in answers]
         time.sleep(0.2)
         assert set(lab.links()) == {"lo", "br0", guest.tap}
+
+
+def test_odd_name_of_a_process(tmp_path, monkeypatch):
+    """The VMM's name is somebody's, too."""
+    odd = tmp_path / "v\x1b[31m\n\"m"
+    shutil.copy(WIRE, odd)
+    monkeypatch.setattr(lab_module, "WIRE", odd)
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        guest("stall")
+        lab.cold()
+        answer = lab.doctor(guest)
+        assert answer.first["id"] == "vmm.stalled", answer
+        assert "\x1b" not in answer.first["title"] and str(guest.pid) in json.dumps(answer.first), answer
+        told = lab.doctor(guest, "--explain", json_out=False)
+        assert not [c for c in told.out if ord(c) < 32 and c != "\n"], repr(told.out)
+
+
+# ---- what a doctor leaves that is killed ----
+
+
+def instances():
+    root = pathlib.Path("/sys/kernel/tracing/instances")
+    return {path.name for path in root.iterdir() if path.name.startswith("mc-doctor-")} if root.is_dir() else set()
+
+
+def test_killed_at_any_moment():
+    """The canary and the trace's table go with it; its trace instance goes when the next one starts."""
+    with Lab(uplink=True) as lab:
+        guest = lab.guest()
+        lab.warm()
+        links, rules = set(lab.links()), lab.run("nft", "list", "ruleset")
+        lab.bridge("link", "set", "dev", guest.tap, "state", "0")
+        lab.cold()
+        moments = random.Random(7)
+        seen = set()
+        for _ in range(14):
+            process = subprocess.Popen([MCTL, "--json", "doctor", "--netns", lab.name, "--tap", guest.tap, "--guest-ip", guest.address],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(moments.uniform(0, 1.4))
+            seen |= set(lab.links()) - links
+            process.send_signal(moments.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            process.wait()
+            until = time.monotonic() + 5
+            while set(lab.links()) != links and time.monotonic() < until:
+                time.sleep(0.02)
+            assert set(lab.links()) == links
+            assert lab.run("nft", "list", "ruleset") == rules
+        assert seen, "there never was a canary: it was killed too early each time"
+        answer = lab.doctor(guest)
+        assert answer.first["id"] == "bridge.port-not-forwarding", answer
+        mine = {name for name in instances() if not os.path.exists(f"/proc/{name.removeprefix('mc-doctor-').split('.')[0]}")}
+        assert not mine, "what the dead ones left is still there"
+
+
+# ---- kernels that have less ----
+
+AUDIT_X86_64, SECCOMP_ALLOW, SECCOMP_ERRNO = 0xC000003E, 0x7FFF0000, 0x00050000
+SYS_SOCKET, SYS_MOUNT, SYS_BPF, SYS_FSOPEN = 41, 165, 321, 430
+
+
+def deny(calls):
+    """A seccomp filter for this process and what it starts. calls: number: (argument, value, errno); argument None: always."""
+    code = [(0x20, 0, 0, 4), (0x15, 1, 0, AUDIT_X86_64), (0x06, 0, 0, SECCOMP_ALLOW)]
+    for number, (argument, value, problem) in calls.items():
+        block = [(0x06, 0, 0, SECCOMP_ERRNO | problem)]
+        if argument is not None:
+            block = [(0x20, 0, 0, 16 + 8 * argument), (0x15, 0, 1, value)] + block
+        code += [(0x20, 0, 0, 0), (0x15, 0, len(block), number)] + block
+    code.append((0x06, 0, 0, SECCOMP_ALLOW))
+    program = b"".join(struct.pack("HBBI", *one) for one in code)
+    buffer = ctypes.create_string_buffer(program)
+    head = struct.pack("HxxxxxxP", len(code), ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, ctypes.create_string_buffer(head), 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
+
+
+NETLINK_NETFILTER = 12
+LESS = {
+    "nft": {SYS_SOCKET: (2, NETLINK_NETFILTER, errno.EPROTONOSUPPORT)},
+    "bpf": {SYS_BPF: (None, 0, errno.ENOSYS)},
+    "bpf-forbidden": {SYS_BPF: (None, 0, errno.EPERM)},
+    "packet-sockets": {SYS_SOCKET: (0, 17, errno.EAFNOSUPPORT)},
+}
+
+
+def hide_tracefs():
+    """In a mount namespace of this process's own: nothing under /sys/kernel, and no way to mount it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+    assert libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None) == 0  # MS_REC | MS_PRIVATE
+    assert libc.mount(b"none", b"/sys/kernel", b"tmpfs", 1, None) == 0  # MS_RDONLY
+    deny({SYS_MOUNT: (None, 0, errno.ENODEV), SYS_FSOPEN: (None, 0, errno.ENODEV)})
+
+
+def doctor_with_less(lab, guest, prepare, *args):
+    command = [str(MCTL), "--json", "doctor", "--netns", lab.name, "--bridge", "br0", "--tap", guest.tap, "--guest-ip", guest.address,
+               "--guest-mac", guest.mac, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=prepare, timeout=60)
+    return done.returncode, json.loads(done.stdout), done
+
+
+def gaps_of(document):
+    host = document["host"]
+    return json.dumps([host["could_not_read"], host.get("tracefs"), host.get("nftrace"), host.get("not_probed"), host.get("canary")])
+
+
+@pytest.mark.parametrize("less, word", [("nft", "nft"), ("bpf", "prog"), ("bpf-forbidden", "prog"), ("packet-sockets", "")])
+@pytest.mark.parametrize("key", ["bridge.port-not-forwarding 0", "tap.down"], ids=lambda k: k.replace(" ", ","))
+def test_kernels_with_less(less, word, key):
+    """What is not there is said; a healthy host stays clean, and a fault that needs none of it is found."""
+    fault = BY_KEY[key]
+    with fault.bed() as bed:
+        lab, guest = bed.lab, bed.vm
+        if word == "prog":
+            lab.bpf("fine", XDP_PASS, guest.tap, "xdp")
+        status, document, done = doctor_with_less(lab, guest, lambda: deny(LESS[less]))
+        assert status in (0, 1) and document["healthy"], done
+        if less != "packet-sockets":
+            assert status == 0, done
+        fault.apply(bed)
+        status, document, done = doctor_with_less(lab, guest, lambda: deny(LESS[less]))
+        first = document["targets"][0]["findings"][0]
+        assert (status, first["id"], first["dies_at"]) == (10, fault.id, fault.hop), done
+        if word == "nft":
+            assert "nft" in gaps_of(document), document["host"]
+
+
+def test_rules_that_cannot_be_read():
+    """Without nftables' sockets the rule has no name; where the packet dies is said all the same."""
+    with BY_KEY["nft.bridge-drop output"].bed() as bed:
+        BY_KEY["nft.bridge-drop output"].apply(bed)
+        status, document, done = doctor_with_less(bed.lab, bed.vm, lambda: deny(LESS["nft"]))
+        first = document["targets"][0]["findings"][0]
+        assert status == 10, done
+        assert first["id"] == "unknown.bridge.output", done
+        assert "nft" in gaps_of(document), document["host"]
+
+
+@pytest.mark.parametrize("key", ["ebtables.drop output", "bridge.port-not-forwarding 0", "tap.no-holder"], ids=lambda k: k.replace(" ", ","))
+def test_without_tracefs(key):
+    fault = BY_KEY[key]
+    with fault.bed() as bed:
+        status, document, done = doctor_with_less(bed.lab, bed.vm, hide_tracefs)
+        assert (status, document["healthy"]) == (0, True), done
+        fault.apply(bed)
+        status, document, done = doctor_with_less(bed.lab, bed.vm, hide_tracefs)
+        first = document["targets"][0]["findings"][0]
+        assert (status, first["id"], first["dies_at"]) == (10, fault.id, fault.hop), done
+        assert document["host"]["tracefs"]["had"] is False and document["host"]["tracefs"]["why"], document["host"]
+
+
+# ---- who may not ----
+
+
+def as_nobody(lab, *args, json_out=True, env=None):
+    command = ["nsenter", f"--net=/run/netns/{lab.name}", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", MCTL,
+               *(["--json"] if json_out else []), "doctor", "--bridge", "br0", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **(env or {})})
+
+
+def test_nobody_is_told_what_he_does_not_see():
+    """A rule that he cannot read kills it: he is not told that all is well."""
+    with BY_KEY["ebtables.drop output"].bed() as bed:
+        target = ["--tap", bed.vm.tap, "--guest-ip", bed.vm.address, "--guest-mac", bed.vm.mac, "--guest-port", "6080"]
+        assert as_nobody(bed.lab, *target).returncode in (0, 1)
+        BY_KEY["ebtables.drop output"].apply(bed)
+        done = as_nobody(bed.lab, *target)
+        document = json.loads(done.stdout)
+        assert done.returncode in (1, 10), done
+        assert "ebtables.drop" not in done.stdout, "he cannot know"
+        assert [f for f in document["targets"][0]["findings"] if f["id"].startswith("unknown.")] or done.returncode == 1, done
+        assert document["host"]["could_not_read"] and document["host"]["root"] is False
+        words = as_nobody(bed.lab, *target, json_out=False)
+        assert "could not" in words.stdout, words
+        assert "healthy (" not in words.stdout, words
+
+
+def test_nobody_repairs_nothing():
+    with BY_KEY["tap.down"].bed() as bed:
+        BY_KEY["tap.down"].apply(bed)
+        done = as_nobody(bed.lab, "--tap", bed.vm.tap, "--guest-ip", bed.vm.address, "--repair")
+        error = json.loads(done.stdout)["error"]
+        assert done.returncode == 5, done
+        assert error["hint"] and error["code"].startswith("repair."), error
+        assert "UP" not in bed.lab.link(bed.vm.tap)["flags"]
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree("/tmp/mc-doctor-nobody")
+        done = as_nobody(bed.lab, "--tap", bed.vm.tap, "--guest-ip", bed.vm.address, "--repair", env={"MC_DOCTOR_JOURNAL": "/tmp/mc-doctor-nobody"})
+        first = json.loads(done.stdout)["targets"][0]["findings"][0]
+        assert done.returncode == 10 and first["repair"]["error"] and not first["repair"]["applied"], done
+        shutil.rmtree("/tmp/mc-doctor-nobody")
+        assert "UP" not in bed.lab.link(bed.vm.tap)["flags"]
