@@ -637,13 +637,13 @@ def _(bed):
     return ["ip_forward"]
 
 
-@fault("host.no-masquerade", "host.nat", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+@fault("host.no-masquerade", "host.nat", dead=("egress",), alive=("ping", "tcp"), repair="named", **UPLINK)
 def _(bed):
     bed.lab.nft("flush ruleset")
     return ["wan0"]
 
 
-@fault("host.masquerade-wrong-oif", "host.nat", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+@fault("host.masquerade-wrong-oif", "host.nat", dead=("egress",), alive=("ping", "tcp"), repair="named", **UPLINK)
 def _(bed):
     bed.lab.nft("flush ruleset")
     bed.lab.chain("ip", "nat", "post", "type nat hook postrouting priority 100", 'oifname "wlan0" masquerade')

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import select
 import signal
 import socket
@@ -154,7 +155,8 @@ class Space:
 
     def ping(self, ip, timeout=ALIVE_S, size=56, df=False):
         """Whether an echo comes back. size: bytes of payload."""
-        me, sequence = os.getpid() & 0xFFFF, next(self.sequence) & 0xFFFF
+        # An id of its own, as each ping(8) has: the kernel's table of connections remembers how the last one was treated.
+        me, sequence = random.getrandbits(16), next(self.sequence) & 0xFFFF
         until = time.monotonic() + timeout
         with self.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as s:
             s.setsockopt(socket.IPPROTO_IP, 10, 2 if df else 0)  # IP_MTU_DISCOVER: IP_PMTUDISC_DO, DONT

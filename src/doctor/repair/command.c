@@ -33,6 +33,7 @@ const char *repair_action_name(enum repair_action action) {
         [REPAIR_SYSCTL] = "sysctl",
         [REPAIR_NFT_RULE_DELETE] = "nft-rule-delete",
         [REPAIR_NFT_CHAIN_POLICY] = "nft-chain-policy",
+        [REPAIR_MASQUERADE_ADD] = "masquerade-add",
         [REPAIR_QDISC_DELETE] = "qdisc-delete",
         [REPAIR_FILTER_DELETE] = "filter-delete",
         [REPAIR_TAP_OFFLOAD] = "tap-offload",
@@ -185,6 +186,18 @@ static void put_nft(struct strbuf *text, const char *verb, const struct repair_s
     put_safe(text, step->nft_chain);
 }
 
+/* One line for a shell: nft takes semicolons. */
+static void put_masquerade(struct strbuf *text, const struct repair_step *step) {
+    struct strbuf commands = {.max = REPAIR_COMMAND_SIZE - 16};
+    repair_masquerade_commands(step, &commands);
+    strbuf_addf(text, "nft '");
+    for (const char *line = commands.data ? commands.data : ""; *line;
+         line += strcspn(line, "\n"), line += *line == '\n')
+        strbuf_addf(text, "%s%.*s", line == commands.data ? "" : "; ", (int)strcspn(line, "\n"), line);
+    strbuf_addf(text, "'");
+    strbuf_free(&commands);
+}
+
 static void put_filter(struct strbuf *text, const struct repair_step *step) {
     put_dev(text, "tc filter del dev", step, "");
     if (step->parent == TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS))
@@ -309,6 +322,9 @@ static void put_step(struct strbuf *text, const struct repair_step *step) {
     case REPAIR_NFT_CHAIN_POLICY:
         put_nft(text, "chain", step);
         strbuf_addf(text, " '{ policy %s; }'", strcmp(step->text, "drop") == 0 ? "drop" : "accept");
+        break;
+    case REPAIR_MASQUERADE_ADD:
+        put_masquerade(text, step);
         break;
     case REPAIR_QDISC_DELETE:
         put_qdisc(text, step);

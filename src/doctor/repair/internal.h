@@ -54,6 +54,13 @@ DECLARE_OP(row); /* ip rule, neighbour, FDB, qdisc, tc filter: taken away whole 
 /* ops_nft.c */
 DECLARE_OP(nft_rule);
 DECLARE_OP(nft_policy);
+DECLARE_OP(masquerade);
+
+/* The table of REPAIR_MASQUERADE_ADD: one for each network and device, so that it is there or not. */
+void repair_masquerade_table(const struct repair_step *step, char ret_name[REPAIR_NAME]);
+
+/* What makes it, each command on a line of its own. The device's name must be plain. */
+void repair_masquerade_commands(const struct repair_step *step, struct strbuf *ret);
 
 /* The device that a step means. Error: "repair.gone". */
 int repair_find_dev(struct repair *repair, const struct repair_step *step, struct link *ret, struct err *err);

@@ -376,3 +376,72 @@ static int policy_restore(struct repair *repair, const struct repair_step *step,
 }
 
 const struct repair_op repair_op_nft_policy = {policy_read, policy_apply, policy_restore};
+
+/* --- a masquerade --- */
+
+#define PRESENT "present"
+#define ABSENT "absent"
+
+void repair_masquerade_table(const struct repair_step *step, char ret_name[REPAIR_NAME]) {
+    snprintf(ret_name, REPAIR_NAME, "mc-doctor-%08x-%u-%s", step->prefix.address & net_mask(step->prefix.length),
+             step->prefix.length, step->dev);
+}
+
+void repair_masquerade_commands(const struct repair_step *step, struct strbuf *ret) {
+    char table[REPAIR_NAME], shown[4 * REPAIR_NAME], dev[4 * REPAIR_DEVICE], ip[NET_IP_TEXT];
+    repair_masquerade_table(step, table);
+    str_escape(table, strlen(table), shown, sizeof shown);
+    str_escape(step->dev, strlen(step->dev), dev, sizeof dev);
+    net_format_ip(step->prefix.address & net_mask(step->prefix.length), ip);
+    strbuf_addf(ret, "add table ip %s\n", shown);
+    strbuf_addf(ret, "add chain ip %s out { type nat hook postrouting priority 100; }\n", shown);
+    strbuf_addf(ret, "add rule ip %s out ip saddr %s/%u oifname \"%s\" masquerade\n", shown, ip, step->prefix.length,
+                dev);
+}
+
+static int masquerade_check(const struct repair_step *step, char table[REPAIR_NAME], struct err *err) {
+    repair_masquerade_table(step, table);
+    if (is_plain(table) && *step->dev)
+        return 0;
+    return err_set(err, ENOTSUP, "repair.unsupported", "nft does not take the name of the device");
+}
+
+static int masquerade_read(struct repair *repair, const struct repair_step *step, char *value, char **raw,
+                           struct err *err) {
+    char table[REPAIR_NAME], command[REPAIR_NAME + 32];
+    int r = masquerade_check(step, table, err);
+    if (r < 0)
+        return r;
+    r = nft_check(repair->nsfd);
+    if (r < 0)
+        return err_sys(err, -r, "repair.failed", "speak to nftables");
+    snprintf(command, sizeof command, "list table ip %s", table);
+    snprintf(value, REPAIR_VALUE, "%s", nft_run(repair->nsfd, command, NULL, NULL) == 0 ? PRESENT : ABSENT);
+    return 0;
+}
+
+static int masquerade_apply(struct repair *repair, const struct repair_step *step, struct err *err) {
+    char table[REPAIR_NAME], now[REPAIR_VALUE];
+    struct strbuf commands = {.max = 1024};
+    int r = masquerade_check(step, table, err);
+    if (r == 0)
+        r = masquerade_read(repair, step, now, NULL, err);
+    if (r < 0 || strcmp(now, PRESENT) == 0)
+        return r;
+    repair_masquerade_commands(step, &commands);
+    r = commands.data ? nft_run(repair->nsfd, commands.data, NULL, err) : -ENOMEM;
+    strbuf_free(&commands);
+    return r;
+}
+
+static int masquerade_restore(struct repair *repair, const struct repair_step *step, const char *before,
+                              const char *raw, struct err *err) {
+    char table[REPAIR_NAME], command[REPAIR_NAME + 32];
+    int r = masquerade_check(step, table, err);
+    if (r < 0 || strcmp(before, PRESENT) == 0)
+        return r;
+    snprintf(command, sizeof command, "delete table ip %s", table);
+    return nft_run(repair->nsfd, command, NULL, err);
+}
+
+const struct repair_op repair_op_masquerade = {masquerade_read, masquerade_apply, masquerade_restore};

@@ -146,6 +146,7 @@ const struct repair_op *repair_op_of(enum repair_action action) {
         [REPAIR_SYSCTL] = &repair_op_sysctl,
         [REPAIR_NFT_RULE_DELETE] = &repair_op_nft_rule,
         [REPAIR_NFT_CHAIN_POLICY] = &repair_op_nft_policy,
+        [REPAIR_MASQUERADE_ADD] = &repair_op_masquerade,
         [REPAIR_QDISC_DELETE] = &repair_op_row,
         [REPAIR_FILTER_DELETE] = &repair_op_row,
         [REPAIR_TAP_OFFLOAD] = &repair_op_offload,

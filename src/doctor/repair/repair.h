@@ -55,6 +55,7 @@ enum repair_action {
     REPAIR_SYSCTL,           /* object: key as "net/ipv4/ip_forward", text: the value */
     REPAIR_NFT_RULE_DELETE,  /* nft_family, nft_table, nft_chain, handle */
     REPAIR_NFT_CHAIN_POLICY, /* nft_family, nft_table, nft_chain, text: "accept" or "drop" */
+    REPAIR_MASQUERADE_ADD,   /* dev: where packets leave, prefix: whose; in a table of the doctor's own */
     REPAIR_QDISC_DELETE,     /* dev, handle: TC handle, parent: TC_H_ROOT … */
     REPAIR_FILTER_DELETE,    /* dev, parent, priority, protocol, chain, handle */
     REPAIR_TAP_OFFLOAD,      /* dev: value 0: tx checksum off (the host completes them itself) */

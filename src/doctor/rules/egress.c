@@ -131,6 +131,9 @@ static void rule_nat(struct judge *j, const struct snap_link *uplink, const stru
     c->seen = left_unchanged(j, uplink);
     if (c->seen)
         cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");
+    if (j->bridge_address.address)
+        cause_step(c, REPAIR_MASQUERADE_ADD, uplink->name)->prefix = (struct net_prefix){
+            j->bridge_address.address & net_mask(j->bridge_address.length), j->bridge_address.length};
 }
 
 static void rule_uplink(struct judge *j, const struct snap_link *uplink) {
