@@ -9,7 +9,7 @@ import lab
 
 DOCUMENT = lab.HERE.parents[1] / "doc/incident-replay.md"
 CAUSE = "ebtables.drop output"
-PING = "ping -n -c 3 -W 1 192.168.0.2"
+PING = "ping -n -c 5 -W 1 192.168.0.2"
 
 HEAD = """# The incident of 24 October, replayed
 
@@ -78,19 +78,19 @@ def row(key, finding):
 
 
 def masked(text):
-    """Without what is another one in each run: times, counts, handles, names of journals."""
+    """The words, without what is another one in each run: times, counts, handles, names of journals, where lines end."""
     for pattern, instead in (
         (r"\d\d:\d\d:\d\d\.\d+", "TIME"), (r"\br\d{8}T\d{6}-[0-9a-f]+", "JOURNAL"), (r"\d+(\.\d+)? (ms|s)\b", "N ms"),
         (r"packets \d+", "packets N"), (r"\d+ packets\b", "N packets"), (r"time[ =]\d[\d.]*", "time N"), (r"\b\d+% ", "N% "),
-        (r"rtt .*", "rtt"), (r"handle \d+", "handle N"), (r"icmp_seq=\d+", "icmp_seq=N"), (r"\+\d+ errors", "+N errors"),
-        (r", pipe \d+", ""), (r"[A-Z]+ *$", lambda m: "NEIGHBOUR" if m[0].strip() in ("INCOMPLETE", "FAILED") else m[0]),
+        (r"rtt .*", "rtt"), (r"\b\d+ % sure", "sure"), (r"handle \d+", "handle N"), (r"icmp_seq=\d+", "icmp_seq=N"), (r"\+\d+ errors", "+N errors"),
+        (r"^pipe \d+$", ""), (r"[A-Z]+ *$", lambda m: "NEIGHBOUR" if m[0].strip() in ("INCOMPLETE", "FAILED") else m[0]),
     ):
         text = re.sub(pattern, instead, text, flags=re.MULTILINE)
     lines = []
     for line in text.splitlines():
         if not lines or line != lines[-1]:  # how often a line of a capture stands there is chance
             lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(lines).split()
 
 
 def box(command, output):
@@ -125,7 +125,8 @@ class Seen:
                                       env={"MC_DOCTOR_JOURNAL": self.journal})
         words = " ".join(["mctl doctor --bridge br0", f"--tap {self.host.vm.tap} --guest-ip {self.host.vm.address} --guest-port {lab.PORT}"
                           if target else "", *more])
-        return answer, box(" ".join(words.split()), answer.out)
+        # The engineer's host is the whole machine.
+        return answer, box(" ".join(words.split()), answer.out.replace(f" --netns {self.host.lab.name}", ""))
 
 
 def replay(host):

@@ -3,6 +3,7 @@ TAP UP, LOWER_UP, a port of br0 and forwarding; who-has on br0; not one frame on
 than ten causes give it. For each: the doctor names it, mends it, proves it. And doc/incident-replay.md tells what would
 have been seen: it is what incident_replay.py writes, and is held against a new run here.
 """
+import difflib
 import json
 import socket
 
@@ -117,7 +118,9 @@ def test_document():
         BY_KEY[incident_replay.CAUSE].inject(host)
         host.lab.cold()
         said = incident_replay.replay(host)
-    assert incident_replay.masked(said) in incident_replay.masked(incident_replay.DOCUMENT.read_text()), REWRITE
+    now = incident_replay.masked(said)
+    then = incident_replay.masked(incident_replay.DOCUMENT.read_text())[: len(now)]
+    assert now == then, REWRITE + ": " + " ".join(difflib.unified_diff(then, now, "document", "now", n=4, lineterm=""))
 
 
 def test_whole_host():
