@@ -290,6 +290,26 @@ def _(bed):
     return []
 
 
+@fault("ebtables answers ARP", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), also=("ebtables.drop",))
+def _(bed):
+    bed.lab.run("ebtables", "-t", "nat", "-A", "PREROUTING", "-p", "arp", "--arp-opcode", "Request", "--arp-ip-dst", bed.vm.address, "-j", "arpreply",
+                "--arpreply-mac", "02:00:00:00:00:99", "--arpreply-target", "DROP")
+    return ["nat", "PREROUTING"]
+
+
+@fault("ebtables redirect", "tap.ingress", dead=("vm-vm",), alive=("ping", "tcp"), lab={"forward": 0})
+def _(bed):
+    bed.lab.run("ebtables", "-t", "nat", "-A", "PREROUTING", "-p", "ipv4", "-i", bed.vm.tap, "-j", "redirect")
+    return ["nat", "PREROUTING"]
+
+
+nft("reset instead of a connection", "host.output", "inet", "type filter hook output priority 0",
+    f"ip daddr $GUEST tcp dport {PORT} reject with tcp reset", dead=("tcp",), alive=("ping", "arp"), also=("netfilter.output-drop",))
+nft("inet ingress", "tap.ingress", "inet", "type filter hook ingress device $TAP priority 0", "drop", alive=SECOND, also=("nft.netdev-drop",))
+nft("answers by their source port", "host.input", "inet", "type filter hook input priority 0", f"ip saddr $GUEST tcp sport {PORT} drop", dead=("tcp",),
+    alive=("ping", "arp"), also=("netfilter.input-drop",))
+
+
 @fault("ebtables dnat", "bridge.output", alive=("arp", "other"), hops=("bridge.forward",))
 def _(bed):
     bed.lab.run("ebtables", "-t", "nat", "-A", "OUTPUT", "-p", "ipv4", "-d", bed.vm.mac, "-j", "dnat", "--to-destination", "02:00:00:00:00:99")
@@ -300,6 +320,11 @@ def _(bed):
 
 command("route mtu lock", "host.route", "ip", "route change 192.168.0.0/16 dev br0 proto kernel scope link src 192.168.0.1 mtu lock 600",
         "mtu 600", dead=("big",), alive=("ping", "tcp"), hops=("bridge.dev",))
+command("uplink arp off", "host.uplink", "ip", "link set wan0 arp off", "wan0 noarp", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+command("xfrm forward", "host.forward", "ip", "xfrm policy add dir fwd src $GUEST/32 action block", "xfrm", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+command("two networks of the same prefix", "host.route", "ip",
+        "link add br1 type bridge; link set br1 up; address flush dev br0; address add 192.168.0.9/16 dev br1; address add 192.168.0.1/16 dev br0", "br1",
+        also=("host.overlapping-prefix",))
 command("rule prohibit", "host.route", "ip", "rule add to $GUEST prohibit pref 500", "500", also=("host.policy-rule",), alive=("arp", "other"))
 command("guest address is the host's", "host.route", "ip", "address add $GUEST/32 dev lo", "$GUEST lo", dead=("tcp",),
         alive=("arp", "other"), hops=("host.neigh",))
@@ -367,6 +392,12 @@ def _(bed):
 def _(bed):
     bed.vm.ip("route", "add", "blackhole", f"{GATEWAY}/32")
     return [bed.vm.address]
+
+
+@fault("guest has a gateway that is none", "guest.ip", dead=("egress",), alive=("ping", "tcp", "vm-vm"), **UPLINK)
+def _(bed):
+    bed.vm.ip("route", "replace", "default", "via", "192.168.0.99")
+    return [bed.vm.address, "192.168.0.99"]
 
 
 @fault("guest has a wrong gateway MAC", "bridge.input", alive=("arp", "vm-vm"), hops=("guest.ip", "bridge.forward"))

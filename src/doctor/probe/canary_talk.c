@@ -44,6 +44,11 @@ static void canary_learns(struct run *run, struct probe_frame *frame) {
                kind == PROBE_CANARY_ICMP_HOST || kind == PROBE_EGRESS;
     if (frame->tag == TRACE_NO_TAG || !frame->reply || !own)
         return;
+    if (kind == PROBE_CANARY_ARP && frame->kind == PROBE_FRAME_IS_AT && frame->kept >= 28) {
+        struct net_mac named;
+        memcpy(&named, frame->data + 22, sizeof named);
+        count_mac(run_answer(run, (size_t)frame->tag / PROBE_KIND_COUNT, kind), named);
+    }
     run_note_answer(run, (size_t)frame->tag / PROBE_KIND_COUNT, kind, run_now_ns(),
                     frame->kind == PROBE_FRAME_ICMP_ERROR ? run_errno_of_icmp(frame->icmp_type, frame->icmp_code) : 0);
 }

@@ -95,6 +95,7 @@ void tag_frame(const struct tagger *tagger, struct probe_frame *frame);
 
 /* Counts a tagged frame at its place, and what guests ask on their own. */
 void count_frame(const struct tagger *tagger, const struct probe_frame *frame);
+void count_mac(struct probe_answer *answer, struct net_mac mac); /* one more that answered, if it is new */
 
 /* --- events.c --- */
 

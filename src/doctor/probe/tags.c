@@ -163,7 +163,7 @@ static void see_elsewhere(struct probe_elsewhere *list, uint32_t *count, int32_t
         list[(*count)++] = (struct probe_elsewhere){.ifindex = ifindex, .count = 1};
 }
 
-static void add_mac(struct probe_answer *answer, struct net_mac mac) {
+void count_mac(struct probe_answer *answer, struct net_mac mac) {
     for (uint32_t i = 0; i < answer->mac_count; i++)
         if (same_mac(&answer->macs[i], &mac))
             return;
@@ -241,11 +241,11 @@ void count_frame(const struct tagger *tagger, const struct probe_frame *frame) {
         common ? &tagger->result->common[kind - PROBE_KIND_GUEST_COUNT] : &tagger->result->targets[target].answer[kind];
     count_tagged(tagger, frame, answer, kind, common ? 0 : tagger->request->targets[target].tap);
     if (frame->reply && !frame->outgoing)
-        add_mac(answer, frame->source);
+        count_mac(answer, frame->source);
     /* An ARP answer names an address too: the one that will be used. */
     if (frame->reply && !frame->outgoing && frame->kind == PROBE_FRAME_IS_AT && frame->kept >= 28) {
         struct net_mac named;
         memcpy(&named, frame->data + 22, sizeof named);
-        add_mac(answer, named);
+        count_mac(answer, named);
     }
 }

@@ -173,6 +173,18 @@ static void rule_no_default(struct judge *j, const struct nat_rule *nat, uint32_
         c->policy = true;
 }
 
+/* Without ARP the gateway's MAC is not asked for. Not so where there is none to ask for: a tunnel. */
+static void rule_uplink_noarp(struct judge *j, const struct snap_link *uplink, uint32_t gateway) {
+    static const struct net_mac none = {{0}};
+    if (!(uplink->flags & IFF_NOARP) || !gateway || mac_equal(uplink->mac, none))
+        return;
+    struct cause *c =
+        cause_add(j, "host.uplink-noarp", 0, FLOWS_EGRESS, "ARP is switched off on %s (noarp)", uplink->name);
+    cause_evidence(c, "link", uplink->name, "IFF_NOARP is set: the MAC of the gateway %s is never asked for",
+                   ip_text(gateway).text);
+    cause_plan(c, "ip link set %s arp on", uplink->name);
+}
+
 /* The gateway does not even answer ARP. */
 static void rule_gateway(struct judge *j, const struct snap_link *uplink, uint32_t gateway) {
     const struct snapshot *s = j->host->after;
@@ -235,6 +247,7 @@ void rules_egress(struct judge *j) {
     rule_forwarding(j, nat_of(j, uplink) != NAT_NO);
     if ((uplink->flags & IFF_UP) && uplink->carrier)
         rule_nat(j, uplink, &nat, nat_count);
+    rule_uplink_noarp(j, uplink, out->gateway);
     rule_gateway(j, uplink, out->gateway);
     rule_snat(j, uplink);
 }

@@ -653,7 +653,8 @@ static void mark_policies(struct judge *j) {
             c->policy = true;
         struct cause real = *c;
         /* What cannot be read, and so not led a VM's packet through, is believed for VMs too. */
-        bool unread = c->finding.evidence_count && strcmp(c->finding.evidence[0].where, "legacy") == 0;
+        bool unread = strcmp(c->finding.id, "nft.rewrites") == 0 ||
+                      (c->finding.evidence_count && strcmp(c->finding.evidence[0].where, "legacy") == 0);
         real.kills &= unread ? ~FLOWS_TO_HOST : ~FLOWS_OF_CANARY;
         real.may &= unread ? ~FLOWS_TO_HOST : ~FLOWS_OF_CANARY;
         if (c->policy && !cause_counts(j, &real)) /* only the canary's packets are lost */

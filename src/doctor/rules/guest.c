@@ -445,6 +445,23 @@ static bool has_nat(const struct judge *j) {
     return false;
 }
 
+/* For whom the guest asked when it had something to send to the outside, and nobody answered. 0: for nobody. */
+static uint32_t asked_gateway(const struct judge *j) {
+    const struct snapshot *after = j->host->after;
+    uint32_t found = 0;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        bool canary = j->probe->canary.made && h->destination_ip == j->probe->canary.ip;
+        if (h->link == j->tap->index && h->kind == SNAP_HEARD_WHO_HAS && h->source_ip == j->target->ip &&
+            h->destination_ip != j->target->ip && h->destination_ip != j->bridge_address.address && !canary)
+            found = h->destination_ip;
+    }
+    for (uint32_t i = 0; found && i < after->heard_count; i++)
+        if (after->heard[i].kind == SNAP_HEARD_IS_AT && after->heard[i].source_ip == found)
+            return 0;
+    return found;
+}
+
 static void rule_default_route(struct judge *j) {
     const struct snapshot *after = j->host->after;
     bool asked = false, answered = false;
@@ -457,7 +474,18 @@ static void rule_default_route(struct judge *j) {
     }
     if (!asked || answered || !(j->alive & FLOW(PROBE_ICMP)) || !has_nat(j) || is_filtered_on_the_way(j))
         return;
-    struct ip_text ip = ip_text(j->target->ip);
+    struct ip_text ip = ip_text(j->target->ip), gateway = ip_text(asked_gateway(j));
+    if (asked_gateway(j)) {
+        struct cause *w = cause_add(j, "guest.wrong-gateway", FLOW_EGRESS_GUEST, 0,
+                                    "%s sends to the outside by %s, which nobody has", ip.text, gateway.text);
+        if (!w)
+            return;
+        w->seen = w->policy = true;
+        w->finding.confidence = 0.8;
+        cause_evidence(w, "probe", ip.text, "asked from another network (%s), it asks who has %s, and gets no answer",
+                       ip_text(SNAP_BEYOND).text, gateway.text);
+        return;
+    }
     struct cause *c =
         cause_add(j, "guest.no-default-route", FLOW_EGRESS_GUEST, 0, "%s has no way to the outside", ip.text);
     if (!c)

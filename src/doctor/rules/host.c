@@ -619,12 +619,29 @@ static void rule_tables(struct judge *j) {
     }
 }
 
+static void xfrm_forward(struct judge *j, const struct snap_xfrm *x) {
+    bool all_out = (x->to_length == 0 || x->from_length == 0) && lookup_of(j->s, 0x08080808) &&
+                   !lookup_of(j->s, 0x08080808)->error && snap_sysctl_int(j->s, "net/ipv4/ip_forward", 0);
+    struct cause *c = cause_add(j, "host.xfrm-policy", FLOW_EGRESS_GUEST, FLOWS_EGRESS,
+                                "an IPsec policy blocks what is forwarded for %s", ip_text(j->target->ip).text);
+    if (!c)
+        return;
+    c->finding.hop = HOP_HOST_FORWARD;
+    c->policy = all_out; /* one for a single network may be wanted */
+    cause_evidence(c, "xfrm", "policy", "%s/%u to %s/%u, direction fwd, block", ip_text(x->from).text, x->from_length,
+                   ip_text(x->to).text, x->to_length);
+}
+
 static void rule_xfrm(struct judge *j) {
     for (uint32_t i = 0; j->target->ip && i < j->s->xfrms_count; i++) {
         const struct snap_xfrm *x = &j->s->xfrms[i];
         struct net_prefix to = {x->to, x->to_length}, from = {x->from, x->from_length};
         bool out = x->dir == 1 && net_contains(to, j->target->ip);
         bool in = x->dir == 0 && net_contains(from, j->target->ip);
+        if (x->dir == 2 && x->block && (net_contains(to, j->target->ip) || net_contains(from, j->target->ip))) {
+            xfrm_forward(j, x);
+            continue;
+        }
         if ((!out && !in) || (!x->block && !x->templates))
             continue;
         struct cause *c =

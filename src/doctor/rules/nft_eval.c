@@ -371,8 +371,14 @@ static void do_match(struct machine *m, const struct snap_nft_expr *x) {
 
 static void do_target(struct machine *m, const struct snap_nft_expr *x) {
     static const char *const rewriting[] = {"dnat", "snat", "redirect", "DNAT", "NETMAP", "TPROXY", "REDIRECT", NULL};
-    if (strcmp(x->name, "DROP") == 0 || strcmp(x->name, "REJECT") == 0 || strcmp(x->name, "arpreply") == 0) {
+    if (strcmp(x->name, "DROP") == 0 || strcmp(x->name, "REJECT") == 0) {
         m->verdict = NF_DROP;
+        return;
+    }
+    if (strcmp(x->name, "arpreply") == 0) { /* answers in the other's place */
+        if (!m->result->changes)
+            m->result->changes = m->rule;
+        m->verdict = NF_ACCEPT;
         return;
     }
     if (strcmp(x->name, "MASQUERADE") == 0 || strcmp(x->name, "SNAT") == 0) {

@@ -370,10 +370,31 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
         dies(p, HOP_GUEST_IP, UINT32_MAX, false);
 }
 
+/* Only a MAC that is neither the guest's nor the host's answered for it. */
+static bool is_answered_for(const struct judge *j, const struct probe_answer *a, struct net_mac *ret_mac) {
+    for (uint32_t i = 0; i < a->mac_count && i < PROBE_MACS_MAX; i++) {
+        if (mac_equal(a->macs[i], j->mac))
+            return false;
+        for (uint32_t n = 0; n < j->s->links_count; n++)
+            if (mac_equal(a->macs[i], j->s->links[n].mac))
+                return false;
+        *ret_mac = a->macs[i];
+    }
+    return j->has_mac && a->mac_count;
+}
+
 /* Another VM's questions: they come in at the canary's port. */
 static void trace_canary_path(struct judge *j, enum probe_kind kind) {
     const struct probe_answer *a = judge_answer(j, kind);
     struct path *p = &j->paths[kind];
+    struct net_mac other;
+    if (a->answered && kind == PROBE_CANARY_ARP && is_answered_for(j, a, &other)) {
+        path_evidence(p, "probe", j->target->tap, "asked by another port of the bridge, %s says that it has %s",
+                      mac_text(other).text, ip_text(j->target->ip).text);
+        dies(p, HOP_BRIDGE_FORWARD, HOPBIT(HOP_BRIDGE_FORWARD) | HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_HOST_NEIGH),
+             false);
+        return;
+    }
     if (a->answered) {
         p->alive = true;
         return;
