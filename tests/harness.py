@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -23,6 +24,9 @@ DAEMON = BUILD / "src/daemon/master-controller"
 MCTL = BUILD / "src/cli/mctl"
 IDLE_VMM = BUILD / "tests/vm/idle-vmm"
 TEST_GUEST = HERE / ".cache/test-guest"
+FC_DOUBLE = HERE / "tests/vm/fc_double"
+# What a daemon's VMM is where a test does not say: a fixture of tests/vm sets it, so that its tests run over each.
+default_vmm = "qemu"
 _numbers = iter(range(1, 10**6))
 
 
@@ -141,8 +145,21 @@ class Daemon:
         }
         for section, keys in config.items():
             self.config.setdefault(section, {}).update(keys)
+        if default_vmm == "firecracker":
+            self.use_firecracker()
         self.process = None
         self.log = self.dir / "log"
+
+    def use_firecracker(self, binaries=None, **faults):
+        """The doubles of Firecracker and its jailer, or the real ones where their folder is given."""
+        if binaries is None:
+            sys.path.insert(0, str(FC_DOUBLE))
+            import pack
+            binaries = self.dir / "bin"
+            pack.pack(binaries / "firecracker", **faults)
+            pack.pack(binaries / "jailer", is_jailer=True)
+        self.config["vm"].update(vmm="firecracker", firecracker_binary=binaries / "firecracker", jailer="yes",
+                                 jailer_binary=binaries / "jailer")
 
     # -- the process --
 
@@ -272,7 +289,7 @@ class Daemon:
         for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 text = p.read_bytes().decode(errors="replace")
-                if any(f"\0-name\0{i}," in text for i in ids):
+                if any(f"\0-name\0{i}," in text or f"\0--id\0{i}\0" in text for i in ids):
                     found.append(int(p.parent.name))
         return found
 

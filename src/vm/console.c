@@ -50,12 +50,9 @@ static size_t strip_sequences(char *text, size_t len) {
     return out;
 }
 
-void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]) {
-    _cleanup_free_ char *text = NULL;
-    size_t len;
+/* The last line of text that holds anything. Changes text. */
+static void last_line(char *text, size_t len, char ret_line[VMS_LINE_MAX]) {
     ret_line[0] = '\0';
-    if (vms_console(vms, id, 2000, &text, &len) < 0)
-        return;
     len = strip_sequences(text, len);
     while (len > 0) {
         size_t end = len;
@@ -70,4 +67,23 @@ void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MA
         }
         len = start > 0 ? start - 1 : 0;
     }
+}
+
+void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]) {
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    ret_line[0] = '\0';
+    if (vms_console(vms, id, 2000, &text, &len) == 0)
+        last_line(text, len, ret_line);
+}
+
+void vms_log_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]) {
+    char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16];
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    machine_user_folder(vms, id, folder);
+    snprintf(path, sizeof path, "%s/vmm.log", folder);
+    ret_line[0] = '\0';
+    if (file_read_tail(path, 2000, &text, &len) == 0)
+        last_line(text, len, ret_line);
 }

@@ -9,7 +9,7 @@
 #include "base/time.h"
 #include "vm/machine.h"
 
-static const char *const kept_files[] = {"console.log", "vm-config.json", "vmm.log"};
+static const char *const kept_files[] = {"console.log", "vm-config.json", "vmm.log", "metrics.json"};
 
 static int write_summary(const struct vm *vm, const char *folder, const char *words) {
     char path[VMS_PATH_MAX + 16], ip[NET_IP_TEXT], mac[NET_MAC_TEXT], ended[TIME_RFC3339_SIZE],

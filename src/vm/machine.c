@@ -15,6 +15,7 @@
 /* A running VM is called unreachable after this many failures in a row: one lost probe on a busy host is not news. */
 #define REACH_FAILURES 3
 #define OWED_INTERVAL_MS 1000
+#define LOST_GRACE_MS 2000
 #define UNKNOWN_END "how it ended is not known: an earlier daemon had started it"
 
 struct machine *machine_new(struct vms *vms, const struct vm *vm) {
@@ -40,6 +41,8 @@ static void unwatch(struct machine *m) {
     m->probe = NULL;
     vmm_talk_free(m->talk);
     m->talk = NULL;
+    loop_timer_free(m->lost);
+    m->lost = NULL;
     loop_timer_free(m->again);
     m->again = NULL;
     loop_timer_free(m->deadline);
@@ -199,11 +202,19 @@ static void on_boot_deadline(void *userdata) {
         fail_late(m);
 }
 
-/* Not to have got through to a VMM that runs since before this daemon proves nothing against it. */
+static void on_lost(void *userdata) {
+    machine_fail(userdata, "controller", "its VMM runs, but hung up while it was told what the machine is");
+}
+
+/* A VMM that refuses what it is told cannot go on. Not to have got through to one that runs since before this daemon
+ * proves nothing against it: the boot's deadline decides. */
 static void on_attended(void *userdata, const struct err *err) {
     struct machine *m = userdata;
     m->talk = NULL;
-    if (err && (m->is_fresh || strcmp(err->code, "vmm.not-started") == 0)) {
+    if (err && strcmp(err->code, "vmm.lost") == 0 &&
+        loop_timer_new(m->vms->loop, LOST_GRACE_MS, on_lost, m, &m->lost) == 0)
+        return; /* mostly it has ended, and how says more: on_process() */
+    if (err && (m->is_fresh || strcmp(err->code, "vmm.refused") == 0)) {
         char reason[VM_REASON_MAX];
         snprintf(reason, sizeof reason, "%.280s%s%.110s", err->detail, *err->hint ? "; " : "", err->hint);
         machine_fail(m, "controller", reason);
@@ -273,8 +284,13 @@ static void ended(struct machine *m, const char *words) {
     if (m->vm.state != VM_STATE_STOPPING) {
         char line[VMS_LINE_MAX];
         vms_console_line(m->vms, m->vm.id, line);
-        snprintf(reason, sizeof reason, "its VMM (%s, pid %d) ended by itself: %s; last line of its console: %.200s",
-                 m->vm.vmm, m->vm.pid, words, *line ? line : "(nothing)");
+        const char *where = "console";
+        if (!*line) { /* the guest did not come to say anything: the VMM may have */
+            vms_log_line(m->vms, m->vm.id, line);
+            where = *line ? "log" : where;
+        }
+        snprintf(reason, sizeof reason, "its VMM (%s, pid %d) ended by itself: %s; last line of its %s: %.200s",
+                 m->vm.vmm, m->vm.pid, words, where, *line ? line : "(nothing)");
         machine_fail(m, "guest or host", reason);
         return;
     }

@@ -13,6 +13,7 @@ struct machine {
     struct probe *probe;         /* under way */
     struct loop_timer *again;    /* the next probe */
     struct vmm_talk *talk;       /* with the VMM, about what the machine is */
+    struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
     struct loop_timer *deadline; /* of the boot, or of the stop */
     int failures;                /* probes that failed in a row */
@@ -78,3 +79,6 @@ int vms_reconcile(struct vms *vms, struct err *err);
 
 /* console.c: cuts console logs that a guest lets grow. */
 void console_trim(const char *path);
+
+/* As vms_console_line(), of what the VMM itself has said. */
+void vms_log_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]);

@@ -76,7 +76,7 @@ static json_t *relative(const json_t *object, const char *folder) {
 }
 
 static int add(struct fc_request *requests, size_t *n, const char *path, const char *id, json_t *body) {
-    if (*n == FC_REQUESTS_MAX || !body) {
+    if (*n == FC_PARTS_MAX || !body) {
         json_decref(body);
         return -EINVAL;
     }
@@ -88,7 +88,7 @@ static int add(struct fc_request *requests, size_t *n, const char *path, const c
 }
 
 int fc_config_requests(const json_t *config, const char *folder, struct fc_request *ret_requests, size_t *ret_n) {
-    struct fc_request requests[FC_REQUESTS_MAX];
+    struct fc_request requests[FC_PARTS_MAX];
     size_t n = 0, index;
     int r = json_is_object(config) ? 0 : -EINVAL;
     for (size_t i = 0; r == 0 && i < sizeof parts / sizeof *parts; i++) {

@@ -26,9 +26,11 @@
  * root drive is the VM's own. Return: NULL when out of memory. */
 json_t *fc_config_make(const struct vmm_spec *spec, bool shared_base);
 
+#define FC_PARTS_MAX (FC_REQUESTS_MAX - 3) /* requests of one machine; three more are asked before them */
+
 /* The requests that configure such a machine, in the order in which Firecracker takes them, and InstanceStart at their
  * end. Paths become relative to FC_ROOT. The caller owns the bodies (fc_talk_start() takes them).
- * Return: 0 with at most FC_REQUESTS_MAX, or -EINVAL: the file is not one of ours. */
+ * Return: 0 with at most FC_PARTS_MAX, or -EINVAL: the file is not one of ours. */
 int fc_config_requests(const json_t *config, const char *folder, struct fc_request *ret_requests, size_t *ret_n);
 
 /* Whether this version of Firecracker can be spoken to: 1.10 or newer. Any text is taken ("1.17.0-dev"). */

@@ -181,20 +181,20 @@ static void next_request(struct vmm_talk *t);
 
 static void on_answer(struct vmm_talk *t, int status, const char *body, size_t len) {
     json_t *answer = len ? json_loadb(body, len, 0, NULL) : NULL;
-    if (status / 100 != 2) {
+    const struct fc_request *rq = &t->requests[t->at];
+    if (status / 100 != 2 && !rq->may_refuse) {
         finish_refused(t, status, answer, body, len);
         return;
     }
-    const struct fc_request *rq = &t->requests[t->at];
     struct err err = {0};
-    int r = rq->check ? rq->check(answer, &err) : 0;
+    int r = rq->check && status / 100 == 2 ? rq->check(answer, &t->requests[t->at + 1], t->n - t->at - 1, &err) : 0;
     json_decref(answer);
-    if (r < 0)
+    if (r < 0) {
         finish(t, &err);
-    else if (++t->at == t->n)
-        finish(t, NULL);
-    else
-        next_request(t);
+        return;
+    }
+    t->at++;
+    next_request(t);
 }
 
 static void on_readable(struct vmm_talk *t) {
@@ -264,7 +264,11 @@ static void next_request(struct vmm_talk *t) {
     free(t->out);
     t->out = NULL;
     t->out_sent = 0;
-    if (make_request(&t->requests[t->at], &t->out, &t->out_len) < 0)
+    while (t->at < t->n && t->requests[t->at].skip)
+        t->at++;
+    if (t->at == t->n)
+        finish(t, NULL);
+    else if (make_request(&t->requests[t->at], &t->out, &t->out_len) < 0)
         finish_lost(t, "was not asked for lack of memory");
     else
         flush_out(t);

@@ -15,9 +15,12 @@
 struct fc_request {
     const char *method;
     char path[FC_PATH_MAX];
-    json_t *body; /* owned; NULL: none */
-    /* Judges what a 2xx answer holds; NULL: nothing is asked of it. Return: 0, or -errno to end the conversation. */
-    int (*check)(json_t *answer, struct err *err);
+    json_t *body;    /* owned; NULL: none */
+    bool skip;       /* it is not sent */
+    bool may_refuse; /* a refusal does not end the conversation */
+    /* Judges what a 2xx answer holds, and may mark those that follow; NULL: nothing is asked of it. Return: 0, or -errno
+     * to end the conversation. */
+    int (*check)(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err);
 };
 
 /* Takes the requests' bodies over, on failure too.

@@ -9,8 +9,8 @@
  * is Firecracker's standard output, a file; a pipe would lose what nobody reads.
  *
  * start() only begins the process. attend() says over its API what the machine is (vm-config.json, fc_config.h) and then
- * InstanceStart, without waiting for any answer. A daemon that dies in between leaves a Firecracker without a machine,
- * which the next one finds by asking (GET /) and ends.
+ * InstanceStart, without waiting for any answer. A daemon that dies in between leaves a Firecracker that waits; the next
+ * one asks it what it knows (GET /, GET /vm/config) and tells it the rest.
  * Source: Firecracker, docs/jailer.md, docs/getting-started.md, firecracker.yaml. */
 #include <fcntl.h>
 #include <limits.h>
@@ -262,14 +262,14 @@ static int firecracker_start(const struct config_vm *config, const struct vmm_sp
 /* ---- speaking to it ---- */
 
 static int talk(struct loop *loop, const char *folder, const struct vm *vm, struct fc_request *requests, size_t n,
-                bool fresh, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk, struct err *err) {
+                bool wait, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk, struct err *err) {
     char root[PATH_MAX_HERE];
     snprintf(root, sizeof root, "%s/" FC_ROOT, folder);
-    return fc_talk_start(loop, root, vm->uid, requests, n, fresh, fresh ? API_TIMEOUT_MS : ASK_TIMEOUT_MS, done,
-                         userdata, ret_talk, err);
+    return fc_talk_start(loop, root, vm->uid, requests, n, wait, wait ? API_TIMEOUT_MS : ASK_TIMEOUT_MS, done, userdata,
+                         ret_talk, err);
 }
 
-static int check_version(json_t *answer, struct err *err) {
+static int check_version(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err) {
     const char *version = json_string_value(json_object_get(answer, "firecracker_version"));
     char shown[48];
     str_escape(version ? version : "nothing", version ? strnlen(version, 40) : 7, shown, sizeof shown);
@@ -279,12 +279,33 @@ static int check_version(json_t *answer, struct err *err) {
     return err_hint(err, "1.10 or newer is needed: install one, or set [vm] vmm = qemu");
 }
 
-static int check_started(json_t *answer, struct err *err) {
+/* A machine that runs is not told anything. */
+static int check_state(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err) {
     const char *state = json_string_value(json_object_get(answer, "state"));
-    if (state && strcmp(state, "Not started") == 0)
-        return err_set(err, ECANCELED, "vmm.not-started",
-                       "the controller ended while it told Firecracker what the machine is");
-    return state ? 0 : err_set(err, EPROTO, "vmm.lost", "Firecracker did not say its state at GET /");
+    if (!state)
+        return err_set(err, EPROTO, "vmm.lost", "Firecracker did not say its state at GET /");
+    for (size_t i = 0; i < n_rest && strcmp(state, "Not started") != 0; i++)
+        rest[i].skip = true;
+    return 0;
+}
+
+/* What a daemon that died has already said. Most of it may be said twice; a TAP cannot be opened twice, and the metrics
+ * (which cannot be set twice either) are not among what Firecracker tells of itself. */
+static int check_told(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err) {
+    json_t *nics = json_object_get(answer, "network-interfaces"), *nic;
+    size_t index;
+    for (size_t i = 0; i < n_rest; i++) {
+        const char *part = rest[i].path + 1;
+        rest[i].may_refuse = strcmp(part, "metrics") == 0;
+        if (strcmp(part, "vsock") == 0 || strcmp(part, "entropy") == 0)
+            rest[i].skip = json_is_object(json_object_get(answer, part));
+        json_array_foreach(nics, index, nic) {
+            const char *id = json_string_value(json_object_get(nic, "iface_id"));
+            if (id && str_starts(part, "network-interfaces/") && strcmp(part + strlen("network-interfaces/"), id) == 0)
+                rest[i].skip = true;
+        }
+    }
+    return 0;
 }
 
 static int read_requests(const char *folder, struct fc_request *requests, size_t *ret_n, struct err *err) {
@@ -301,15 +322,26 @@ static int read_requests(const char *folder, struct fc_request *requests, size_t
     return r < 0 ? err_set(err, -r, "vmm.start", "%s is not a machine as the controller writes it", path) : 0;
 }
 
+/* A log that is opened again is written from its beginning. */
+static bool has_log(const char *folder) {
+    char path[PATH_MAX_HERE];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/" FC_LOG, folder);
+    return stat(path, &st) == 0 && st.st_size > 0;
+}
+
 static int firecracker_attend(struct loop *loop, const char *folder, const struct vm *vm, bool fresh, vmm_done_fn *done,
                               void *userdata, struct vmm_talk **ret_talk, struct err *err) {
-    struct fc_request requests[1 + FC_REQUESTS_MAX];
-    size_t n = 0;
-    requests[0] = (struct fc_request){.method = "GET", .path = "/version", .check = check_version};
-    if (!fresh)
-        requests[0] = (struct fc_request){.method = "GET", .path = "/", .check = check_started};
-    int r = fresh ? read_requests(folder, requests + 1, &n, err) : 0;
-    return r < 0 ? r : talk(loop, folder, vm, requests, n + 1, fresh, done, userdata, ret_talk, err);
+    struct fc_request requests[3 + FC_PARTS_MAX] = {
+        {.method = "GET", .path = "/version", .check = check_version},
+        {.method = "GET", .path = "/", .check = check_state},
+        {.method = "GET", .path = "/vm/config", .check = check_told},
+    };
+    size_t n, asked = fresh ? 1 : 3;
+    int r = read_requests(folder, requests + asked, &n, err);
+    for (size_t i = asked; r == 0 && i < asked + n; i++)
+        requests[i].skip = strcmp(requests[i].path, "/logger") == 0 && has_log(folder);
+    return r < 0 ? r : talk(loop, folder, vm, requests, asked + n, true, done, userdata, ret_talk, err);
 }
 
 static int ask_one(struct loop *loop, const char *folder, const struct vm *vm, const char *method, const char *path,

@@ -42,8 +42,7 @@ struct vmm_ops {
                  struct err *err);
 
     /* Brings what start() began to the point where the machine runs; NULL where it runs at once. fresh: start() has
-     * just returned. Else, after a restart of the daemon: it is only asked whether the machine runs, and
-     * "vmm.not-started" is the answer where it was never told to.
+     * just returned. Else, after a restart of the daemon: it is asked what it knows, and told the rest.
      * Return: 0, then done is called later; or -errno and done is never called. */
     int (*attend)(struct loop *loop, const char *folder, const struct vm *vm, bool fresh, vmm_done_fn *done,
                   void *userdata, struct vmm_talk **ret_talk, struct err *err);

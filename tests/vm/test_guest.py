@@ -1,4 +1,4 @@
-"""Real guests: the small one of tests/vm/guest boots under emulation, through the same driver as the golden image."""
+"""Real guests: the small one of tests/vm/guest boots under emulation, through the same drivers as the golden image."""
 
 import contextlib
 import ctypes
@@ -14,6 +14,7 @@ import harness
 from harness import daemon, run, wait_for
 
 BOOT_S = 60
+pytestmark = pytest.mark.usefixtures("each_vmm")
 
 
 def in_namespace(d, function):

@@ -1,0 +1,200 @@
+"""The Firecracker driver: what goes wrong at each step is told in words, and what a crash cuts off goes on. Over the double of
+tests/vm/fc_double, and over the real Firecracker where one is found (PATH, or MC_FIRECRACKER: a folder with firecracker and
+jailer)."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+import harness
+from harness import daemon, run, wait_for
+
+BOOT_S = 90
+STEPS = ["GET /version", "PUT /logger", "PUT /metrics", "PUT /machine-config", "PUT /boot-source", "PUT /drives/rootfs",
+         "PUT /drives/overlay", "PUT /network-interfaces/eth0", "PUT /entropy", "PUT /vsock", "PUT /actions"]
+
+
+def firecracker(start=True, faults=None, binaries=None, **config):
+    d = daemon(start=False, **config)
+
+    class With:
+        def __enter__(self):
+            made = d.__enter__()
+            made.use_firecracker(binaries, **(faults or {}))
+            return made.start() if start else made
+
+        def __exit__(self, *args):
+            return d.__exit__(*args)
+    return With()
+
+
+def fails(d):
+    vm = d.create()
+    d.wait_state(vm["id"], "failed", 60)
+    assert d.taps() == [] and d.processes() == [] and d.folders() == []
+    return d.vm(vm["id"])["reason"]
+
+
+def evidence(d, vm_id):
+    return d.state / "evidence" / vm_id
+
+
+def root_of(d, vm_id):
+    return d.state / "users" / vm_id / "root"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_refusal_is_told_with_its_step_and_firecrackers_words(step):
+    with firecracker(faults={"refuse": {step: "Some error: the double says no"}}) as d:
+        assert f"Firecracker refused {step} (400): Some error: the double says no" in fails(d)
+
+
+def test_a_vmm_that_dies_or_does_not_start_is_told():
+    for faults, words in (({"die": "PUT /vsock"}, "exit status 148"), ({"die": "start"}, "the double was told to die")):
+        with firecracker(faults=faults) as d:
+            assert words in fails(d)
+
+
+def test_an_old_version_is_refused():
+    with firecracker(faults={"version": "1.9.1"}) as d:
+        assert "version is 1.9.1" in fails(d)
+
+
+def test_a_hanging_vmm_keeps_nobody_waiting_and_can_be_destroyed():
+    with firecracker(faults={"hang": "PUT /boot-source"}) as d:
+        vm = d.create()
+        began = time.monotonic()
+        assert d.get("/health").status == 200 and d.state_of(vm["id"]) == "booting"
+        assert time.monotonic() - began < 5
+        assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "hangs").json["vm"]["state"] == "stopped"
+        assert d.taps() == [] and d.processes() == [] and d.folders() == []
+
+
+def test_a_tap_that_somebody_holds_is_told():
+    """Firecracker opens the TAP itself, by name: who came first has it."""
+    with firecracker(faults={"delay_s": 0.3}) as d:
+        vm = d.create()
+        holder = subprocess.Popen(["nsenter", f"--net=/run/netns/{d.name}", "/usr/bin/python3", "-c", f"""
+import fcntl, os, struct, sys, time
+fd = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(fd, 0x400454ca, struct.pack("16sH22x", {vm["tap"]!r}.encode(), 0x5002))
+print("held", flush=True)
+sys.stdin.read()
+"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            d.wait_state(vm["id"], "failed", 60)
+            reason = d.vm(vm["id"])["reason"]
+            assert "PUT /network-interfaces/eth0" in reason and "busy" in reason and "mctl doctor" in reason
+        finally:
+            holder.communicate("")
+
+
+def test_it_goes_on_where_a_crash_of_the_daemon_cut_it_off():
+    """Three VMs, each at another step when the daemon is killed."""
+    with firecracker(faults={"delay_s": 0.25}, vm={"cli_memory": "128"}) as d:
+        made = []
+        for user in ("a", "b", "c"):
+            made.append(d.create(user=user)["id"])
+            time.sleep(0.8)
+        d.stop(signal.SIGKILL)
+        time.sleep(0.5)
+        d.start()
+        for vm_id in made:
+            d.wait_state(vm_id, "running", BOOT_S)
+            log = (d.state / "users" / vm_id / "vmm.log").read_text()
+            assert log.count("InstanceStart") == 1 and "PUT /metrics" in log
+
+
+def test_the_machine_is_what_the_record_says_and_lies_where_only_its_vmm_reaches():
+    with firecracker(vm={"cli_memory": "160"}) as d:
+        vm = d.create(wait=True)
+        assert vm["vmm"] == "firecracker" and vm["state"] == "running"
+        folder, root = d.state / "users" / vm["id"], root_of(d, vm["id"])
+        config = json.loads((folder / "vm-config.json").read_text())
+        assert config["network-interfaces"] == [{"iface_id": "eth0", "guest_mac": vm["mac"], "host_dev_name": vm["tap"]}]
+        assert config["machine-config"] == {"vcpu_count": 1, "mem_size_mib": 160}
+        for drive in config["drives"]:
+            assert os.path.exists(drive["path_on_host"])
+        assert folder.stat().st_mode & 0o777 == 0o700 and folder.stat().st_uid == 0
+        uid = root.stat().st_uid
+        assert uid >= 1879048192 and root.stat().st_mode & 0o777 == 0o700
+        assert (root / "overlay.ext4").stat().st_uid == uid
+        base = (root / "base.ext4").stat()
+        assert base.st_uid == 0 and base.st_mode & 0o222 == 0
+        assert "Firecracker in its jailer" in d.mctl("status").out
+        processes = d.processes()
+        assert processes
+        for pid in processes:
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            assert f"Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n" in status and "NoNewPrivs:\t1" in status
+            assert "CapEff:\t0000000000000000" in status
+
+
+def test_a_clone_costs_no_copy():
+    with firecracker() as d:
+        vm = d.create()
+        root = root_of(d, vm["id"])
+        image = harness.TEST_GUEST / "current/rootfs.ext4"
+        assert (root / "base.ext4").stat().st_ino == image.stat().st_ino, "the image was copied"
+        overlay = (root / "overlay.ext4").stat()
+        assert overlay.st_size >= 64 << 20 and overlay.st_blocks * 512 < 1 << 20
+
+
+def test_metrics_are_evidence():
+    """No path: the counters say that the guest spoke, or that it did not."""
+    with firecracker(vm={"cli_port": "9", "cli_boot_timeout": "20"}) as d:
+        vm = d.create()
+        d.wait_state(vm["id"], "failed", BOOT_S)
+        assert "frames from the guest" in d.vm(vm["id"])["reason"]
+        lines = (evidence(d, vm["id"]) / "metrics.json").read_text().splitlines()
+        assert sum(json.loads(line)["net"]["tx_packets_count"] for line in lines) > 0
+
+
+# ---- what is chosen ----
+
+def test_which_vmm_and_why():
+    with daemon(start=False) as d:
+        d.config["vm"].update(vmm="firecracker", firecracker_binary="/nonexistent/firecracker")
+        r = run(*d.command("--check"), check=False)
+        assert r.returncode == 1 and "there is no Firecracker at /nonexistent/firecracker" in r.stderr
+        r = run(*d.command("--vmm", "qemu", "--check"), check=False)
+        assert "VMM: QEMU" in r.stdout
+        d.use_firecracker()
+        d.config["vm"]["jailer_binary"] = "/nonexistent/jailer"
+        r = run(*d.command("--check"), check=False)
+        assert r.returncode == 1 and "there is no jailer at /nonexistent/jailer" in r.stderr
+        d.config["vm"]["jailer"] = "auto"
+        assert "VMM: Firecracker without jailer" in run(*d.command("--check"), check=False).stdout
+        assert run(*d.command("--vmm", "bochs", "--check"), check=False).returncode == 1
+
+
+# ---- the real one ----
+
+def real_binaries():
+    folder = os.environ.get("MC_FIRECRACKER") or os.path.dirname(shutil.which("firecracker") or "")
+    return pathlib.Path(folder) if folder and (pathlib.Path(folder) / "jailer").exists() else None
+
+
+@pytest.mark.skipif(real_binaries() is None, reason="there is no firecracker with its jailer in PATH or MC_FIRECRACKER")
+def test_the_real_firecracker_takes_every_request():
+    """Up to InstanceStart, which needs KVM: with the TAP attached by its name."""
+    with firecracker(binaries=real_binaries()) as d:
+        vm = d.create()
+        def told():
+            """Firecracker was told to start the machine"""
+            logs = [*d.state.glob("users/*/vmm.log"), *d.state.glob("evidence/*/vmm.log")]
+            return logs and "InstanceStart" in logs[0].read_text() and logs[0].read_text()
+        log = wait_for(told, 60, 0.1)
+        before = log[:log.index("InstanceStart")]
+        assert "Error" not in before, before
+        assert before.count("204 No Content") >= len(STEPS) - 3
+        wait_for(lambda: d.state_of(vm["id"]) != "creating", 10)
+        if d.state_of(vm["id"]) == "failed":
+            assert "PUT /actions" in d.vm(vm["id"])["reason"]
