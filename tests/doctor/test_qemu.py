@@ -1,8 +1,12 @@
-"""The same with a real guest: QEMU behind the TAP, Debian's kernel in it, virtio-net between them."""
+"""The same with real guests: QEMU behind the TAP, Debian's kernel in it, virtio-net between them. Some are started by the
+daemon, some by nobody that the doctor knows, some by nobody but with a record."""
 import contextlib
 import json
+import os
 import pathlib
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,9 +24,9 @@ BOOT_S = 60
 class Machine(Guest):
     """A guest that has no namespace, but a machine of its own."""
 
-    def launch(self, image, folder, *options):
+    def launch(self, image, folder, *options, words=""):
         self.qmp_path, self.console = folder / "qmp", folder / "console.log"
-        words = f"console=ttyS0 quiet panic=1 root=/dev/vda ro ip={self.address}::{GATEWAY}:255.255.0.0:guest:eth0:off"
+        words = f"console=ttyS0 quiet panic=1 root=/dev/vda ro ip={self.address}::{GATEWAY}:255.255.0.0:guest:eth0:off {words}"
         self.process = subprocess.Popen([
             "nsenter", f"--net=/run/netns/{self.lab.name}", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,accel=tcg",
             "-cpu", "max", "-m", "128", "-display", "none", "-no-reboot", "-serial", f"file:{self.console}",
@@ -48,6 +52,13 @@ class Machine(Guest):
                 assert "return" in answers[1], answers[1]
                 return answers[1]["return"]
 
+    def wait_said(self, text):
+        """Until its console says so."""
+        until = time.monotonic() + BOOT_S
+        while text not in self.console.read_text(errors="replace"):
+            assert time.monotonic() < until and self.process.poll() is None, self.console.read_text(errors="replace")[-2000:]
+            time.sleep(0.1)
+
     def wait(self, port=PORT):
         until = time.monotonic() + BOOT_S
         while self.lab.tcp(self.address, port, 0.5) != "open":
@@ -63,12 +74,12 @@ def image():
 
 
 @contextlib.contextmanager
-def machine(image, folder, *options):
+def machine(image, folder, *options, words=""):
     with Lab() as lab:
         guest = Machine(lab, 1, "192.168.0.2", "fc-vm-69fac6731", "02:fc:f9:aa:5d:01")
         lab.tap(guest.tap)
         try:
-            guest.launch(image, folder, *options)
+            guest.launch(image, folder, *options, words=words)
             until = time.monotonic() + 10
             while "LOWER_UP" not in lab.link(guest.tap)["flags"] or not guest.qmp_path.exists():
                 assert guest.process.poll() is None, guest.process.stdout.read()
@@ -82,11 +93,11 @@ def machine(image, folder, *options):
                 guest.process.stdout.close()
 
 
-def judge(lab, guest, ids, hops, words=()):
+def judge(lab, guest, ids, hops, words=(), args=()):
     lab.cold()
     if ONLY_INJECT:
         return None
-    answer = lab.doctor(guest)
+    answer = lab.doctor(guest, *args)
     assert answer.status == 10, answer
     assert answer.first["id"] in ids, answer
     assert answer.first["dies_at"] in hops, answer
@@ -119,6 +130,13 @@ def test_real_guest(image, tmp_path):
         lab.run("ebtables", "-F")
         guest.wait()
 
+        guest.process.send_signal(signal.SIGSTOP)
+        lab.cold()
+        assert not lab.ping(guest.address, 0.35)
+        judge(lab, guest, ["vmm.stalled"], ["vmm"], [guest.process.pid])
+        guest.process.send_signal(signal.SIGCONT)
+        guest.wait()
+
         guest.qmp("stop")
         lab.cold()
         assert not lab.ping(guest.address, 0.35)
@@ -138,3 +156,105 @@ def test_real_guest(image, tmp_path):
         lab.tap(guest.tap)
         assert not lab.ping(guest.address, 0.35)
         judge(lab, guest, ["tap.recreated"], ["vmm"], [guest.process.pid])
+
+
+def record(state, guest):
+    """What the daemon would have written of it: a row, and its console where the daemon keeps it."""
+    name = "vm-69fac673-27a8-492f-8fe0-f9b604e6ab28"
+    folder = state / "users" / name
+    folder.mkdir(parents=True)
+    os.link(guest.console, folder / "console.log")
+    with contextlib.closing(sqlite3.connect(state / "master-controller.db")) as db, db:
+        db.execute("CREATE TABLE vm (id, user, type, state, ip INTEGER, mac BLOB, tap, bridge, vmm, pid INTEGER, pid_start INTEGER,"
+                   " ended INTEGER, created_ms INTEGER)")
+        started = int(pathlib.Path(f"/proc/{guest.process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        db.execute("INSERT INTO vm VALUES (?, 'u1', 'browser', 'running', ?, ?, ?, 'br0', 'qemu', ?, ?, 0, 1)",
+                   (name, int.from_bytes(socket.inet_aton(guest.address), "big"), bytes.fromhex(guest.mac.replace(":", "")), guest.tap,
+                    guest.process.pid, started))
+    return name
+
+
+@pytest.mark.parametrize("word, said", [("panic", "end Kernel panic"), ("oom", "end Kernel panic - not syncing: Out of memory")])
+def test_console_tells(image, tmp_path, word, said):
+    """A guest whose kernel stopped, and a VMM that is well: the console's end is the evidence."""
+    with machine(image, tmp_path, words=f"mc.test={word} panic=0") as (lab, guest):
+        name = record(tmp_path / "state", guest)
+        guest.wait_said(said)
+        assert not lab.ping(guest.address, 0.35)
+        answer = judge(lab, guest, ["guest.panic"], ["guest.nic"], ["Kernel panic"], ["--state-dir", str(tmp_path / "state")])
+        assert answer.target["vm_id"] == name
+        # Without the record there is no console to read: the hop is all that can be said.
+        answer = lab.doctor(guest)
+        assert answer.first["id"] == f"unknown.{answer.first['dies_at']}" or answer.first["id"] == "guest.nic-down", answer
+        assert answer.first["dies_at"] in ("guest.nic", "vmm", "tap.queue"), answer
+
+
+def test_no_link(image, tmp_path):
+    with machine(image, tmp_path, words="mc.test=no-link") as (lab, guest):
+        guest.wait_said("test-guest: ready")
+        time.sleep(0.5)
+        assert not lab.ping(guest.address, 0.35)
+        judge(lab, guest, ["guest.nic-down", "unknown.guest.nic"], ["guest.nic"])
+
+
+def test_no_service(image, tmp_path):
+    with machine(image, tmp_path, words="mc.test=no-service") as (lab, guest):
+        guest.wait_said("test-guest: ready")
+        assert lab.ping(guest.address, 5)
+        if not ONLY_INJECT:
+            answer = lab.doctor(guest)
+            assert (answer.status, answer.first["id"], answer.first["dies_at"]) == (10, "guest.service-down", "guest.service"), answer
+            assert named(answer.first, [guest.address, str(PORT)]) == [], answer
+
+
+# ---- guests of the daemon ----
+
+
+def reports(d, vm):
+    """The same question by every way that there is: mctl without the daemon, and the API; of one VM and of all."""
+    yield d.doctor("--vm", vm["id"])
+    yield d.doctor()
+    for path in (f"/api/vms/{vm['id']}/diagnostics", "/api/admin/health/network"):
+        answer = d.admin("GET", path)
+        assert answer.status == 200, answer.body
+        yield 0 if answer.json["healthy"] else 10, answer.json
+
+
+def assert_all_say(d, vm, finding, hop):
+    for status, report in reports(d, vm):
+        target = next(t for t in report["targets"] if t["tap"] == vm["tap"])
+        roots = [f for f in target["findings"] if f["role"] == "root-cause"]
+        assert (status, target["vm_id"], target["reachable"]) == (10, vm["id"], False), report
+        assert (roots[0]["id"], roots[0]["dies_at"]) == (finding, hop), roots
+        others = [f for t in report["targets"] if t is not target for f in t["findings"] if f["role"] == "root-cause"]
+        assert others == [], others
+
+
+@pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
+def test_guests_of_the_daemon(image):
+    import harness
+
+    with harness.daemon() as d:
+        vms = [d.create(user="u1"), d.create(user="u2")]
+        for vm in vms:
+            d.wait_state(vm["id"], "running", BOOT_S)
+        vm = d.vm(vms[0]["id"])
+        for status, report in reports(d, vm):
+            assert status == 0 and report["healthy"] is True, report
+            assert all(t["reachable"] is True and t["vm_id"] for t in report["targets"]), report
+        pid = next(p for p in d.processes() if vm["id"] in pathlib.Path(f"/proc/{p}/cmdline").read_text())
+
+        os.kill(pid, signal.SIGSTOP)
+        assert_all_say(d, vm, "vmm.stalled", "vmm")
+        os.kill(pid, signal.SIGCONT)
+        harness.wait_for(lambda: d.doctor("--vm", vm["id"])[0] == 0, 20, 0.2)
+
+        d.netns("ebtables", "-A", "OUTPUT", "-o", vm["tap"], "-j", "DROP")
+        assert_all_say(d, vm, "ebtables.drop", "bridge.output")
+        d.netns("ebtables", "-F")
+
+        d.netns("ip", "link", "set", vm["tap"], "down")
+        assert_all_say(d, vm, "tap.down", "tap.dev")
+        assert d.doctor("--vm", vm["id"], "--repair")[0] == 11
+        status, report = d.doctor()
+        assert status == 0, report
