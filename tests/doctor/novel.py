@@ -156,6 +156,12 @@ command("tap ring of none", "tap.queue", "ip", "link set $TAP txqueuelen 0", "$T
 
 
 
+@fault("tap queues that nobody reads", "vmm", dead=("ping", "tcp"), hops=("tap.queue",), warm=False,
+       guest={"tap_kind": "multi_queue", "mq": 1, "idle": 63})
+def _(bed):
+    return [bed.vm.tap, "queues"]
+
+
 @fault("tap queue detached", "tap.queue", alive=SECOND, hops=("tap.dev", "vmm", "bridge.port"), guest={"tap_kind": "multi_queue", "mq": 1})
 def _(bed):
     bed.vm("detach")
@@ -290,7 +296,7 @@ def _(bed):
     return []
 
 
-@fault("ebtables answers ARP", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), also=("ebtables.drop",))
+@fault("ebtables answers ARP", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), hops=("tap.ingress",))
 def _(bed):
     bed.lab.run("ebtables", "-t", "nat", "-A", "PREROUTING", "-p", "arp", "--arp-opcode", "Request", "--arp-ip-dst", bed.vm.address, "-j", "arpreply",
                 "--arpreply-mac", "02:00:00:00:00:99", "--arpreply-target", "DROP")

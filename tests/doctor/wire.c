@@ -6,6 +6,7 @@
  *   pi=1          opens the host TAP without IFF_NO_PI (4 bytes of packet information before each frame)
  *   vnet=0        opens it without IFF_VNET_HDR
  *   mq=1          opens it with IFF_MULTI_QUEUE
+ *   idle=N        with mq=1: opens so many more queues, and never looks at them
  *   size=N        TUNSETVNETHDRSZ; 0 leaves what the device has
  *   believe=N     bytes of header that this VMM takes for granted, whatever the TAP has
  *   offload=N     TUNSETOFFLOAD flags, which the guest then ignores
@@ -57,7 +58,7 @@ struct wire {
     int host_ns, guest_ns;
     const char *tap, *eth;
     const char *mac;
-    int mtu, pi, vnet, multi_queue, size, believe, uid, keep, longest;
+    int mtu, pi, vnet, multi_queue, idle, size, believe, uid, keep, longest;
     unsigned offload;
     enum state state;
     int tap_fd, eth_fd;
@@ -116,6 +117,9 @@ static int host_attach(struct wire *w) {
         return r;
     }
     w->tap_fd = fd;
+    for (int i = 0; i < w->idle; i++)
+        if (tap_open(w->tap, flags) < 0)
+            return -errno;
     return 0;
 }
 
@@ -342,15 +346,9 @@ static bool option_take(struct wire *w, char *option) {
         const char *name;
         int *number;
     } numbers[] = {
-        {"mtu", &w->mtu},
-        {"pi", &w->pi},
-        {"vnet", &w->vnet},
-        {"mq", &w->multi_queue},
-        {"size", &w->size},
-        {"believe", &w->believe},
-        {"offload", (int *)&w->offload},
-        {"uid", &w->uid},
-        {"keep", &w->keep},
+        {"mtu", &w->mtu},   {"pi", &w->pi},     {"vnet", &w->vnet},       {"mq", &w->multi_queue},
+        {"idle", &w->idle}, {"size", &w->size}, {"believe", &w->believe}, {"offload", (int *)&w->offload},
+        {"uid", &w->uid},   {"keep", &w->keep},
     };
 
     if (!value)

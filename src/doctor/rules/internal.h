@@ -45,6 +45,7 @@ struct path {
     uint32_t passed; /* hops that it was seen to pass */
     struct trace_where out, back;
     bool has_trace;
+    bool unread; /* it rests in a queue of the TAP, while others are read */
     struct evidence evidence[3];
     uint8_t evidence_count;
 };

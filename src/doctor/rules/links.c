@@ -238,6 +238,24 @@ static void rule_queue(struct judge *j) {
     }
 }
 
+static void rule_unread_queue(struct judge *j) {
+    uint32_t flows = 0;
+    for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
+        flows |= j->paths[kind].unread ? FLOW(kind) : 0;
+    if (!flows)
+        return;
+    struct cause *c = cause_add(j, "tap.queue-unread", flows, FLOWS_GUEST,
+                                "%s has %u queues, and not all of them are read", j->tap->name, j->tap->tun_queues);
+    if (!c)
+        return;
+    c->seen = true;
+    cause_evidence(c, "link", j->tap->name, "multi_queue, %u queues attached, %u detached", j->tap->tun_queues,
+                   j->tap->tun_queues_off);
+    cause_evidence(c, "trace", j->tap->name, "some of our frames were read from it, others never were");
+    if (j->holder)
+        cause_evidence(c, "fdinfo", j->tap->name, "held by process %d (%s)", j->holder->pid, j->holder->comm);
+}
+
 /* The holder's descriptor: a VMM never wants packet information. */
 static void rule_descriptor(struct judge *j) {
     const struct snap_holder *h = j->holder;
@@ -339,6 +357,7 @@ void rules_links(struct judge *j) {
     rule_master(j);
     rule_carrier(j);
     rule_queue(j);
+    rule_unread_queue(j);
     rule_descriptor(j);
     rule_stopped(j);
     rule_xdp(j);

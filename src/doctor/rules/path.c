@@ -484,6 +484,27 @@ static void trace_kind(struct judge *j, enum probe_kind kind) {
     j->asked |= FLOW(kind);
 }
 
+/* A TAP of several queues, and one of them is not read: what the flow's hash puts there rests, the other flows live. Only
+ * where the trace is known to see the reader. */
+static void find_unread(struct judge *j) {
+    bool reads = false;
+    if (!j->tap || j->tap->tun_queues < 2)
+        return;
+    for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT; kind++)
+        reads = reads || (j->paths[kind].has_trace && j->paths[kind].out.last == TRACE_AT_READER);
+    for (int kind = 0; reads && kind < PROBE_KIND_GUEST_COUNT; kind++) {
+        struct path *p = &j->paths[kind];
+        if (!p->asked || p->alive || p->out.dropped || p->out.last != TRACE_AT_DRIVER ||
+            strcmp(p->out.dev, j->tap->name) != 0)
+            continue;
+        p->unread = true;
+        p->passed &= ~HOPS_QUEUE;
+        p->evidence_count = 0;
+        path_evidence(p, "trace", j->tap->name, "handed to the TAP and never read; others of our frames were");
+        dies(p, HOP_VMM, HOPS_QUEUE, true);
+    }
+}
+
 /* Only one reply in a burst, or one that was lost by chance, is no dead path. */
 static void soften_burst(struct judge *j) {
     const struct probe_answer *a = judge_answer(j, PROBE_BURST_ICMP);
@@ -513,6 +534,7 @@ void path_trace_all(struct judge *j) {
         return;
     for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
         trace_kind(j, (enum probe_kind)kind);
+    find_unread(j);
     soften_burst(j);
     forgive_suppression(j);
 }
