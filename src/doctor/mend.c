@@ -268,7 +268,7 @@ int doctor_undo(const char *netns, const char *journal_dir, const char *id, stru
     r = netns_open(netns, &nsfd, err);
     if (r == 0)
         r = repair_open(nsfd, netns, journal_dir, &repair, err);
-    bool waited;
+    bool waited = false;
     if (r == 0)
         r = repair_lock(repair, LOCK_WAIT_MS, &waited, err);
     if (r < 0)

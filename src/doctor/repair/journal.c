@@ -268,7 +268,7 @@ int repair_unfinished(struct repair *repair, struct repair_entry **ret, struct e
     r = repair_journal_load(repair->dir, id, &entry, err);
     if (r == -ENOENT) /* the folder was tidied up by hand */
         return journal_mark(repair->dir, NULL, err);
-    if (r < 0)
+    if (r < 0 || !entry)
         return r;
     bool here = strcmp(entry->netns, repair->netns) == 0 && entry->netns_inode == repair->netns_inode;
     if (here && (entry->state == REPAIR_STATE_APPLYING || entry->state == REPAIR_STATE_APPLIED))
@@ -308,7 +308,7 @@ int repair_lock(struct repair *repair, int64_t wait_ms, bool *ret_waited, struct
 static void hint_latest(const char *dir, struct err *err) {
     char(*ids)[REPAIR_ID_SIZE] = NULL;
     size_t count = 0;
-    if (repair_journal_list(dir, &ids, &count, NULL) == 0 && count)
+    if (repair_journal_list(dir, &ids, &count, NULL) == 0 && ids)
         err_hint(err, "the last repair is %s (of %zu in %s)", ids[count - 1], count, dir);
     else
         err_hint(err, "nothing was repaired that %s knows of", dir);
@@ -370,7 +370,7 @@ int repair_journal_list(const char *dir, char (**ret_ids)[REPAIR_ID_SIZE], size_
     }
     if (d)
         closedir(d);
-    if (count)
+    if (ids)
         qsort(ids, count, sizeof *ids, compare);
     *ret_ids = ids;
     *ret_count = count;
