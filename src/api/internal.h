@@ -66,11 +66,14 @@ json_t *api_session_json(struct api *api, const struct session *session);
 
 /* wait.c */
 enum wait_for {
+    WAIT_MADE,  /* its VMM runs, or it could not be made */
     WAIT_READY, /* running, or at an end */
     WAIT_ENDED,
 };
-/* Defers the request until the VM is there; then answers with {"vm":…}, status for success. */
-void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status);
+/* Defers the request until the VM is there; then answers with the body, whose reference it takes, or {"vm":…} where that
+ * is NULL; status for success. */
+void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status,
+              json_t *body);
 void api_wait_changed(struct api *api, const struct vm *vm);
 
 /* follow.c */

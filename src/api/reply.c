@@ -33,6 +33,7 @@ static int status_of(int errnum) {
     case ENOTUNIQ:
     case EPROTO:
         return 409;
+    case EXFULL: /* the bridge */
     case ENOSPC:
         return 507;
     case EUCLEAN: /* a broken image */

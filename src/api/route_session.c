@@ -60,10 +60,14 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
     }
     snprintf(url, sizeof url, "%s/api/auth/session/%s/novnc#ticket=%s", api->base_url, session.id, ticket);
     sodium_memzero(ticket, sizeof ticket);
-    api_json(req, is_new ? 201 : 200,
-             json_pack("{s:s, s:s, s:s, s:o, s:o}", "sessionId", session.id, "status",
-                       session_status_name(session.status), "novncURL", url, "timeoutAt", api_time(session.timeout_ms),
-                       "session", api_session_json(api, &session)));
+    json_t *answer = json_pack("{s:s, s:s, s:s, s:o, s:o}", "sessionId", session.id, "status",
+                               session_status_name(session.status), "novncURL", url, "timeoutAt",
+                               api_time(session.timeout_ms), "session", api_session_json(api, &session));
+    sodium_memzero(url, sizeof url);
+    if (is_new)
+        api_wait(api, req, session.vm_id, WAIT_MADE, 201, answer);
+    else
+        api_json(req, 200, answer);
 }
 
 void route_sessions_list(struct http_request *req, const struct http_match *match, void *userdata) {

@@ -87,10 +87,8 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
     }
     if (r < 0)
         api_fail(req, &err);
-    else if (wait)
-        api_wait(api, req, vm.id, WAIT_READY, status);
     else
-        api_json(req, status, json_pack("{s:o}", "vm", api_vm_json(&vm)));
+        api_wait(api, req, vm.id, wait ? WAIT_READY : WAIT_MADE, status, NULL);
 }
 
 static void destroy(struct api *api, struct http_request *req, const struct vm *vm) {
@@ -111,7 +109,7 @@ static void destroy(struct api *api, struct http_request *req, const struct vm *
     if (r < 0)
         api_fail(req, &err);
     else
-        api_wait(api, req, vm->id, WAIT_ENDED, 200);
+        api_wait(api, req, vm->id, WAIT_ENDED, 200, NULL);
 }
 
 void route_user_vm_get(struct http_request *req, const struct http_match *match, void *userdata) {

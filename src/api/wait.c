@@ -12,6 +12,7 @@ struct waiter {
     char vm_id[VM_ID_TEXT];
     enum wait_for what;
     int status;
+    json_t *body; /* the answer when all went well; NULL: the VM */
 };
 
 static void drop(struct waiter *w) {
@@ -20,6 +21,7 @@ static void drop(struct waiter *w) {
             *at = w->next;
             break;
         }
+    json_decref(w->body);
     free(w);
 }
 
@@ -28,37 +30,50 @@ static void on_gone(struct http_request *req, void *userdata) {
 }
 
 static bool is_there(const struct vm *vm, enum wait_for what) {
-    return vm_state_is_end(vm->state) || (what == WAIT_READY && vm->state == VM_STATE_RUNNING);
+    return vm_state_is_end(vm->state) || (what == WAIT_READY && vm->state == VM_STATE_RUNNING) ||
+           (what == WAIT_MADE && vm->state != VM_STATE_CREATING);
 }
 
-static void answer(struct http_request *req, const struct vm *vm, enum wait_for what, int status) {
-    if (what == WAIT_READY && vm->state != VM_STATE_RUNNING) {
+/* Takes the reference of body. */
+static void answer(struct api *api, struct http_request *req, const struct vm *vm, enum wait_for what, int status,
+                   json_t *body) {
+    const struct err *why = vms_create_error(api->vms, vm->id);
+    if (what != WAIT_ENDED && vm_state_is_end(vm->state) && why) {
+        json_decref(body);
+        api_fail(req, why);
+        return;
+    }
+    if ((what == WAIT_READY && vm->state != VM_STATE_RUNNING) || (what == WAIT_MADE && vm_state_is_end(vm->state))) {
         struct err err;
         err_set(&err, EIO, "vm.failed", "VM %s is %s: %s", vm->id, vm_state_name(vm->state), vm->reason);
         err_hint(&err, "mctl vm why %s tells its story", vm->id);
+        json_decref(body);
         api_fail(req, &err);
         return;
     }
-    api_json(req, status, json_pack("{s:o}", "vm", api_vm_json(vm)));
+    api_json(req, status, body ? body : json_pack("{s:o}", "vm", api_vm_json(vm)));
 }
 
-void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status) {
+void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status,
+              json_t *body) {
     struct vm vm;
     struct err err = {0};
     if (store_vm_get(api->store, vm_id, &vm, &err) < 0) {
+        json_decref(body);
         api_fail(req, &err);
         return;
     }
     if (is_there(&vm, what)) {
-        answer(req, &vm, what, status);
+        answer(api, req, &vm, what, status, body);
         return;
     }
     struct waiter *w = calloc(1, sizeof *w);
     if (!w) {
+        json_decref(body);
         http_problem(req, 500, "internal", NULL, "out of memory", NULL);
         return;
     }
-    *w = (struct waiter){.next = api->waiters, .api = api, .req = req, .what = what, .status = status};
+    *w = (struct waiter){.next = api->waiters, .api = api, .req = req, .what = what, .status = status, .body = body};
     str_copy(w->vm_id, sizeof w->vm_id, vm_id);
     api->waiters = w;
     http_request_defer(req, on_gone, w);
@@ -67,12 +82,20 @@ void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum
 void api_wait_changed(struct api *api, const struct vm *vm) {
     for (struct waiter *w = api->waiters, *next; w; w = next) {
         next = w->next;
-        if (strcmp(w->vm_id, vm->id) != 0 || !is_there(vm, w->what))
+        struct err stuck;
+        bool is_stuck = strcmp(w->vm_id, vm->id) == 0 && vms_stuck(api->vms, vm->id, &stuck) < 0;
+        if (strcmp(w->vm_id, vm->id) != 0 || (!is_there(vm, w->what) && !is_stuck))
             continue;
         struct http_request *req = w->req;
         enum wait_for what = w->what;
         int status = w->status;
+        json_t *body = json_incref(w->body);
         drop(w);
-        answer(req, vm, what, status);
+        if (!is_stuck) {
+            answer(api, req, vm, what, status, body);
+            continue;
+        }
+        json_decref(body);
+        api_fail(req, &stuck);
     }
 }

@@ -144,6 +144,11 @@ int file_write_atomic(const char *path, const void *data, size_t len, mode_t mod
     return r;
 }
 
+int file_write_new(const char *path, const void *data, size_t len, mode_t mode) {
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+    return fd < 0 ? -errno : fd_write_all(fd, data, len);
+}
+
 int file_write_value(const char *path, const char *value) {
     _cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)

@@ -42,6 +42,10 @@ int file_read_tail(const char *path, size_t max, char **ret_data, size_t *ret_le
  * is as it was and the temporary one is gone. */
 int file_write_atomic(const char *path, const void *data, size_t len, mode_t mode);
 
+/* Writes a file that is not there yet, without waiting for the disk: for what a crash may take back. Return: 0 or
+ * -errno (-EEXIST). */
+int file_write_new(const char *path, const void *data, size_t len, mode_t mode);
+
 /* Writes a short value to an existing file such as a sysctl. Return: 0 or -errno. */
 int file_write_value(const char *path, const char *value);
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -125,7 +126,11 @@ static int enter(const char *scratch, const char *program) {
     return 0;
 }
 
-static void __attribute__((noreturn)) child(const char *scratch, const char *program, int result_fd) {
+/* It goes with its parent: a copy of the parent's sockets in a child that nobody knows would keep clients waiting. */
+static void __attribute__((noreturn)) child(const char *scratch, const char *program, pid_t parent, int result_fd) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        _exit(1);
     int r = enter(scratch, program);
     if (write(result_fd, &r, sizeof r) != sizeof r)
         _exit(1);
@@ -139,11 +144,11 @@ int jail_make(const char *scratch, const char *program, int *ret_fd, struct err 
     if (pipe2(pipe_fds, O_CLOEXEC) < 0)
         return err_sys(err, errno, "process.jail", "make a private view of the files");
     _cleanup_close_ int read_fd = pipe_fds[0], write_fd = pipe_fds[1];
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     if (pid < 0)
         return err_sys(err, errno, "process.jail", "make a private view of the files");
     if (pid == 0)
-        child(scratch, program, write_fd);
+        child(scratch, program, parent, write_fd);
     fd_close(&write_fd);
     if (read(read_fd, &r, sizeof r) != (ssize_t)sizeof r)
         r = -EPIPE;

@@ -11,5 +11,5 @@
 
 /* Makes one. `scratch` is an empty folder in which it is put together (nothing of that is seen outside, or stays);
  * `program` a program to be had in it, where it does not lie in /usr. *ret_fd is the namespace, the caller's.
- * Error: "process.jail", where the host does not allow it. */
+ * Of the main thread. Error: "process.jail", where the host does not allow it. */
 int jail_make(const char *scratch, const char *program, int *ret_fd, struct err *err);

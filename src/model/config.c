@@ -56,7 +56,13 @@ static const struct key keys[] = {
     {"vm", "firecracker_binary", "", KIND_PATH, AT(vm.firecracker_binary)},
     {"vm", "jailer", "auto", KIND_CHOICE, AT(vm.jailer), .words = "auto|yes|no"},
     {"vm", "jailer_binary", "", KIND_PATH, AT(vm.jailer_binary)},
+    {"vm", "mctl_binary", "", KIND_PATH, AT(vm.mctl_binary)},
     {"vm", "quota_per_user", "4", KIND_U32, AT(vm.quota_per_user), 1, 1000},
+    {"vm", "quota_host", "1000", KIND_U32, AT(vm.quota_host), 1, 100000},
+    {"vm", "memory_percent", "100", KIND_U32, AT(vm.memory_percent), 1, 100000},
+    {"vm", "cgroup", "", KIND_PATH, AT(vm.cgroup)},
+    {"vm", "evidence_days", "30", KIND_U32, AT(vm.evidence_days), 1, 36500},
+    {"vm", "evidence_megabytes", "2048", KIND_U32, AT(vm.evidence_mib), 1, 10000000},
     {"vm", "uid_base", "1879048192", KIND_U32, AT(vm.uid_base), 1000, 4000000000},
     {"vm", "probe_interval", "0.5", KIND_SECONDS, AT(vm.probe_interval_ms), 50, 60000},
     {"vm", "probe_timeout", "3", KIND_SECONDS, AT(vm.probe_timeout_ms), 100, 60000},
@@ -89,6 +95,7 @@ static const struct key keys[] = {
     {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},
 
     {"store", "file", "", KIND_PATH, AT(store_file)},
+    {"store", "keep_days", "90", KIND_U32, AT(store_days), 1, 36500},
 };
 
 #define KEY_COUNT (sizeof keys / sizeof *keys)

@@ -44,7 +44,13 @@ struct config_vm {
     char firecracker_binary[CONFIG_TEXT]; /* empty: looked for in /usr/local/bin and /usr/bin */
     char jailer[8];                       /* auto, yes, no */
     char jailer_binary[CONFIG_TEXT];      /* as firecracker_binary */
+    char mctl_binary[CONFIG_TEXT];        /* empty: where it is installed or built with this daemon */
     uint32_t quota_per_user;              /* VMs of one user at a time */
+    uint32_t quota_host;                  /* VMs of this host at a time */
+    uint32_t memory_percent;              /* of the host's memory that its VMs may be promised together */
+    char cgroup[CONFIG_TEXT];             /* a delegated control group for the VMs; empty: the daemon's own */
+    uint32_t evidence_days;               /* evidence older than that is removed */
+    uint32_t evidence_mib;                /* and the oldest while there is more than that */
     uint32_t uid_base;                    /* VM n runs as uid and gid uid_base + n */
     uint32_t probe_interval_ms;
     uint32_t probe_timeout_ms;
@@ -79,6 +85,7 @@ struct config {
     struct config_session session;
     char image_dir[CONFIG_TEXT];  /* empty: STATE/snapshots/base */
     char store_file[CONFIG_TEXT]; /* empty: STATE/master-controller.db */
+    uint32_t store_days;          /* records of ended VMs and sessions older than that are removed */
 };
 
 /* Sets every key to its default. */

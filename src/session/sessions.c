@@ -14,8 +14,6 @@ struct sessions {
     struct store *store;
     struct vms *vms;
     const struct config *config;
-    sessions_changed_fn *changed;
-    void *changed_userdata;
 };
 
 /* The one place where a session's status changes. */
@@ -35,8 +33,6 @@ static int change(struct sessions *all, struct session *session, enum session_ev
               "%s -> %s by %s%s%s", session_status_name(session->status), session_status_name(next.status), actor,
               *reason ? ": " : "", reason);
     *session = next;
-    if (all->changed)
-        all->changed(all->changed_userdata, session);
     return 0;
 }
 
@@ -118,11 +114,6 @@ int sessions_new(struct store *store, struct vms *vms, const struct config *conf
 
 void sessions_free(struct sessions *all) {
     free(all);
-}
-
-void sessions_on_change(struct sessions *all, sessions_changed_fn *fn, void *userdata) {
-    all->changed = fn;
-    all->changed_userdata = userdata;
 }
 
 static void random_hex(char *ret_text, size_t bytes) {

@@ -15,15 +15,10 @@
 
 struct sessions;
 
-/* Called after each change of a session was stored. */
-typedef void sessions_changed_fn(void *userdata, const struct session *session);
-
 /* Brings the sessions of the last daemon in line with their VMs. The pointers stay the caller's. */
 int sessions_new(struct store *store, struct vms *vms, const struct config *config, struct sessions **ret_sessions,
                  struct err *err);
 void sessions_free(struct sessions *sessions);
-
-void sessions_on_change(struct sessions *sessions, sessions_changed_fn *fn, void *userdata);
 
 /* The user's active session with this provider, or a new one with a VM that boots. Errors: "provider.unknown", and
  * those of vms_create(); nothing is left behind then but the record of a failed session. */

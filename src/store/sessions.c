@@ -99,14 +99,9 @@ int store_session_list(struct store *store, enum store_which which, struct sessi
     _cleanup_free_ struct session *sessions = NULL;
     size_t n = 0, cap = 0;
     while ((r = query_step(&q, err)) > 0) {
-        if (n == cap) {
-            cap = cap ? cap * 2 : 8;
-            struct session *bigger = realloc(sessions, cap * sizeof *sessions);
-            if (!bigger)
-                return err_sys(err, ENOMEM, "store.failed", "list sessions");
-            sessions = bigger;
-        }
-        r = read_session(&q, &sessions[n], err);
+        r = store_grow(&sessions, n, &cap, sizeof *sessions, err);
+        if (r == 0)
+            r = read_session(&q, &sessions[n], err);
         if (r < 0)
             return r;
         n++;

@@ -80,6 +80,18 @@ void query_get_blob(struct query *q, void *ret_data, size_t len) {
         memcpy(ret_data, data, n < len ? n : len);
 }
 
+int store_grow(void *list, size_t n, size_t *cap, size_t size, struct err *err) {
+    if (n < *cap)
+        return 0;
+    size_t more = *cap ? *cap * 2 : 16;
+    void *bigger = realloc(*(void **)list, more * size);
+    if (!bigger)
+        return err_sys(err, ENOMEM, "store.failed", "list records");
+    *(void **)list = bigger;
+    *cap = more;
+    return 0;
+}
+
 int store_begin(struct store *store, struct err *err) {
     return store_exec(store, "BEGIN IMMEDIATE", err);
 }

@@ -38,4 +38,7 @@ void query_get_blob(struct query *q, void *ret_data, size_t len);
 int store_begin(struct store *store, struct err *err);
 int store_end(struct store *store, int r, struct err *err);
 
+/* Makes room for one more item of `size` bytes behind the n that a list has. Return: 0 or -ENOMEM. */
+int store_grow(void *list, size_t n, size_t *cap, size_t size, struct err *err);
+
 int store_exec(struct store *store, const char *sql, struct err *err);

@@ -14,6 +14,7 @@
 
 #define STORE_HASH_SIZE 32
 #define STORE_ACTOR_MAX 96
+#define STORE_EVENTS_MAX 1000 /* of one VM */
 
 struct store;
 
@@ -57,6 +58,10 @@ struct store_event {
     char reason[VM_REASON_MAX];
 };
 int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err);
+
+/* Removes at most `max` VMs that ended before a time, with their events, and as many sessions that were made before it.
+ * *ret_n is the number of VMs. */
+int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t *ret_n, struct err *err);
 
 /* A VM's story, oldest first. The caller frees *ret_events. */
 int store_vm_events(struct store *store, const char *id, struct store_event **ret_events, size_t *ret_n,

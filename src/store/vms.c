@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +56,20 @@ static int add_event(struct store *store, const char *vm_id, const struct store_
     query_text(&q, event->from);
     query_text(&q, event->to);
     query_text(&q, event->reason);
+    return query_step(&q, err);
+}
+
+/* A VM that comes and goes (unreachable, reachable, …) tells so without end: the oldest go. */
+static int trim_events(struct store *store, const char *vm_id, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store,
+                       "DELETE FROM event WHERE vm_id = ?1 AND n <="
+                       " (SELECT n FROM event WHERE vm_id = ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)",
+                       err);
+    if (r < 0)
+        return r;
+    query_text(&q, vm_id);
+    query_int(&q, STORE_EVENTS_MAX);
     return query_step(&q, err);
 }
 
@@ -199,14 +214,9 @@ int store_vm_list(struct store *store, const char *user, enum store_which which,
     _cleanup_free_ struct vm *vms = NULL;
     size_t n = 0, cap = 0;
     while ((r = query_step(&q, err)) > 0) {
-        if (n == cap) {
-            cap = cap ? cap * 2 : 16;
-            struct vm *bigger = realloc(vms, cap * sizeof *vms);
-            if (!bigger)
-                return err_sys(err, ENOMEM, "store.failed", "list VMs");
-            vms = bigger;
-        }
-        r = read_vm(&q, &vms[n], err);
+        r = store_grow(&vms, n, &cap, sizeof *vms, err);
+        if (r == 0)
+            r = read_vm(&q, &vms[n], err);
         if (r < 0)
             return r;
         n++;
@@ -247,15 +257,55 @@ int store_vm_update(struct store *store, const struct vm *vm, const struct store
     r = update_vm(store, vm, err);
     if (r == 0 && event)
         r = add_event(store, vm->id, event, err);
+    if (r == 0 && event && !*event->to)
+        r = trim_events(store, vm->id, err);
     return store_end(store, r, err);
+}
+
+/* Runs a statement for each of which ?1 is a time and ?2 a number of rows. */
+static int delete_some(struct store *store, const char *sql, int64_t before_ms, uint32_t max, uint32_t *ret_n,
+                       struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store, sql, err);
+    if (r < 0)
+        return r;
+    query_int(&q, before_ms);
+    query_int(&q, max);
+    r = query_step(&q, err);
+    if (r == 0)
+        *ret_n += (uint32_t)sqlite3_changes(store->db);
+    return r;
+}
+
+int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t *ret_n, struct err *err) {
+    static const char old[] =
+        "(SELECT id FROM vm WHERE ended = 1 AND state_since_ms < ?1 ORDER BY created_ms LIMIT ?2)";
+    char events[256], vms[256];
+    uint32_t n = 0, other = 0;
+    snprintf(events, sizeof events, "DELETE FROM event WHERE vm_id IN %s", old);
+    snprintf(vms, sizeof vms, "DELETE FROM vm WHERE id IN %s", old);
+    int r = store_begin(store, err);
+    if (r < 0)
+        return r;
+    r = delete_some(store, events, before_ms, max, &other, err);
+    if (r == 0)
+        r = delete_some(store, vms, before_ms, max, &n, err);
+    if (r == 0)
+        r = delete_some(store,
+                        "DELETE FROM session WHERE id IN"
+                        " (SELECT id FROM session WHERE ended = 1 AND created_ms < ?1 LIMIT ?2)",
+                        before_ms, max, &other, err);
+    r = store_end(store, r, err);
+    if (r == 0)
+        *ret_n = n;
+    return r;
 }
 
 int store_vm_events(struct store *store, const char *id, struct store_event **ret_events, size_t *ret_n,
                     struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "SELECT at_ms, actor, event, from_state, to_state, reason FROM event WHERE vm_id = ?"
-                       " ORDER BY n LIMIT 1000",
+                       "SELECT at_ms, actor, event, from_state, to_state, reason FROM event WHERE vm_id = ? ORDER BY n",
                        err);
     if (r < 0)
         return r;
@@ -263,13 +313,9 @@ int store_vm_events(struct store *store, const char *id, struct store_event **re
     _cleanup_free_ struct store_event *events = NULL;
     size_t n = 0, cap = 0;
     while ((r = query_step(&q, err)) > 0) {
-        if (n == cap) {
-            cap = cap ? cap * 2 : 8;
-            struct store_event *bigger = realloc(events, cap * sizeof *events);
-            if (!bigger)
-                return err_sys(err, ENOMEM, "store.failed", "list events");
-            events = bigger;
-        }
+        r = store_grow(&events, n, &cap, sizeof *events, err);
+        if (r < 0)
+            return r;
         struct store_event *e = &events[n++];
         *e = (struct store_event){.at_ms = query_get_int(&q)};
         query_get_text(&q, e->actor, sizeof e->actor);

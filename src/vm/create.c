@@ -1,5 +1,10 @@
-/* Making a VM: steps, each with its undo. The record is claimed first, so that after a crash at any later point the
- * next start knows what to look for (reconcile.c). */
+/* Making a VM. Theory of operation:
+ *
+ * The record is claimed first, on the loop's thread, so that after a crash at any later point the next start knows what
+ * to look for (reconcile.c). The steps after it are done by a worker, in the order of the table below; each can be undone
+ * knowing only the record and the VM's folder, and the undo of all of them is the end of a VM (end.c), whichever of them
+ * have been done. Then, on the loop's thread again, the VM is booting: its VMM's pid and the state in one transaction. A
+ * VM that somebody ends meanwhile is made to its end and then ended. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,33 +28,17 @@ static int random_bytes(void *data, size_t len) {
     return getrandom(data, len, 0) == (ssize_t)len ? 0 : -EIO;
 }
 
-struct used_ips {
-    const uint32_t *ip;
-    size_t n;
-};
-
+/* Every live VM has a machine. */
 static int is_used(uint32_t ip, void *data) {
-    const struct used_ips *all = data;
-    for (size_t i = 0; i < all->n; i++)
-        if (all->ip[i] == ip)
+    for (struct machine *m = data; m; m = m->next)
+        if (m->vm.ip == ip)
             return 1;
     return 0;
 }
 
 /* The first free address behind the last one given, so that an address rests before it is given again. */
 static int pick_address(struct vms *vms, uint32_t *ret_ip, struct err *err) {
-    _cleanup_free_ struct vm *live = NULL;
-    size_t n;
-    int r = store_vm_list(vms->store, NULL, STORE_LIVE, &live, &n, err);
-    if (r < 0)
-        return r;
-    _cleanup_free_ uint32_t *used = calloc(n + 1, sizeof *used);
-    if (!used)
-        return err_sys(err, ENOMEM, "vm.create", "pick an address");
-    for (size_t i = 0; i < n; i++)
-        used[i] = live[i].ip;
-    struct used_ips all = {used, n};
-    r = ipam_pick(vms->config->network.address, vms->ip_cursor, is_used, &all, ret_ip, err);
+    int r = ipam_pick(vms->config->network.address, vms->ip_cursor, is_used, vms->first, ret_ip, err);
     if (r == 0)
         vms->ip_cursor = *ret_ip;
     return r;
@@ -116,9 +105,10 @@ static void build_cmdline(struct vms *vms, const struct vm *vm, char ret_cmdline
     net_format_ip(vm->ip, ip);
     net_format_ip(pool.address, gateway);
     net_format_ip(net_mask(pool.length), mask);
-    snprintf(ret_cmdline, CMDLINE_MAX,
-             "console=ttyS0 panic=-1 root=/dev/vda rootfstype=ext4 rw ip=%s::%s:%s:%.11s:eth0:off%s%s mc.vm=%s", ip,
-             gateway, mask, vm->id, *vms->config->network.dns ? ":" : "", vms->config->network.dns, vm->id);
+    snprintf(
+        ret_cmdline, CMDLINE_MAX,
+        "console=ttyS0 TERM=dumb panic=-1 root=/dev/vda rootfstype=ext4 rw ip=%s::%s:%s:%.11s:eth0:off%s%s mc.vm=%s",
+        ip, gateway, mask, vm->id, *vms->config->network.dns ? ":" : "", vms->config->network.dns, vm->id);
 }
 
 struct network_nic machine_nic(const struct vm *vm) {
@@ -128,91 +118,163 @@ struct network_nic machine_nic(const struct vm *vm) {
     return nic;
 }
 
-/* Everything that a VM needs before its VMM. */
-static int prepare(struct vms *vms, const struct vm *vm, const struct vmm_ops *ops, const struct image *image,
-                   int *ret_tap_fd, struct err *err) {
+/* What the worker has of a VM that it makes: copies. */
+struct creation {
+    struct vms *vms;
+    struct machine *m; /* for done() alone */
+    struct vm vm;
+    struct vmm_choice choice;
+    struct image image;
     char folder[VMS_PATH_MAX];
-    machine_user_folder(vms, vm->id, folder);
-    if (mkdir(folder, 0700) < 0)
-        return err_sys(err, errno, "vm.create", "make %s", folder);
-    struct network_nic nic = machine_nic(vm);
-    int r = ops->raw_disk ? image_clone_raw(image, folder, err) : image_clone(image, folder, err);
-    if (r == 0)
-        r = network_tap_create(vms->network, &nic, err);
-    if (r == 0)
-        r = network_neighbour_forget(vms->network, vm->ip, err);
-    if (r == 0 && !ops->opens_tap)
-        r = network_tap_open(vms->network, vm->tap, ret_tap_fd, err);
-    return r;
-}
-
-static int start_vmm(struct machine *m, const struct vmm_choice *choice, const struct image *image, int tap_fd,
-                     struct err *err) {
-    char folder[VMS_PATH_MAX], cmdline[CMDLINE_MAX], netns_path[VMS_PATH_MAX];
-    machine_user_folder(m->vms, m->vm.id, folder);
-    int netns_fd = network_namespace(m->vms->network, netns_path, sizeof netns_path);
-    build_cmdline(m->vms, &m->vm, cmdline);
-    struct vmm_spec spec = {.vm = &m->vm,
-                            .folder = folder,
-                            .kernel = image->kernel,
-                            .initrd = image->initrd,
-                            .vmlinux = image->vmlinux,
-                            .cmdline = cmdline,
-                            .tap_fd = tap_fd,
-                            .netns_fd = netns_fd,
-                            .netns_path = netns_path};
+    char actor[STORE_ACTOR_MAX];
+    int jail_fd; /* 0: none */
+    int group_fds[CGROUP_HIERARCHIES], group_count;
+    int tap_fd;
     pid_t pid;
-    int r = choice->ops->start(&m->vms->config->vm, &spec, &pid, &m->pidfd, err);
-    if (r < 0)
-        return r;
-    m->vm.pid = pid;
-    if (proc_start_time(pid, &m->vm.pid_start) < 0)
-        return err_set(err, ESRCH, "vm.create", "the VMM ended at once: see vmm.log in %s", folder);
-    return 0;
+    uint64_t pid_start;
+    int pidfd;
+    int result;
+    struct err err;
+};
+
+static int make_folder(struct creation *c, struct err *err) {
+    return mkdir(c->folder, 0700) < 0 ? err_sys(err, errno, "vm.create", "make %s", c->folder) : 0;
 }
 
-static int run_steps(struct machine *m, const struct vmm_choice *choice, const struct image *image, const char *actor,
-                     struct err *err) {
-    _cleanup_close_ int tap_fd = -1;
-    int r = prepare(m->vms, &m->vm, choice->ops, image, &tap_fd, err);
+static int make_disk(struct creation *c, struct err *err) {
+    return c->choice.ops->raw_disk ? image_clone_raw(&c->image, c->folder, err)
+                                   : image_clone(&c->image, c->folder, err);
+}
+
+static int make_limits(struct creation *c, struct err *err) {
+    int n =
+        confine_enter(c->vms->confine, &c->vm, c->folder, c->choice.ops->overhead_mib(&c->choice), c->group_fds, err);
+    c->group_count = n > 0 ? n : 0;
+    return n < 0 ? n : 0;
+}
+
+static int make_tap(struct creation *c, struct err *err) {
+    struct network_nic nic = machine_nic(&c->vm);
+    int r = network_tap_create(c->vms->network, &nic, err);
     if (r == 0)
-        r = start_vmm(m, choice, image, tap_fd, err);
-    if (r == 0)
-        r = machine_change(m, VM_EVENT_STARTED, actor, "", err);
-    m->is_fresh = true;
-    if (r == 0)
-        r = machine_watch(m, err);
+        r = network_neighbour_forget(c->vms->network, c->vm.ip, err);
+    if (r == 0 && !c->choice.ops->opens_tap)
+        r = network_tap_open(c->vms->network, c->vm.tap, &c->tap_fd, err);
     return r;
+}
+
+static int start_vmm(struct creation *c, struct err *err) {
+    char cmdline[CMDLINE_MAX], netns_path[VMS_PATH_MAX];
+    int netns_fd = network_namespace(c->vms->network, netns_path, sizeof netns_path);
+    build_cmdline(c->vms, &c->vm, cmdline);
+    struct vmm_spec spec = {
+        .vm = &c->vm,
+        .choice = &c->choice,
+        .confinement = {.group_fds = c->group_fds, .group_count = c->group_count, .jail_fd = c->jail_fd},
+        .folder = c->folder,
+        .kernel = c->image.kernel,
+        .initrd = c->image.initrd,
+        .vmlinux = c->image.vmlinux,
+        .cmdline = cmdline,
+        .tap_fd = c->tap_fd,
+        .netns_fd = netns_fd,
+        .netns_path = netns_path};
+    int r = c->choice.ops->start(&c->vms->config->vm, &spec, &c->pid, &c->pidfd, err);
+    if (r == 0 && proc_start_time(c->pid, &c->pid_start) < 0)
+        return err_set(err, ESRCH, "vm.create", "the VMM ended at once: see vmm.log in %s", c->folder);
+    return r;
+}
+
+/* Undone by: removing the folder, its disks with it; removing the groups that the folder names; removing the TAP of
+ * that alias; killing the process of that pid and start time, or who is in those groups. */
+static int (*const steps[])(struct creation *c, struct err *err) = {make_folder, make_disk, make_limits, make_tap,
+                                                                    start_vmm};
+
+static void work(void *userdata) {
+    struct creation *c = userdata;
+    for (size_t i = 0; c->result == 0 && i < sizeof steps / sizeof *steps; i++)
+        c->result = steps[i](c, &c->err);
+}
+
+static void free_creation(struct creation *c) {
+    fd_close(&c->tap_fd);
+    fd_close(&c->pidfd);
+    if (c->jail_fd > 0)
+        close(c->jail_fd);
+    for (int i = 0; i < c->group_count; i++)
+        fd_close(&c->group_fds[i]);
+    free(c);
+}
+
+static int go_on(struct creation *c, struct err *err) {
+    struct machine *m = c->m;
+    int r = c->result;
+    if (r == 0)
+        r = machine_change(m, VM_EVENT_STARTED, c->actor, "", err);
+    m->is_fresh = true;
+    return r < 0 ? r : machine_watch(m, err);
+}
+
+static void done(void *userdata) {
+    struct creation *c = userdata;
+    struct machine *m = c->m;
+    m->is_busy = false;
+    m->pidfd = fd_steal(&c->pidfd);
+    m->vm.pid = c->pid;
+    m->vm.pid_start = c->pid_start;
+    if (m->vm.state == VM_STATE_STOPPING) {
+        char actor[STORE_ACTOR_MAX];
+        str_copy(actor, sizeof actor, m->stop_actor);
+        machine_end(m, VM_EVENT_ENDED, actor, m->vm.reason, NULL);
+    } else if (go_on(c, &c->err) < 0) {
+        err_prefix(&c->err, "create %s", m->vm.id);
+        str_copy(m->vms->last_error.id, sizeof m->vms->last_error.id, m->vm.id);
+        m->vms->last_error.err = c->err;
+        machine_end(m, VM_EVENT_FAILED, "controller", c->err.detail, NULL);
+    }
+    free_creation(c);
+}
+
+static int begin(struct vms *vms, const struct creation *template, struct err *err) {
+    struct creation *c = malloc(sizeof *c);
+    struct machine *m = c ? machine_new(vms, &template->vm) : NULL;
+    if (!m) {
+        free(c);
+        return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
+    }
+    *c = *template;
+    c->m = m;
+    c->jail_fd = c->choice.ops->is_jailed ? confine_jail(vms->confine, c->choice.binary) : 0;
+    machine_user_folder(vms, m->vm.id, c->folder);
+    m->is_busy = true;
+    if (workers_submit(vms->makers, work, done, c) == 0)
+        return 0;
+    m->is_busy = false;
+    free_creation(c);
+    machine_end(m, VM_EVENT_FAILED, "controller", "there was no memory to make it", NULL);
+    return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
 }
 
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
-    struct image image;
-    struct vmm_choice choice = {0};
-    struct vm vm = {0};
-    int r = fill_request(vms, request, &vm, err);
+    struct creation c = {.vms = vms, .tap_fd = -1, .pidfd = -1};
+    struct vm *vm = &c.vm;
+    int r = fill_request(vms, request, vm, err);
     if (r == 0)
-        r = network_check_room(vms->network, err);
+        r = vmm_choose(&vms->config->vm, &c.choice, err);
     if (r == 0)
-        r = vmm_choose(&vms->config->vm, &choice, err);
+        r = image_open(vms->image_dir, &c.image, err);
     if (r == 0)
-        r = image_open(vms->image_dir, &image, err);
+        r = vms_admit(vms, vm, c.choice.ops->overhead_mib(&c.choice), err);
     if (r < 0)
         return r;
-    str_copy(vm.image, sizeof vm.image, image.name);
-    str_copy(vm.vmm, sizeof vm.vmm, choice.ops->name);
-    r = claim(vms, request->id, &vm, actor, err);
-    if (r < 0)
-        return r;
-    struct machine *m = machine_new(vms, &vm);
-    if (!m)
-        return err_sys(err, ENOMEM, "vm.create", "create %s", vm.id);
-    r = run_steps(m, &choice, &image, actor, err);
-    if (r < 0) {
-        err_prefix(err, "create %s", vm.id);
-        machine_fail(m, "controller", err ? err->detail : "a step of its creation failed");
-        return r;
-    }
-    *ret_vm = m->vm;
-    return 0;
+    str_copy(c.actor, sizeof c.actor, actor);
+    str_copy(vm->image, sizeof vm->image, c.image.name);
+    str_copy(vm->vmm, sizeof vm->vmm, c.choice.ops->name);
+    r = claim(vms, request->id, vm, actor, err);
+    if (r == 0)
+        r = begin(vms, &c, err);
+    if (r == 0)
+        *ret_vm = *vm;
+    return r;
 }

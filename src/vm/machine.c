@@ -1,6 +1,5 @@
 #include "vm/machine.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,9 +13,9 @@
 
 /* A running VM is called unreachable after this many failures in a row: one lost probe on a busy host is not news. */
 #define REACH_FAILURES 3
-#define OWED_INTERVAL_MS 1000
 #define LOST_GRACE_MS 2000
 #define UNKNOWN_END "how it ended is not known: an earlier daemon had started it"
+#define FINDING_WAIT_MS 10000 /* how long the report of an unreachable VM waits for the doctor */
 
 struct machine *machine_new(struct vms *vms, const struct vm *vm) {
     struct machine *m = calloc(1, sizeof *m);
@@ -24,6 +23,7 @@ struct machine *machine_new(struct vms *vms, const struct vm *vm) {
         return NULL;
     *m = (struct machine){.next = vms->first, .vms = vms, .vm = *vm, .pidfd = -1};
     vms->first = m;
+    vms->count++;
     return m;
 }
 
@@ -34,7 +34,7 @@ struct machine *machine_find(struct vms *vms, const char *id) {
     return NULL;
 }
 
-static void unwatch(struct machine *m) {
+void machine_unwatch(struct machine *m) {
     sd_event_source_disable_unref(m->process);
     m->process = NULL;
     probe_free(m->probe);
@@ -55,14 +55,15 @@ void machine_free(struct machine *m) {
     for (struct machine **at = &m->vms->first; *at; at = &(*at)->next)
         if (*at == m) {
             *at = m->next;
+            m->vms->count--;
             break;
         }
-    unwatch(m);
+    machine_unwatch(m);
     fd_close(&m->pidfd);
     free(m);
 }
 
-static void tell(struct machine *m) {
+void machine_tell(struct machine *m) {
     struct vm vm = m->vm; /* a listener may end the machine */
     struct vms *vms = m->vms;
     for (int i = 0; i < vms->listener_count; i++)
@@ -97,16 +98,16 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     log_event(event == VM_EVENT_FAILED ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO,
               (struct log_about){.event = vm_event_name(event), .vm_id = vm.id}, "%s -> %s by %s%s%s", e.from, e.to,
               actor, *reason ? ": " : "", reason);
-    tell(m);
+    machine_tell(m);
     return 0;
 }
 
-static void set_reachable(struct machine *m, int reachable, const char *words) {
-    if (m->vm.reachable == reachable)
+void machine_set_reachable(struct machine *m, bool reachable, const char *words) {
+    if (m->vm.reachable == reachable && (reachable || strcmp(m->vm.reason, words) == 0))
         return;
     struct err err = {0};
     struct store_event e = {.at_ms = time_realtime_ms(), .actor = "controller"};
-    str_copy(e.event, sizeof e.event, reachable ? "reachable" : "unreachable");
+    str_copy(e.event, sizeof e.event, reachable ? "reachable" : m->vm.reachable == 0 ? "diagnosed" : "unreachable");
     str_copy(e.reason, sizeof e.reason, words);
     struct vm vm = m->vm;
     vm.reachable = reachable;
@@ -118,7 +119,7 @@ static void set_reachable(struct machine *m, int reachable, const char *words) {
     m->vm = vm;
     log_event(reachable ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = e.event, .vm_id = m->vm.id},
               "%s", words);
-    tell(m);
+    machine_tell(m);
 }
 
 static void start_probe(void *userdata);
@@ -130,6 +131,16 @@ static void probe_later(struct machine *m) {
         loop_timer_again(m->again, delay_ms);
     else if (loop_timer_new(m->vms->loop, delay_ms, start_probe, m, &m->again) < 0)
         log_error("%s: no timer for the next probe", m->vm.id);
+}
+
+/* One that does not answer is looked at by the doctor first, and told with what that found: it may be no more than a
+ * path that heals. It is told without when the doctor takes too long, or has nothing to say. */
+static void on_unreached(struct machine *m, const char *words) {
+    if (m->vm.reachable == 0)
+        words = m->vm.reason; /* told; a new finding comes from the doctor */
+    machine_examine(m);
+    if (m->vm.reachable != 0 && (!m->is_examined || time_monotonic_ms() - m->examined_ms >= FINDING_WAIT_MS))
+        machine_set_reachable(m, false, words);
 }
 
 static void on_probe(void *userdata, bool ok, const char *words) {
@@ -145,8 +156,10 @@ static void on_probe(void *userdata, bool ok, const char *words) {
             loop_timer_free(m->deadline);
             m->deadline = NULL;
         }
-    } else if (m->vm.state == VM_STATE_RUNNING && (ok || m->failures >= REACH_FAILURES)) {
-        set_reachable(m, ok, words);
+    } else if (m->vm.state == VM_STATE_RUNNING && ok) {
+        machine_set_reachable(m, true, words);
+    } else if (m->vm.state == VM_STATE_RUNNING && m->failures >= REACH_FAILURES) {
+        on_unreached(m, words);
     }
     probe_later(m);
 }
@@ -181,7 +194,7 @@ static void fail_late(struct machine *m) {
              m->vms->config->vm.type[m->vm.type].boot_timeout_ms / 1000,
              *m->last_probe ? m->last_probe : "no probe was answered", *counters ? "; " : "", counters,
              *line ? line : "(nothing)");
-    machine_fail(m, "controller", reason);
+    machine_end(m, VM_EVENT_FAILED, "controller", reason, NULL);
 }
 
 static void on_flushed(void *userdata, const struct err *err) {
@@ -203,7 +216,8 @@ static void on_boot_deadline(void *userdata) {
 }
 
 static void on_lost(void *userdata) {
-    machine_fail(userdata, "controller", "its VMM runs, but hung up while it was told what the machine is");
+    machine_end(userdata, VM_EVENT_FAILED, "controller",
+                "its VMM runs, but hung up while it was told what the machine is", NULL);
 }
 
 /* A VMM that refuses what it is told cannot go on. Not to have got through to one that runs since before this daemon
@@ -217,7 +231,7 @@ static void on_attended(void *userdata, const struct err *err) {
     if (err && (m->is_fresh || strcmp(err->code, "vmm.refused") == 0)) {
         char reason[VM_REASON_MAX];
         snprintf(reason, sizeof reason, "%.280s%s%.110s", err->detail, *err->hint ? "; " : "", err->hint);
-        machine_fail(m, "controller", reason);
+        machine_end(m, VM_EVENT_FAILED, "controller", reason, NULL);
     } else if (err) {
         log_warning("%s: %s", m->vm.id, err->detail);
     }
@@ -232,80 +246,27 @@ static int attend(struct machine *m, struct err *err) {
     return ops->attend(m->vms->loop, folder, &m->vm, m->is_fresh, on_attended, m, &m->talk, err);
 }
 
-/* Ends with the process gone, so that what it held can be removed. */
-static void kill_process(struct machine *m, char *ret_words, size_t size) {
-    struct pollfd p = {.fd = m->pidfd, .events = POLLIN};
-    str_copy(ret_words, size, m->vm.pid ? UNKNOWN_END : "no VMM had been started");
-    if (m->pidfd < 0)
-        return;
-    if (poll(&p, 1, 0) == 0) {
-        proc_signal(m->pidfd, SIGKILL);
-        /* A killed process goes at once, unless the kernel holds it: then the clean-up finds its TAP held. */
-        poll(&p, 1, 2000);
-    }
-    proc_reap(m->pidfd, ret_words, size);
-}
-
-/* The last word on a VM. A store that cannot be written now (a full disk) is tried again: until then the VM is here,
- * over, and holds its address. */
-static void finish(void *userdata) {
-    struct machine *m = userdata;
-    struct err err = {0};
-    if (machine_change(m, m->owed_event, m->stop_actor, m->owed_reason, &err) == 0 || err.errnum == EPROTO) {
-        machine_free(m);
-        return;
-    }
-    if (!m->is_owed)
-        log_error("%s: %s; trying again", m->vm.id, err.detail);
-    m->is_owed = true;
-    if (m->again)
-        loop_timer_again(m->again, OWED_INTERVAL_MS);
-    else if (loop_timer_new(m->vms->loop, OWED_INTERVAL_MS, finish, m, &m->again) < 0)
-        log_error("%s: no timer to try again", m->vm.id);
-}
-
-static void finish_with(struct machine *m, enum vm_event event, const char *actor, const char *reason) {
-    m->owed_event = event;
-    str_copy(m->stop_actor, sizeof m->stop_actor, actor);
-    str_copy(m->owed_reason, sizeof m->owed_reason, reason);
-    finish(m);
-}
-
-void machine_fail(struct machine *m, const char *actor, const char *reason) {
-    char words[96];
-    unwatch(m);
-    kill_process(m, words, sizeof words);
-    machine_cleanup(m->vms, &m->vm, words);
-    finish_with(m, VM_EVENT_FAILED, actor, reason);
-}
-
-static void ended(struct machine *m, const char *words) {
-    char reason[VM_REASON_MAX], actor[STORE_ACTOR_MAX];
-    if (m->vm.state != VM_STATE_STOPPING) {
-        char line[VMS_LINE_MAX];
-        vms_console_line(m->vms, m->vm.id, line);
-        const char *where = "console";
-        if (!*line) { /* the guest did not come to say anything: the VMM may have */
-            vms_log_line(m->vms, m->vm.id, line);
-            where = *line ? "log" : where;
-        }
-        snprintf(reason, sizeof reason, "its VMM (%s, pid %d) ended by itself: %s; last line of its %s: %.200s",
-                 m->vm.vmm, m->vm.pid, words, where, *line ? line : "(nothing)");
-        machine_fail(m, "guest or host", reason);
-        return;
-    }
-    unwatch(m);
-    machine_cleanup(m->vms, &m->vm, words);
-    str_copy(reason, sizeof reason, m->vm.reason);
-    str_copy(actor, sizeof actor, m->stop_actor);
-    finish_with(m, VM_EVENT_ENDED, actor, reason);
-}
-
 static int on_process(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
     struct machine *m = userdata;
-    char words[96] = UNKNOWN_END;
+    char reason[VM_REASON_MAX], words[96] = UNKNOWN_END;
     proc_reap(m->pidfd, words, sizeof words);
-    ended(m, words);
+    if (m->vm.state == VM_STATE_STOPPING) {
+        char actor[STORE_ACTOR_MAX];
+        str_copy(actor, sizeof actor, m->stop_actor);
+        str_copy(reason, sizeof reason, m->vm.reason);
+        machine_end(m, VM_EVENT_ENDED, actor, reason, words);
+        return 0;
+    }
+    char line[VMS_LINE_MAX];
+    vms_console_line(m->vms, m->vm.id, line);
+    const char *where = "console";
+    if (!*line) { /* the guest did not come to say anything: the VMM may have */
+        vms_log_line(m->vms, m->vm.id, line);
+        where = *line ? "log" : where;
+    }
+    snprintf(reason, sizeof reason, "its VMM (%s, pid %d) ended by itself: %s; last line of its %s: %.200s", m->vm.vmm,
+             m->vm.pid, words, where, *line ? line : "(nothing)");
+    machine_end(m, VM_EVENT_FAILED, "guest or host", reason, words);
     return 0;
 }
 

@@ -1,6 +1,12 @@
-/* Inside of vm/: one live VM in memory, and the only function that changes a state. */
+/* Inside of vm/: one live VM in memory, and the only function that changes a state.
+ *
+ * The loop's thread owns everything here. What blocks (making a VM, removing it, asking the doctor) is done by workers,
+ * on copies; while a job is under way the machine is `is_busy`, and is not freed. */
 #pragma once
 
+#include "loop/workers.h"
+#include "vm/confine.h"
+#include "vm/examine.h"
 #include "vm/probe.h"
 #include "vm/vms.h"
 
@@ -11,7 +17,7 @@ struct machine {
     int pidfd;
     sd_event_source *process;    /* the VMM's pidfd */
     struct probe *probe;         /* under way */
-    struct loop_timer *again;    /* the next probe */
+    struct loop_timer *again;    /* the next probe; once it is over, the next attempt to be done with it */
     struct vmm_talk *talk;       /* with the VMM, about what the machine is */
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
@@ -19,8 +25,12 @@ struct machine {
     int failures;                /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];
     char stop_actor[STORE_ACTOR_MAX];
-    bool is_owed; /* it is over, everything is cleaned up, but the store does not have it yet */
-    enum vm_event owed_event;
+    bool is_busy;             /* it is being made: a worker has it */
+    bool is_over;             /* it has ended or cannot go on: only removal, evidence and the record are left */
+    bool is_examined;         /* the doctor looks at it */
+    int64_t examined_ms;      /* monotonic: when the doctor was asked last; 0: not since it was reached last */
+    char process_end[96];     /* how its VMM ended, where that is known already */
+    enum vm_event owed_event; /* once is_over */
     char owed_reason[VM_REASON_MAX];
 };
 
@@ -37,10 +47,20 @@ struct vms {
     char state_dir[256];
     char image_dir[256];
     struct machine *first;
+    uint32_t count; /* machines */
     struct listener listeners[4];
     int listener_count;
-    struct loop_timer *console_timer;
+    struct loop_timer *console_timer, *expire_timer;
     uint32_t ip_cursor; /* the last address given: addresses wait before they are given again */
+    struct confine *confine;
+    struct examine examine;
+    struct workers *makers, *enders, *examiners; /* one kind never waits for another */
+    int endings;                                 /* under way */
+    struct {
+        char id[VM_ID_TEXT];
+        struct err err;
+    } last_error;     /* of the last VM that could not be made: its slug and hint are not in its record */
+    bool is_starting; /* takes up what the last daemon left: what those networks were like is not known any more */
 };
 
 struct machine *machine_new(struct vms *vms, const struct vm *vm);
@@ -54,25 +74,40 @@ void machine_free(struct machine *m);
  * unchanged then. */
 int machine_change(struct machine *m, enum vm_event event, const char *actor, const char *reason, struct err *err);
 
+/* Tells the listeners how it is. */
+void machine_tell(struct machine *m);
+
 /* Watches the VMM's process (m->pidfd) and proves the path until the deadline. */
 int machine_watch(struct machine *m, struct err *err);
 
-/* Ends the VMM: asks, waits, kills; on_process() does the rest. */
+/* No probes, timers and process events any more. */
+void machine_unwatch(struct machine *m);
+
+/* Ends the VMM: asks, waits, kills; its end does the rest. */
 void machine_stop(struct machine *m);
 
-/* Removes everything that the VM had but its record, and seals the evidence. Best effort, every step tried, in an
- * order that a crash may cut anywhere; what could not be removed is logged. `words`: how the process ended. */
-void machine_cleanup(struct vms *vms, const struct vm *vm, const char *words);
+/* Whether the VM runs and is reached, in words where it is not. Stored with an event. */
+void machine_set_reachable(struct machine *m, bool reachable, const char *words);
 
-/* Ends a VM that cannot go on: kills what is left, cleans up, failed with reason. Frees m, at once or when the store can
- * be written again. */
-void machine_fail(struct machine *m, const char *actor, const char *reason);
+/* end.c: begins the end of a VM that cannot go on, or whose VMM is gone after a stop. Kills what is left, collects and
+ * seals the evidence, removes everything that it had, stores `event` with the reason, which a cause that was found is
+ * put in front of; and then frees m. `process`: how its VMM ended, NULL where it may still run. */
+void machine_end(struct machine *m, enum vm_event event, const char *actor, const char *reason, const char *process);
+
+/* The same for what an earlier attempt left of a VM whose end is stored already. */
+void machine_clean_up(struct vms *vms, const struct vm *vm);
+
+/* watch.c: asks the doctor about a VM that cannot be reached, unless it has been asked not long ago. */
+void machine_examine(struct machine *m);
 
 /* The VM as network/ sees it. */
 struct network_nic machine_nic(const struct vm *vm);
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
+
+/* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
+int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);
 
 /* reconcile.c */
 int vms_reconcile(struct vms *vms, struct err *err);

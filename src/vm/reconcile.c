@@ -17,6 +17,8 @@
 #include "base/str.h"
 #include "vm/machine.h"
 
+#define GONE "not known: it ended while the controller was down"
+
 /* Whether this process was started for this VM: it runs as the VM's uid and names the VM in its arguments. */
 static bool is_vmm_of(pid_t pid, const struct vm *vm) {
     char path[64];
@@ -58,14 +60,15 @@ static int open_vmm(const struct vm *vm, int *ret_pidfd) {
     return 0;
 }
 
-/* A VM that was being made when the daemon died: nobody has been told that it exists. */
+/* A VM that was being made when the daemon died: nobody has been told that it exists. Who is in its control groups is
+ * killed with it; where there are none, it is found by its uid and arguments. */
 static void end_half_made(struct machine *m) {
     pid_t pid = find_vmm(&m->vm);
     uint64_t start;
     if (pid > 0 && proc_start_time(pid, &start) == 0 && proc_open(pid, start, &m->pidfd) == 0 &&
         !is_vmm_of(pid, &m->vm))
         fd_close(&m->pidfd);
-    machine_fail(m, "controller", "the controller ended while it was being created");
+    machine_end(m, VM_EVENT_FAILED, "controller", "the controller ended while it was being created", NULL);
 }
 
 /* A TAP that somebody took off the bridge or down, or whose bridge was made anew, would leave a VM that lives and that
@@ -77,7 +80,7 @@ static bool restore_tap(struct machine *m) {
         char reason[VM_REASON_MAX];
         snprintf(reason, sizeof reason, "its TAP %s went while the controller was down, and cannot be given back to it",
                  m->vm.tap);
-        machine_fail(m, "controller", reason);
+        machine_end(m, VM_EVENT_FAILED, "controller", reason, NULL);
         return false;
     }
     if (r < 0)
@@ -97,16 +100,14 @@ static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
     if (vm->state == VM_STATE_STOPPING) {
         str_copy(m->stop_actor, sizeof m->stop_actor, "controller");
         if (!alive) {
-            machine_cleanup(vms, &m->vm, "it had ended while the controller was down");
-            int r = machine_change(m, VM_EVENT_ENDED, "controller", m->vm.reason, err);
-            machine_free(m);
-            return r;
+            machine_end(m, VM_EVENT_ENDED, "controller", vm->reason, GONE);
+            return 0;
         }
         machine_stop(m);
         return machine_watch(m, err);
     }
     if (!alive) {
-        machine_fail(m, "guest or host", "its VMM ended while the controller was down");
+        machine_end(m, VM_EVENT_FAILED, "guest or host", "its VMM ended while the controller was down", GONE);
         return 0;
     }
     if (!restore_tap(m))
@@ -146,7 +147,7 @@ static void remove_stray_folders(struct vms *vms) {
         if (!vm_id_is_valid(e->d_name) || machine_find(vms, e->d_name))
             continue;
         if (store_vm_get(vms->store, e->d_name, &vm, NULL) == 0) {
-            machine_cleanup(vms, &vm, "not known: the controller died while it was cleaned up");
+            machine_clean_up(vms, &vm);
             continue;
         }
         char stray[VMS_PATH_MAX];
@@ -167,9 +168,10 @@ int vms_reconcile(struct vms *vms, struct err *err) {
     }
     if (r == 0)
         r = store_vm_last_ip(vms->store, &vms->ip_cursor, err);
-    if (r < 0)
-        return r;
-    remove_stray_taps(vms);
-    remove_stray_folders(vms);
-    return 0;
+    if (r == 0)
+        remove_stray_folders(vms);
+    workers_finish(vms->enders);
+    if (r == 0)
+        remove_stray_taps(vms);
+    return r;
 }

@@ -1,6 +1,5 @@
 #include "vm/vms.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,9 +12,16 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "image/image.h"
+#include "vm/evidence.h"
 #include "vm/machine.h"
 
 #define CONSOLE_TRIM_INTERVAL_MS 2000
+#define EXPIRE_INTERVAL_MS 600000
+#define EXPIRE_FIRST_MS 2000
+#define EXPIRE_RECORDS 500 /* at a time: it is the loop's thread */
+#define DAY_MS 86400000LL
+#define MAKERS 4
+#define ENDERS 2
 #define REMOVE_REASON "the controller was asked to take everything away"
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
@@ -36,6 +42,35 @@ static void trim_consoles(void *userdata) {
     }
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }
+
+/* --- what is not kept for ever --- */
+
+static void expire_evidence(void *userdata) {
+    struct vms *vms = userdata;
+    char folder[VMS_PATH_MAX];
+    snprintf(folder, sizeof folder, "%s/evidence", vms->state_dir);
+    unsigned n =
+        evidence_expire(folder, vms->config->vm.evidence_days * DAY_MS, (uint64_t)vms->config->vm.evidence_mib << 20);
+    if (n > 0)
+        log_info("removed the evidence of %u VMs: older than %u days, or beyond %u MiB", n,
+                 vms->config->vm.evidence_days, vms->config->vm.evidence_mib);
+}
+
+static void evidence_expired(void *userdata) {
+}
+
+static void expire(void *userdata) {
+    struct vms *vms = userdata;
+    struct err err = {0};
+    uint32_t n = 0;
+    int r = store_expire(vms->store, time_realtime_ms() - vms->config->store_days * DAY_MS, EXPIRE_RECORDS, &n, &err);
+    if (r < 0)
+        log_warning("%s", err.detail);
+    workers_submit(vms->enders, expire_evidence, evidence_expired, vms);
+    loop_timer_again(vms->expire_timer, n == EXPIRE_RECORDS ? EXPIRE_FIRST_MS : EXPIRE_INTERVAL_MS);
+}
+
+/* --- start and end --- */
 
 static int make_folders(struct vms *vms, struct err *err) {
     static const char *const names[] = {"users", "evidence"};
@@ -64,6 +99,20 @@ int vms_start_network(struct store *store, const struct config_network *config, 
     return network_start(config, nics, n, ret_network, err);
 }
 
+static int start_helpers(struct vms *vms, struct err *err) {
+    int r = confine_new(&vms->config->vm, vms->state_dir, &vms->confine, err);
+    if (r == 0)
+        r = workers_new(vms->loop, "vm-make", MAKERS, &vms->makers, err);
+    if (r == 0)
+        r = workers_new(vms->loop, "vm-end", ENDERS, &vms->enders, err);
+    if (r == 0)
+        r = workers_new(vms->loop, "vm-examine", 1, &vms->examiners, err);
+    if (r == 0 && (loop_timer_new(vms->loop, CONSOLE_TRIM_INTERVAL_MS, trim_consoles, vms, &vms->console_timer) < 0 ||
+                   loop_timer_new(vms->loop, EXPIRE_FIRST_MS, expire, vms, &vms->expire_timer) < 0))
+        r = err_sys(err, ENOMEM, "vm.start", "start the VM manager");
+    return r;
+}
+
 int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err) {
     struct vms *vms = calloc(1, sizeof *vms);
     if (!vms)
@@ -72,14 +121,17 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
     vms->store = params->store;
     vms->network = params->network;
     vms->config = params->config;
+    examine_init(&vms->examine, params->config, params->state_dir);
     bool fits = str_copy(vms->state_dir, sizeof vms->state_dir, params->state_dir) &&
                 str_copy(vms->image_dir, sizeof vms->image_dir, params->image_dir);
     int r = fits ? make_folders(vms, err)
                  : err_set(err, ENAMETOOLONG, "state.folder", "the path of the state folder is too long");
     if (r == 0)
+        r = start_helpers(vms, err);
+    vms->is_starting = true;
+    if (r == 0)
         r = vms_reconcile(vms, err);
-    if (r == 0 && loop_timer_new(vms->loop, CONSOLE_TRIM_INTERVAL_MS, trim_consoles, vms, &vms->console_timer) < 0)
-        r = err_sys(err, ENOMEM, "vm.start", "start the VM manager");
+    vms->is_starting = false;
     if (r < 0) {
         vms_free(vms);
         return r;
@@ -91,15 +143,30 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
 void vms_free(struct vms *vms) {
     if (!vms)
         return;
+    vms->listener_count = 0; /* they may be gone, and hear it at the next start */
+    loop_timer_free(vms->console_timer);
+    loop_timer_free(vms->expire_timer);
+    /* What is being made is made, what ends has ended: in this order, as the one may lead to the other. */
+    workers_free(vms->examiners);
+    workers_free(vms->makers);
+    workers_free(vms->enders);
     while (vms->first)
         machine_free(vms->first);
-    loop_timer_free(vms->console_timer);
+    confine_free(vms->confine);
     free(vms);
 }
 
 void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     if (vms->listener_count < 4)
         vms->listeners[vms->listener_count++] = (struct listener){fn, userdata};
+}
+
+int vms_stuck(struct vms *vms, const char *id, struct err *err) {
+    struct machine *m = machine_find(vms, id);
+    if (!m || !m->is_over || !m->again)
+        return 0;
+    return err_set(err, EIO, "store.failed",
+                   "VM %s has ended, but not all of it can be removed or written: is the disk full?", id);
 }
 
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
@@ -113,9 +180,9 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
         err_set(err, EALREADY, "vm.ended", "VM %s is %s already", id, vm_state_name(vm.state));
         return err_hint(err, "mctl vm why %s tells its story", id);
     }
-    if (m->is_owed)
-        return err_set(err, EIO, "store.failed", "VM %s has ended, but that cannot be written: is the disk full?", id);
-    if (m->vm.state != VM_STATE_STOPPING) {
+    if (vms_stuck(vms, id, err) < 0)
+        return -EIO;
+    if (m->vm.state != VM_STATE_STOPPING && !m->is_over) {
         int r = machine_change(m, VM_EVENT_STOP, actor, reason, err);
         if (r == -EPROTO)
             return r;
@@ -126,7 +193,8 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
             str_copy(m->vm.reason, sizeof m->vm.reason, reason);
         }
         str_copy(m->stop_actor, sizeof m->stop_actor, actor);
-        machine_stop(m);
+        if (!m->is_busy) /* else when it has been made */
+            machine_stop(m);
     }
     *ret_vm = m->vm;
     return 0;
@@ -164,30 +232,23 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
     return vm->state == VM_STATE_BOOTING ? vm->state_since_ms + vms->config->vm.type[vm->type].boot_timeout_ms : 0;
 }
 
-/* Best effort and in order: what cannot be written does not keep a process alive. */
-static int remove_machine(struct machine *m, const char *actor, struct err *err) {
-    struct pollfd p = {.fd = m->pidfd, .events = POLLIN};
-    char words[96] = "ended with the controller";
-    if (!m->is_owed && m->pidfd >= 0) {
-        proc_signal(m->pidfd, SIGKILL);
-        if (poll(&p, 1, 5000) == 0)
-            return err_set(err, ETIMEDOUT, "vm.remove", "the VMM of %s (pid %d) does not end", m->vm.id, m->vm.pid);
-        proc_reap(m->pidfd, words, sizeof words);
+int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
+    vms->is_starting = true; /* what is taken away as a whole needs no doctor */
+    for (struct machine *m = vms->first, *next; m; m = next) {
+        next = m->next;
+        if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)
+            log_warning("%s: %s", m->vm.id, err->detail);
+        machine_end(m, m->vm.state == VM_STATE_STOPPING ? VM_EVENT_ENDED : VM_EVENT_FAILED, actor, m->vm.reason, NULL);
     }
-    if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)
-        log_warning("%s: %s", m->vm.id, err->detail);
-    machine_cleanup(m->vms, &m->vm, words);
-    if (m->vm.state == VM_STATE_STOPPING && machine_change(m, VM_EVENT_ENDED, actor, m->vm.reason, err) < 0)
-        log_warning("%s: %s", m->vm.id, err->detail);
-    machine_free(m);
-    return 0;
+    workers_finish(vms->enders);
+    if (!vms->first)
+        return 0;
+    return err_set(err, EBUSY, "vm.remove", "%u VMs could not be removed, %s is one of them: the log says why",
+                   vms->count, vms->first->vm.id);
 }
 
-int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
-    int r = 0;
-    while (r == 0 && vms->first)
-        r = remove_machine(vms->first, actor, err);
-    return r;
+const struct err *vms_create_error(struct vms *vms, const char *id) {
+    return strcmp(vms->last_error.id, id) == 0 ? &vms->last_error.err : NULL;
 }
 
 int vms_kill_recorded(struct store *store, struct err *err) {

@@ -2,7 +2,8 @@
  * and, after a restart, compares the two (reconcile.c).
  *
  * A VM's folder is STATE/users/vm-<uuid>/ with vm-config.json, console.log, vmm.log; after its end these are in
- * STATE/evidence/vm-<uuid>/ with a summary.json. Everything runs on the loop's thread. */
+ * STATE/evidence/vm-<uuid>/ with its story (evidence.h). Everything here is called on the loop's thread; what blocks is
+ * done by workers. */
 #pragma once
 
 #include <stdbool.h>
@@ -59,15 +60,22 @@ void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
 /* An id for a VM that will be made: who needs it may write it down first. */
 int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 
-/* Starts a VM: on return it is booting. Errors leave nothing behind; "quota.user", "image.missing", "image.broken",
- * "network.pool-exhausted", "vmm.unusable", "vm.bad-size" and what the steps say. */
+/* Starts to make a VM: on return it is "creating", and soon "booting" or "failed", which vms_on_change() tells. Errors
+ * leave nothing behind: "quota.user", "quota.host", "quota.memory", "network.bridge-full", "image.missing",
+ * "image.broken", "network.pool-exhausted", "vmm.unusable", "vm.bad-size". */
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err);
+
+/* Why a VM could not be made, with slug and hint, while it is the last one that could not; else NULL. */
+const struct err *vms_create_error(struct vms *vms, const char *id);
 
 /* Begins the end of a live VM; vms_on_change() tells when it is stopped. A VM that is stopping already is no error.
  * Errors: -ENOENT; "vm.ended" (-EALREADY). */
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                 struct err *err);
+
+/* Whether a VM is over, but not all of it can be removed or written now. Return: 0, or -EIO "store.failed". */
+int vms_stuck(struct vms *vms, const char *id, struct err *err);
 
 /* How the last attempt to reach a booting VM went, in words; empty for others. */
 void vms_last_probe(struct vms *vms, const char *id, char *ret_words, size_t size);

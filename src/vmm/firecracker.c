@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -34,6 +35,7 @@
 #define ASK_TIMEOUT_MS 5000
 #define CONFIG_MAX (256 * 1024)
 #define OPEN_FILES_MAX "1024"
+#define OVERHEAD_MIB 128 /* its own memory is some 5 MiB; page tables and buffers come on top */
 
 /* ---- its folder ---- */
 
@@ -219,6 +221,7 @@ static uint32_t kvm_group(void) {
 
 static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, int log_fd, pid_t *ret_pid,
                  int *ret_pidfd, struct err *err) {
+    static const struct proc_limit limits[] = {{RLIMIT_CORE, 0}};
     char console[PATH_MAX_HERE], root[PATH_MAX_HERE];
     snprintf(console, sizeof console, "%s/console.log", spec->folder);
     snprintf(root, sizeof root, "%s/" FC_ROOT, spec->folder);
@@ -242,7 +245,11 @@ static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, i
                              .error_fd = log_fd,
                              .cwd_fd = root_fd,
                              .netns_fd = jailed ? 0 : spec->netns_fd,
-                             .no_new_privs = true};
+                             .no_new_privs = true,
+                             .limits = limits,
+                             .limit_count = sizeof limits / sizeof *limits,
+                             .group_fds = spec->confinement.group_fds,
+                             .group_count = spec->confinement.group_count};
     int r = args->failed ? err_set(err, E2BIG, "vmm.start", "Firecracker's command line is too long")
                          : proc_start(&proc, ret_pid, ret_pidfd, err);
     free(args);
@@ -251,12 +258,13 @@ static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, i
 
 static int firecracker_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid,
                              int *ret_pidfd, struct err *err) {
-    struct vmm_choice choice;
     _cleanup_close_ int log_fd = -1;
-    int r = vmm_choose(config, &choice, err);
-    if (r == 0)
-        r = furnish(spec, &choice, &log_fd, err);
-    return r < 0 ? r : spawn(&choice, spec, log_fd, ret_pid, ret_pidfd, err);
+    int r = furnish(spec, spec->choice, &log_fd, err);
+    return r < 0 ? r : spawn(spec->choice, spec, log_fd, ret_pid, ret_pidfd, err);
+}
+
+static uint32_t firecracker_overhead_mib(const struct vmm_choice *choice) {
+    return OVERHEAD_MIB;
 }
 
 /* ---- speaking to it ---- */
@@ -383,6 +391,7 @@ const struct vmm_ops vmm_firecracker = {
     .name = "firecracker",
     .opens_tap = true,
     .raw_disk = true,
+    .overhead_mib = firecracker_overhead_mib,
     .start = firecracker_start,
     .attend = firecracker_attend,
     .ask_shutdown = firecracker_ask_shutdown,

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -24,6 +25,10 @@
 #include "vmm/vmm.h"
 
 #define ARG_COUNT_MAX 64
+#define TCG_CACHE_MIB 256 /* of translated code; QEMU's own default is up to 1 GiB, which a limit would have to allow */
+#define OVERHEAD_MIB 192
+#define FILES_MAX 1024
+#define PROCESSES_MAX 256 /* threads of its uid */
 
 /* The child's descriptors, in the order of proc_spec.fds: the first is 3. */
 enum handed {
@@ -70,7 +75,12 @@ static void build_machine(struct args *a, const char *binary, const char *accel,
     arg(a, "-no-user-config");
     arg(a, "-nodefaults");
     arg(a, "-machine");
-    arg(a, "q35,accel=%s,usb=off,vmport=off", accel);
+    arg(a, "q35,usb=off,vmport=off");
+    arg(a, "-accel");
+    if (strcmp(accel, "tcg") == 0)
+        arg(a, "tcg,tb-size=%d", TCG_CACHE_MIB);
+    else
+        arg(a, "%s", accel);
     arg(a, "-cpu");
     arg(a, "%s", strcmp(accel, "kvm") == 0 ? "host" : "max");
     arg(a, "-m");
@@ -200,16 +210,18 @@ static uint32_t kvm_group(void) {
     return stat("/dev/kvm", &st) == 0 ? st.st_gid : 0;
 }
 
-static int spawn(const struct config_vm *config, const struct vmm_spec *spec, const struct vmm_choice *choice,
-                 const int *fds, pid_t *ret_pid, int *ret_pidfd, struct err *err) {
+static int spawn(const struct config_vm *config, const struct vmm_spec *spec, const int *fds, pid_t *ret_pid,
+                 int *ret_pidfd, struct err *err) {
+    static const struct proc_limit limits[] = {
+        {RLIMIT_CORE, 0}, {RLIMIT_NOFILE, FILES_MAX}, {RLIMIT_NPROC, PROCESSES_MAX}};
     _cleanup_close_ int log_fd = -1;
     int r = open_part(spec->folder, "vmm.log", O_WRONLY | O_CREAT | O_APPEND, &log_fd, err);
     if (r < 0)
         return r;
     struct args args = {0};
-    build_machine(&args, config->qemu_binary, choice->accel, spec->vm);
+    build_machine(&args, config->qemu_binary, spec->choice->accel, spec->vm);
     build_devices(&args, spec);
-    bool kvm = strcmp(choice->accel, "kvm") == 0;
+    bool kvm = strcmp(spec->choice->accel, "kvm") == 0;
     struct proc_spec proc = {.argv = (const char *const *)args.item,
                              .uid = spec->vm->uid,
                              .gid = spec->vm->uid,
@@ -217,7 +229,12 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
                              .fds = fds,
                              .fd_count = FD_COUNT,
                              .output_fd = log_fd,
-                             .no_new_privs = true};
+                             .no_new_privs = true,
+                             .limits = limits,
+                             .limit_count = sizeof limits / sizeof *limits,
+                             .group_fds = spec->confinement.group_fds,
+                             .group_count = spec->confinement.group_count,
+                             .jail_fd = spec->confinement.jail_fd};
     r = args.failed ? err_set(err, E2BIG, "vmm.start", "QEMU's command line is too long")
                     : proc_start(&proc, ret_pid, ret_pidfd, err);
     args_free(&args);
@@ -226,17 +243,18 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
 
 static int qemu_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                       struct err *err) {
-    struct vmm_choice choice;
     int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1};
-    int r = vmm_choose(config, &choice, err);
-    if (r == 0)
-        r = write_config(spec, err);
+    int r = write_config(spec, err);
     if (r == 0)
         r = open_all(spec, fds, err);
     if (r == 0)
-        r = spawn(config, spec, &choice, fds, ret_pid, ret_pidfd, err);
+        r = spawn(config, spec, fds, ret_pid, ret_pidfd, err);
     close_all(fds);
     return r;
+}
+
+static uint32_t qemu_overhead_mib(const struct vmm_choice *choice) {
+    return OVERHEAD_MIB + (strcmp(choice->accel, "tcg") == 0 ? TCG_CACHE_MIB : 0);
 }
 
 static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm) {
@@ -245,6 +263,8 @@ static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struc
 
 const struct vmm_ops vmm_qemu = {
     .name = "qemu",
+    .overhead_mib = qemu_overhead_mib,
+    .is_jailed = true,
     .start = qemu_start,
     .ask_shutdown = qemu_ask_shutdown,
 };

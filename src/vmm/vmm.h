@@ -12,9 +12,20 @@
 
 #define VMM_WORDS_MAX 256
 
+struct vmm_choice;
+
+/* How its process is held: all of it stays the caller's. */
+struct vmm_confinement {
+    const int *group_fds; /* control groups to join: proc_spec */
+    int group_count;
+    int jail_fd; /* 0: it sees the host's files */
+};
+
 /* What a VMM is started with. Descriptors stay the caller's. */
 struct vmm_spec {
     const struct vm *vm;
+    const struct vmm_choice *choice;
+    struct vmm_confinement confinement;
     const char *folder;          /* the VM's own, of root alone, in which its disk lies (image/image.h) */
     const char *kernel, *initrd; /* paths; the kernel as a bzImage */
     const char *vmlinux;         /* the same kernel uncompressed; empty: the image has none */
@@ -36,8 +47,15 @@ struct vmm_ops {
     bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
     bool raw_disk;  /* wants image_clone_raw() */
 
-    /* Starts it. Writes vm-config.json, console.log and vmm.log into the folder. Return: 0 with the process (the caller
-     * owns the pidfd), or -errno with nothing left running. */
+    /* MiB that its process needs beside the guest's memory, for its limit. */
+    uint32_t (*overhead_mib)(const struct vmm_choice *choice);
+
+    /* Whether it runs in the jail of base/jail.h, in which choice->binary is to be had; else it has its own, or needs
+     * paths. */
+    bool is_jailed;
+
+    /* Starts it. Writes vm-config.json, console.log and vmm.log into the folder. Any thread. Return: 0 with the process
+     * (the caller owns the pidfd), or -errno with nothing left running. */
     int (*start)(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                  struct err *err);
 
@@ -70,11 +88,11 @@ struct vmm_choice {
     char jailer[CONFIG_TEXT]; /* Firecracker's; empty: it is started without */
 };
 
-/* Errors: "vmm.unusable" when what the configuration asks for cannot be had, with what is missing. */
-int vmm_choose(const struct config_vm *config, struct vmm_choice *ret_choice, struct err *err);
-
 /* The driver of that name, as a VM's record has it; NULL when this program has none such. */
 const struct vmm_ops *vmm_find(const char *name);
+
+/* Errors: "vmm.unusable" when what the configuration asks for cannot be had, with what is missing. */
+int vmm_choose(const struct config_vm *config, struct vmm_choice *ret_choice, struct err *err);
 
 extern const struct vmm_ops vmm_qemu;
 extern const struct vmm_ops vmm_firecracker;

@@ -1,0 +1,54 @@
+/* Whether there is room for one more VM, before anything is made of it. */
+#include <stdio.h>
+#include <sys/sysinfo.h>
+
+#include "vm/machine.h"
+
+static int check_count(struct vms *vms, struct err *err) {
+    uint32_t limit = vms->config->vm.quota_host;
+    if (vms->count < limit)
+        return 0;
+    err_set(err, EDQUOT, "quota.host", "this host has %u VMs, the limit is %u", vms->count, limit);
+    return err_hint(err, "end some (mctl vm list), or raise [vm] quota_host");
+}
+
+/* What VMs have been promised, whether or not they use it: the kernel gives memory out when it is touched, and ends one
+ * of them when there is none left. */
+static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
+    struct sysinfo info;
+    uint64_t promised = 0;
+    if (sysinfo(&info) < 0)
+        return 0;
+    uint64_t host = ((uint64_t)info.totalram * info.mem_unit) >> 20;
+    uint64_t limit = host * vms->config->vm.memory_percent / 100;
+    for (struct machine *m = vms->first; m; m = m->next)
+        promised += m->vm.memory_mib + overhead_mib;
+    uint64_t need = (uint64_t)vm->memory_mib + overhead_mib;
+    if (promised + need <= limit)
+        return 0;
+    err_set(err, ENOSPC, "quota.memory",
+            "a VM of %u MiB needs %llu MiB with its VMM; of the host's %llu MiB VMs may have %llu, and %u VMs have been"
+            " promised %llu: %llu are left",
+            vm->memory_mib, (unsigned long long)need, (unsigned long long)host, (unsigned long long)limit, vms->count,
+            (unsigned long long)promised, (unsigned long long)(promised < limit ? limit - promised : 0));
+    return err_hint(err, "end some VMs, ask for less memory, or raise [vm] memory_percent");
+}
+
+/* Far from the limit they are not counted: that takes the network's lock, which a worker may hold. */
+static int check_ports(struct vms *vms, struct err *err) {
+    if (vms->count < NETWORK_PORTS_MAX / 2)
+        return 0;
+    /* A VM that is being made may not have its port yet. */
+    if (vms->count < NETWORK_PORTS_MAX)
+        return network_check_room(vms->network, err);
+    err_set(err, EXFULL, "network.bridge-full", "a VM needs a port of bridge %s, and its %d ports are taken by VMs",
+            vms->config->network.bridge, NETWORK_PORTS_MAX);
+    return err_hint(err, "end some VMs (mctl vm list), or create this one on another host");
+}
+
+int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
+    int r = check_count(vms, err);
+    if (r == 0)
+        r = check_memory(vms, vm, overhead_mib, err);
+    return r == 0 ? check_ports(vms, err) : r;
+}
