@@ -62,6 +62,8 @@ json_t *api_body(struct http_request *req, const char *const *known);
 bool api_query_known(struct http_request *req, const char *const *known);
 json_t *api_time(int64_t realtime_ms); /* RFC 3339, null for 0 */
 json_t *api_vm_json(const struct vm *vm);
+/* vm_network.c: null where the VM is not on the bridge, such as after its end. */
+json_t *api_vm_network_json(struct api *api, const struct vm *vm);
 json_t *api_session_json(struct api *api, const struct session *session);
 
 /* wait.c */

@@ -172,7 +172,8 @@ static bool vm_of(struct api *api, struct http_request *req, const struct http_m
 void route_vm_get(struct http_request *req, const struct http_match *match, void *userdata) {
     struct vm vm;
     if (vm_of(userdata, req, match, &vm))
-        api_json(req, 200, json_pack("{s:o}", "vm", api_vm_json(&vm)));
+        api_json(req, 200,
+                 json_pack("{s:o, s:o}", "vm", api_vm_json(&vm), "network", api_vm_network_json(userdata, &vm)));
 }
 
 void route_vm_delete(struct http_request *req, const struct http_match *match, void *userdata) {

@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <libmnl/libmnl.h>
+#include <linux/if_bridge.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <linux/rtnetlink.h>
@@ -158,6 +159,27 @@ int link_bridge_create(struct rtnl *rtnl, const char *name, struct net_mac mac, 
     rtnl_nest_end(&msg, data);
     rtnl_nest_end(&msg, info);
     return rtnl_change(rtnl, &msg, err);
+}
+
+/* ip link set dev INDEX type bridge no_linklocal_learn 1. Source: linux/if_bridge.h, since Linux 5.0. */
+int link_bridge_no_linklocal_learn(struct rtnl *rtnl, int index, struct err *err) {
+    struct br_boolopt_multi options = {.optval = 1U << BR_BOOLOPT_NO_LL_LEARN, .optmask = 1U << BR_BOOLOPT_NO_LL_LEARN};
+    struct rtnl_msg msg;
+    struct err ignored;
+    struct ifinfomsg *ifi = rtnl_msg_begin(&msg, RTM_NEWLINK, 0, sizeof *ifi);
+    ifi->ifi_index = index;
+    struct nlattr *info = rtnl_nest_begin(&msg, IFLA_LINKINFO);
+    rtnl_put_text(&msg, IFLA_INFO_KIND, "bridge");
+    struct nlattr *data = rtnl_nest_begin(&msg, IFLA_INFO_DATA);
+    rtnl_put(&msg, IFLA_BR_MULTI_BOOLOPT, &options, sizeof options);
+    rtnl_nest_end(&msg, data);
+    rtnl_nest_end(&msg, info);
+    int r = rtnl_change(rtnl, &msg, &ignored);
+    if (r == -EOPNOTSUPP || r == -EINVAL)
+        return 0;
+    if (r < 0 && err)
+        *err = ignored;
+    return r;
 }
 
 /* ip link set dev INDEX alias TEXT address MAC mtu BYTES master INDEX up|down */

@@ -48,6 +48,10 @@ int link_dump(struct rtnl *rtnl, struct link **ret, size_t *ret_count, struct er
  * Error also: -EEXIST. */
 int link_bridge_create(struct rtnl *rtnl, const char *name, struct net_mac mac, struct err *err);
 
+/* Keeps a bridge from learning MACs from frames to its own group addresses (01:80:c2:00:00:0x), which no filter of the
+ * bridge sees. A kernel that cannot is no error. */
+int link_bridge_no_linklocal_learn(struct rtnl *rtnl, int index, struct err *err);
+
 /* What to change; what is not named stays. */
 struct link_change {
     const char *alias;         /* NULL: stays */

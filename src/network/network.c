@@ -90,6 +90,8 @@ static int apply_bridge(struct network *network, struct plan *plan, struct made 
         r = link_set(plan->rtnl, bridge.index, &(struct link_change){.alias = NETWORK_MARK, .mac = &mac, .up = true},
                      err);
     }
+    if (r == 0)
+        r = link_bridge_no_linklocal_learn(plan->rtnl, bridge.index, err);
     if (r < 0)
         err_prefix(err, "%s bridge %s", plan->bridge_exists ? "take over" : "make", name);
     return r;

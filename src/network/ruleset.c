@@ -27,6 +27,7 @@ const struct ruleset_set ruleset_sets[RULESET_SETS] = {
     {true, "stopped_invalid", RULESET_ADDRESS, RULESET_INVALID},
     {true, "over_new_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
     {true, "over_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
+    {true, "stopped_group", RULESET_TAP, RULESET_PROTOCOL},
 };
 
 static const struct {
@@ -169,7 +170,8 @@ static void write_stops(bool inet, struct strbuf *text) {
         const struct ruleset_set *set = &ruleset_sets[i];
         if (set->inet == inet && str_starts(set->name, "stopped_"))
             strbuf_addf(text, "    chain stop_%s {\n        %s @%s drop\n        counter drop\n    }\n",
-                        set->name + strlen("stopped_"), inet ? "ip saddr" : "iifname", set->name);
+                        set->name + strlen("stopped_"), set->key == RULESET_ADDRESS ? "ip saddr" : "iifname",
+                        set->name);
     }
 }
 
@@ -237,6 +239,7 @@ static void write_from_vm(const struct config_network *cfg, const char *bridge, 
                       "    chain from_vm_ip_own {\n");
     write_limit(cfg, "over_fragments", "ip frag-off & 0x3fff != 0 iifname", text);
     strbuf_addf(text,
+                "        ip daddr { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 255.255.255.255 } goto stop_protocol\n"
                 "        ether daddr %s accept\n"
                 "        " TO_CANARY " accept\n"
                 "        ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 goto stop_protocol\n"
@@ -246,7 +249,8 @@ static void write_from_vm(const struct config_network *cfg, const char *bridge, 
 }
 
 /* Frames to the bridge's own group addresses (01:80:c2:00:00:0x) are not bridged and never pass the prerouting hook: the
- * host would take them from the TAP itself. Source: net/bridge/br_input.c, br_handle_frame(). */
+ * host would take them from the TAP itself. Most pass the input hook; those to …:0e pass none, so the inet table has a
+ * rule too. Source: net/bridge/br_input.c, br_handle_frame(). */
 static void write_bridge_table(const struct config_network *cfg, struct net_mac bridge, const struct ruleset_vm *vms,
                                size_t count, struct strbuf *text) {
     char gateway[NET_IP_TEXT], mac[NET_MAC_TEXT];
@@ -286,7 +290,7 @@ static void write_input(const struct config_network *cfg, const char *gateway, s
     strbuf_addf(text,
                 "    chain input {\n"
                 "        type filter hook input priority filter; policy accept;\n"
-                "        iifname " TAPS " counter drop\n"
+                "        iifname " TAPS " goto stop_group\n"
                 "        iifname \"%s\" meta nfproto ipv4 goto to_host\n"
                 "    }\n"
                 "    chain to_host {\n"
@@ -360,7 +364,7 @@ static void write_forward(const struct config_network *cfg, struct strbuf *text)
                 "    }\n"
                 "    chain forward {\n"
                 "        type filter hook forward priority filter; policy accept;\n"
-                "        iifname " TAPS " counter drop\n"
+                "        iifname " TAPS " goto stop_group\n"
                 "        iifname \"%s\" meta nfproto ipv4 goto from_vms\n"
                 "        oifname \"%s\" meta nfproto ipv4 goto to_vms\n"
                 "    }\n",

@@ -24,7 +24,7 @@
 #include "model/vm.h"
 
 #define RULESET_NAME "master_controller" /* of both tables */
-#define RULESET_SETS 19
+#define RULESET_SETS 20
 
 /* Why something was stopped. */
 enum ruleset_reason {

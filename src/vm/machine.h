@@ -51,6 +51,9 @@ struct vms {
     struct listener listeners[4];
     int listener_count;
     struct loop_timer *console_timer, *expire_timer;
+    sd_event_source *guard; /* of the firewall */
+    struct loop_timer *guard_timer;
+    bool guard_failed;
     uint32_t ip_cursor; /* the last address given: addresses wait before they are given again */
     struct confine *confine;
     struct examine examine;
@@ -108,6 +111,10 @@ void machine_evidence_folder(const struct vms *vms, const char *id, char ret_pat
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);
+
+/* guard.c */
+int guard_start(struct vms *vms, struct err *err);
+void guard_stop(struct vms *vms);
 
 /* reconcile.c */
 int vms_reconcile(struct vms *vms, struct err *err);

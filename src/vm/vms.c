@@ -132,6 +132,8 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
     if (r == 0)
         r = vms_reconcile(vms, err);
     vms->is_starting = false;
+    if (r == 0)
+        r = guard_start(vms, err);
     if (r < 0) {
         vms_free(vms);
         return r;
@@ -153,6 +155,7 @@ void vms_free(struct vms *vms) {
     while (vms->first)
         machine_free(vms->first);
     confine_free(vms->confine);
+    guard_stop(vms);
     free(vms);
 }
 
