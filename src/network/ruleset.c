@@ -26,7 +26,7 @@ const struct ruleset_set ruleset_sets[RULESET_SETS] = {
     {true, "stopped_neighbour", RULESET_ADDRESS, RULESET_NEIGHBOUR},
     {true, "stopped_invalid", RULESET_ADDRESS, RULESET_INVALID},
     {true, "over_new_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
-    {true, "over_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
+    {true, "stopped_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
     {true, "stopped_group", RULESET_TAP, RULESET_PROTOCOL},
 };
 
@@ -85,10 +85,6 @@ static bool statements_of(const struct config_network *cfg, const struct ruleset
                  (unsigned long long)bytes, (unsigned long long)burst);
         return bytes > 0;
     }
-    if (strcmp(set->name, "over_connections") == 0) {
-        snprintf(dst, STATEMENTS_MAX, "ct count over %u counter", cfg->connections);
-        return cfg->connections > 0;
-    }
     if (strcmp(set->name, "over_packets") == 0)
         rate = cfg->packets_per_second;
     else if (strcmp(set->name, "over_arp") == 0)
@@ -144,8 +140,6 @@ static void write_set(const struct config_network *cfg, size_t at, const struct 
     if (!statements_of(cfg, set, statements))
         return;
     strbuf_addf(text, "    set %s {\n        type %s\n", set->name, types[set->key]);
-    if (str_starts(statements, "ct count"))
-        strbuf_addf(text, "        flags dynamic\n");
     if (*statements)
         strbuf_addf(text, "        %s\n", statements);
     if (count > 0)
@@ -325,12 +319,21 @@ static void write_allowed(const struct config_network *cfg, const char *before, 
     }
 }
 
+/* The kernel counts the connections of who has some, and removes who has none: its elements come and go by themselves. */
+static void write_connections(const struct config_network *cfg, struct strbuf *text) {
+    if (cfg->connections > 0)
+        strbuf_addf(
+            text, "    set connections {\n        type ipv4_addr\n        size 65535\n        flags dynamic\n    }\n");
+}
+
 /* chain from_vms: the packets of a flow without an answer are all "new"; only one that is not confirmed is its first. */
 static void write_from_vms(const struct config_network *cfg, struct strbuf *text) {
     uint32_t dns = 0;
     strbuf_addf(text, "    chain outwards {\n");
     write_limit(cfg, "over_new_connections", "ct state new ct status & confirmed == 0 ip saddr", text);
-    write_limit(cfg, "over_connections", "ct state new ip saddr", text);
+    if (cfg->connections > 0)
+        strbuf_addf(text, "        ct state new add @connections { ip saddr ct count over %u } goto stop_connections\n",
+                    cfg->connections);
     strbuf_addf(text,
                 "        accept\n"
                 "    }\n"
@@ -403,6 +406,7 @@ void ruleset_write(const struct config_network *cfg, struct net_mac bridge, cons
     strbuf_addf(text, "table inet %s {\n    comment \"master-controller: what VMs on %s may reach\"\n", RULESET_NAME,
                 cfg->bridge);
     write_sets(cfg, true, vms, count, text);
+    write_connections(cfg, text);
     write_stops(true, text);
     write_input(cfg, gateway, text);
     write_from_vms(cfg, text);
