@@ -326,6 +326,12 @@ def _(bed):
 
 command("route mtu lock", "host.route", "ip", "route change 192.168.0.0/16 dev br0 proto kernel scope link src 192.168.0.1 mtu lock 600",
         "mtu 600", dead=("big",), alive=("ping", "tcp"), hops=("bridge.dev",))
+@fault("time to live is up", "host.forward", dead=("egress",), alive=("ping", "tcp"), hops=("host.input",), **UPLINK)
+def _(bed):
+    bed.lab.run("iptables", "-t", "mangle", "-A", "PREROUTING", "-i", "br0", "-j", "TTL", "--ttl-set", "1")
+    return ["mangle", "PREROUTING"]
+
+
 command("uplink arp off", "host.uplink", "ip", "link set wan0 arp off", "wan0 noarp", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
 command("xfrm forward", "host.forward", "ip", "xfrm policy add dir fwd src $GUEST/32 action block", "xfrm", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
 command("two networks of the same prefix", "host.route", "ip",

@@ -396,6 +396,8 @@ static void rule_mtu_of_guest(struct judge *j) {
     cause_step(c, REPAIR_LINK_MTU, b->name)->value = guest;
 }
 
+#define TINY 128 /* bytes: an ordinary ping is as long */
+
 static void rule_mtu(struct judge *j) {
     const struct snap_link *b = j->bridge, *tap = j->tap, *least = NULL;
     uint32_t most = 0;
@@ -417,8 +419,9 @@ static void rule_mtu(struct judge *j) {
     bool tap_small = tap->mtu < most;
     const struct snap_link *small = tap_small ? tap : least->mtu < most ? least : b;
     struct cause *c =
-        cause_add(j, "bridge.mtu-mismatch", FLOW(PROBE_LARGE), 0, "%s has MTU %u, %s %u, other ports %u", small->name,
-                  small->mtu, small == b ? tap->name : b->name, small == b ? tap->mtu : b->mtu, most);
+        cause_add(j, "bridge.mtu-mismatch", FLOW(PROBE_LARGE),
+                  small->mtu < TINY ? FLOWS_IP | FLOW(PROBE_CANARY_ICMP) : 0, "%s has MTU %u, %s %u, other ports %u",
+                  small->name, small->mtu, small == b ? tap->name : b->name, small == b ? tap->mtu : b->mtu, most);
     if (!c)
         return;
     cause_evidence(c, "link", b->name, "MTU %u", b->mtu);

@@ -640,7 +640,7 @@ static bool is_telling(const struct judge *j, enum probe_kind kind) {
         !j->paths[kind].exact)
         return false;
     if (kind == PROBE_EGRESS)
-        return j->paths[kind].out.dropped && j->paths[kind].dies != HOP_HOST_UPLINK;
+        return (j->paths[kind].out.dropped || j->paths[kind].exact) && j->paths[kind].dies != HOP_HOST_UPLINK;
     if (kind == PROBE_ICMP || kind == PROBE_BURST_ICMP || kind == PROBE_LARGE || kind == PROBE_CANARY_ICMP)
         return !tcp_alive || (j->alive & FLOW(PROBE_ICMP));
     if (kind == PROBE_ARP_UNICAST)

@@ -435,11 +435,28 @@ static void trace_to_host_path(struct judge *j, enum probe_kind kind) {
     dies(p, HOP_HOST_INPUT, all, false);
 }
 
+/* An ICMP error that the host itself sends is no answer from the outside. */
+static bool is_refused_by_host(const struct judge *j, const struct probe_answer *a) {
+    int32_t tag = probe_tag(0, PROBE_EGRESS);
+    for (size_t i = 0; a->answer_errno && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        for (uint32_t n = 0; f->tag == tag && f->kind == PROBE_FRAME_ICMP_ERROR && n < j->s->addrs_count; n++)
+            if (j->s->addrs[n].ip == f->source_ip)
+                return true;
+    }
+    return false;
+}
+
 static void trace_egress_path(struct judge *j) {
     const struct probe_answer *a = judge_answer(j, PROBE_EGRESS);
     struct path *p = &j->paths[PROBE_EGRESS];
     uint32_t all = HOPBIT(HOP_HOST_FORWARD) | HOPBIT(HOP_HOST_NAT) | HOPBIT(HOP_HOST_UPLINK) | HOPBIT(HOP_HOST_INPUT) |
                    HOPBIT(HOP_BRIDGE_INPUT) | HOPBIT(HOP_HOST_ROUTE);
+    if (a->answered && is_refused_by_host(j, a)) {
+        path_evidence(p, "probe", "egress", "the host itself refuses to forward it: %s", strerror(a->answer_errno));
+        dies(p, HOP_HOST_FORWARD, all, true);
+        return;
+    }
     if (a->answered) {
         p->alive = true;
         p->passed = HOPBIT(HOP_HOST_FORWARD) | HOPBIT(HOP_HOST_NAT) | HOPBIT(HOP_HOST_UPLINK);
