@@ -609,6 +609,15 @@ simple("host.no-address", "host.route", "ip", "address flush dev br0", "br0", **
 simple("host.no-address no-uplink", "host.route", "ip", "address flush dev br0", "br0")
 
 
+# A guest that asks for its gateway tells what the address was.
+@fault("host.no-address asked-for", "host.route", repair="named", **UPLINK)
+def _(bed):
+    bed.lab.ip("address", "flush", "dev", "br0")
+    bed.chatter(bed.vm)
+    return ["br0", GATEWAY]
+
+
+
 @fault("guest.duplicate-ip", "host.neigh", dead=("one-owner",))
 def _(bed):
     bed.other.ip("address", "add", f"{bed.vm.address}/16", "dev", "eth0")

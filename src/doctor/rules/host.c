@@ -157,6 +157,51 @@ static void rule_blackhole(struct judge *j, const struct snap_lookup *l, const s
     step_route_delete(j, c, r);
 }
 
+/* Whether a guest of this bridge has the address. */
+static bool is_a_guests(const struct judge *j, uint32_t ip) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; i < j->s->vms_count; i++)
+        if (j->s->vms[i].ip == ip)
+            return true;
+    for (uint32_t i = 0; after && i < after->heard_count; i++)
+        if (after->heard[i].source_ip == ip)
+            return true;
+    return ip == j->target->ip;
+}
+
+/* The address that the guest takes for the host's: it asks for it, and it is nobody's. 0: it was not heard to. The
+ * prefix is the smallest usual one that holds both. */
+static struct net_prefix address_that_is_missed(const struct judge *j, struct snap_heard *ret_asked) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; after && j->tap && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->kind != SNAP_HEARD_WHO_HAS || h->link != j->tap->index || h->source_ip != j->target->ip ||
+            !h->destination_ip || is_a_guests(j, h->destination_ip))
+            continue;
+        for (uint8_t length = 24; length >= 8; length -= 8)
+            if (net_contains((struct net_prefix){h->destination_ip, length}, j->target->ip)) {
+                *ret_asked = *h;
+                return (struct net_prefix){h->destination_ip, length};
+            }
+    }
+    return (struct net_prefix){0};
+}
+
+static void offer_address(const struct judge *j, struct cause *c) {
+    struct snap_heard asked;
+    struct net_prefix prefix = address_that_is_missed(j, &asked);
+    if (!prefix.address) {
+        cause_plan(c, "ip addr add GATEWAY/LENGTH dev %s: the address that the VMs have for their gateway",
+                   j->bridge->name);
+        return;
+    }
+    cause_evidence(c, "probe", j->tap->name, "the guest asks who has %s, and nobody has it",
+                   ip_text(prefix.address).text);
+    cause_step(c, REPAIR_ADDRESS_ADD, j->bridge->name)->prefix = prefix;
+    cause_plan(c, "the length /%u is the smallest that holds gateway and guest: see that it holds all VMs",
+               prefix.length);
+}
+
 /* The bridge's own address does not lead to the guest, and nothing else does what it should. */
 static void rule_bridge_address(struct judge *j, const struct snap_lookup *l, const char *leaves_by) {
     const struct snap_addr *addr = any_addr(j->s, j->bridge->index);
@@ -166,6 +211,7 @@ static void rule_bridge_address(struct judge *j, const struct snap_lookup *l, co
                       j->bridge->name, *leaves_by ? "; packets for the guest leave by " : "", leaves_by);
         cause_evidence(c, "addr", j->bridge->name, "no IPv4 address");
         lookup_evidence(j, c, l);
+        offer_address(j, c);
         return;
     }
     char prefix[24];
