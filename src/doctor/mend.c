@@ -120,6 +120,13 @@ static int remember(struct mending *m, const struct finding *f, const char *tap,
     return 0;
 }
 
+/* What somebody else has changed since is theirs: it is not tried again and again to take it back. */
+static void leave_if_changed(struct mending *m, struct repair_entry *entry, const struct err *why) {
+    if (strcmp(why->code, "repair.changed") == 0 || strcmp(why->code, "repair.gone") == 0 ||
+        strcmp(why->code, "repair.irreversible") == 0)
+        repair_give_up(m->repair, entry, NULL);
+}
+
 static int mend_one(struct mending *m, struct finding *f, const char *tap, struct doctor_case **c, struct err *err) {
     _cleanup_repair_entry_free_ struct repair_entry *entry = NULL;
     struct err why = {0};
@@ -144,8 +151,10 @@ static int mend_one(struct mending *m, struct finding *f, const char *tap, struc
         repair_proven(m->repair, entry, &why);
         return 0;
     }
-    if (repair_undo(m->repair, entry, &why) < 0)
+    if (repair_undo(m->repair, entry, &why) < 0) {
         str_copy(f->repair_error, sizeof f->repair_error, why.detail);
+        leave_if_changed(m, entry, &why);
+    }
     usleep(SETTLE_MS * 1000);
     return look_again(m, c, err);
 }
@@ -192,8 +201,10 @@ static int take_back_unfinished(struct mending *m, struct doctor_case **c, struc
     struct err why = {0};
     str_copy(recovered.journal, sizeof recovered.journal, entry->id);
     str_copy(recovered.finding, sizeof recovered.finding, entry->finding);
-    if (repair_undo(m->repair, entry, &why) < 0)
+    if (repair_undo(m->repair, entry, &why) < 0) {
         str_copy(recovered.error, sizeof recovered.error, why.detail);
+        leave_if_changed(m, entry, &why);
+    }
     usleep(SETTLE_MS * 1000);
     r = look_again(m, c, err);
     if (r == 0)

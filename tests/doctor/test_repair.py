@@ -306,3 +306,32 @@ def test_wrong_bridge_that_nobody_named(journal):
         subprocess.run([MCTL, "--json", "doctor", "--netns", lab.name, "--tap", guest.tap, "--guest-ip", guest.address, "--repair"],
                        capture_output=True, check=False, env={**os.environ, **journal})
         assert lab.link(guest.tap)["master"] == "br1"
+
+
+def test_somebody_works_against_it(journal, tmp_path):
+    """A repair that somebody undoes at once did not help: it says so, and nothing is left open in the journal."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        stop = threading.Event()
+
+        def tear_down():
+            while not stop.is_set():
+                lab.ip("link", "set", guest.tap, "down")
+                time.sleep(0.01)
+
+        lab.ip("link", "set", guest.tap, "down")
+        lab.cold()
+        thread = threading.Thread(target=tear_down)
+        thread.start()
+        try:
+            answer = lab.doctor(guest, "--repair", env=journal)
+        finally:
+            stop.set()
+            thread.join()
+        assert answer.status == 10, answer
+        assert answer.first["id"] == "tap.down" and answer.first["repair"]["proven"] in (False, None), answer
+        assert not answer.first["repair"]["applied"], answer
+        assert not (tmp_path / "unfinished").exists()
+        answer = lab.doctor(guest, "--repair", env=journal)
+        assert answer.status == 11 and "recovered" not in answer.json, answer

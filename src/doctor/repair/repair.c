@@ -287,8 +287,9 @@ static int find_out_what_was_done(struct repair *repair, struct repair_entry *en
     return 0;
 }
 
-/* Whether every object is as it was left. */
-static int check_unchanged(struct repair *repair, const struct repair_entry *entry, struct err *err) {
+/* Whether every object is as it was left, or as it was before: then somebody took it back already. */
+static int check_unchanged(struct repair *repair, struct repair_entry *entry, struct err *err) {
+    bool taken_back[REPAIR_STEPS_MAX] = {0};
     for (size_t i = 0; i < entry->step_count; i++) {
         const struct repair_done *done = &entry->steps[i];
         const struct repair_op *op = repair_op_of(done->step.action);
@@ -296,7 +297,8 @@ static int check_unchanged(struct repair *repair, const struct repair_entry *ent
         if (!done->done || done->undone)
             continue;
         int r = op ? op->read(repair, &done->step, now, NULL, err) : -ENOTSUP;
-        if (r == 0 && strcmp(now, done->after) != 0) {
+        taken_back[i] = r == 0 && strcmp(now, done->before) == 0;
+        if (r == 0 && !taken_back[i] && strcmp(now, done->after) != 0) {
             r = err_set(err, ESTALE, "repair.changed", "it was left as \"%s\" and is \"%s\" now", done->after, now);
             err_hint(err, "somebody changed it since; before the repair it was \"%s\"", done->before);
         }
@@ -305,12 +307,14 @@ static int check_unchanged(struct repair *repair, const struct repair_entry *ent
             return r;
         }
     }
+    for (size_t i = 0; i < entry->step_count; i++)
+        entry->steps[i].undone = entry->steps[i].undone || taken_back[i];
     return 0;
 }
 
 int repair_undo(struct repair *repair, struct repair_entry *entry, struct err *err) {
     if (entry->state == REPAIR_STATE_UNDONE || entry->state == REPAIR_STATE_FAILED)
-        return err_set(err, EALREADY, "repair.changed", "%s was taken back already", entry->id);
+        return err_set(err, EALREADY, "repair.changed", "%s is closed: it was taken back, or given up", entry->id);
     bool elsewhere = !*entry->netns && entry->netns_inode && entry->netns_inode != repair->netns_inode;
     if (strcmp(entry->netns, repair->netns) != 0 || elsewhere)
         return err_set(err, EXDEV, "repair.changed", "%s was done in %s network namespace%s%s", entry->id,
@@ -325,6 +329,12 @@ int repair_undo(struct repair *repair, struct repair_entry *entry, struct err *e
     entry->state = REPAIR_STATE_UNDONE;
     r = journal_write(repair->dir, entry, err);
     return r == 0 && was_open ? journal_mark(repair->dir, NULL, err) : r;
+}
+
+int repair_give_up(struct repair *repair, struct repair_entry *entry, struct err *err) {
+    entry->state = REPAIR_STATE_FAILED;
+    int r = journal_write(repair->dir, entry, err);
+    return r < 0 ? r : journal_mark(repair->dir, NULL, err);
 }
 
 void repair_entry_free(struct repair_entry *entry) {

@@ -152,6 +152,9 @@ int repair_proven(struct repair *repair, struct repair_entry *entry, struct err 
  * "repair.irreversible": the kernel cannot be given it back (a BPF program that is gone); "repair.failed". */
 int repair_undo(struct repair *repair, struct repair_entry *entry, struct err *err);
 
+/* Leaves it as it is for ever: the object is gone, or somebody made something else of it. */
+int repair_give_up(struct repair *repair, struct repair_entry *entry, struct err *err);
+
 /* Journal: by id, and all of them, oldest first. Errors: "repair.no-such-entry" -ENOENT; "repair.journal". */
 int repair_journal_load(const char *dir, const char *id, struct repair_entry **ret, struct err *err);
 int repair_journal_list(const char *dir, char (**ret_ids)[REPAIR_ID_SIZE], size_t *ret_count, struct err *err);
