@@ -10,7 +10,7 @@
 # Needs: coreutils util-linux e2fsprogs jq, and lz4 (or xz-utils, zstd, …) for the kernel
 
 PATH=$PATH:/usr/sbin:/sbin
-readonly image_keep_builds=2
+readonly image_keep_builds=${MC_IMAGE_KEEP:-2} # the newest is one of them
 
 die() {
     echo "$image_program: $*" >&2
@@ -51,6 +51,7 @@ image_begin() { # BASE BUILD-ID
 image_end() {
     local status=$?
     trap '' INT TERM HUP
+    set +e # it goes to its end: what a killed step returns is no reason to leave the rest
     if [[ $step_pid ]]; then
         # KILL, because mmdebstrap puts off everything else; all that the step has made is in $work.
         kill -KILL -- "-$step_pid" 2>/dev/null
@@ -72,6 +73,10 @@ step() { # NAME COMMAND [ARGUMENT...]
     shift
     printf '[%4d s] %s\n' "$SECONDS" "$step_name" >&2
     printf '\n==== %d s: %s\n' "$SECONDS" "$step_name" >>"$log"
+    # A signal in the moment in which the step runs and nobody has noted its pid would leave it running: it waits.
+    local signal=''
+    trap 'signal=130' INT
+    trap 'signal=143' TERM HUP
     set -m
     (
         trap - EXIT INT TERM HUP
@@ -80,6 +85,9 @@ step() { # NAME COMMAND [ARGUMENT...]
     ) >>"$log" 2>&1 </dev/null &
     step_pid=$!
     set +m
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    [[ ! $signal ]] || exit "$signal"
     local status=0 last='' line
     while kill -0 "$step_pid" 2>/dev/null; do
         # A person who waits for minutes sees what it does now; a log file does not get the noise.
@@ -115,8 +123,10 @@ need_disk() { # MIB
 # E2FSPROGS_FAKE_TIME because mke2fs 1.47.0 does not know SOURCE_DATE_EPOCH.
 make_rootfs() { # FOLDER FILE FREE_MIB LABEL
     local used_kib files
-    used_kib=$(du -s --block-size=1K "$1" | cut -f 1)
-    files=$(find "$1" | wc -l)
+    # Counted by length, not by what it takes on this host's disk: that depends on the host.
+    # A file with several names counts once.
+    read -r used_kib files < <(find "$1" -printf '%y %s %i\n' |
+        awk '{ n++ } !seen[$3]++ { k += $1 == "f" ? int(($2 + 4095) / 4096) * 4 : $1 == "d" ? 4 : 0 } END { print k, n }')
     # Content, 5 % for metadata, the free space asked for; an inode for each 16 KiB or at least twice the files.
     local size_kib=$(((used_kib * 105 / 100 + $3 * 1024 + 1023) / 1024 * 1024))
     local inodes=$((size_kib / 16 > files * 2 ? size_kib / 16 : files * 2))
@@ -124,6 +134,8 @@ make_rootfs() { # FOLDER FILE FREE_MIB LABEL
     E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mke2fs -q -t ext4 -d "$1" -L "$4" -m 0 -N "$inodes" \
         -U "$rootfs_uuid" -E "hash_seed=$rootfs_uuid,lazy_itable_init=1,root_owner=0:0" \
         "$2" "${size_kib}k"
+    # mke2fs takes the change times of the folder's files: when it was made, which nobody can set.
+    [[ -z ${settle-} ]] || "$settle" "$2" "$SOURCE_DATE_EPOCH"
 }
 
 # Little-endian number of a file.
@@ -167,18 +179,37 @@ file_json() { # FILE
 
 # packages.json: an array of {"name","version"}.
 write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
+    local files=null
+    [[ ! -e $work/files.sha256 ]] || files=$(file_json "$work/files.sha256")
     jq -n --arg name "$1" --arg type "$2" --arg kernel_version "$3" --arg digest "$4" --slurpfile packages "$5" \
         --arg created_at "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg uuid "$rootfs_uuid" \
         --argjson kernel "$(file_json "$work/vmlinuz")" --argjson vmlinux "$(file_json "$work/vmlinux")" --argjson initrd "$(file_json "$work/initrd.img")" \
-        --argjson rootfs "$(file_json "$work/rootfs.ext4")" '{
+        --argjson rootfs "$(file_json "$work/rootfs.ext4")" --argjson files "$files" '{
             schema: "image-manifest/1", $name, $type, $created_at, recipe_digest: $digest,
             kernel: ({version: $kernel_version} + $kernel), $vmlinux, $initrd, rootfs: ($rootfs + {$uuid}),
-            packages: $packages[0]}' >"$work/manifest.json"
+            packages: $packages[0]} + (if $files then {$files} else {} end)' >"$work/manifest.json"
 }
 
 swap_link() { # TARGET LINK
     ln -sfn "$1" "$2.new"
     mv -T "$2.new" "$2"
+}
+
+# Whether a VM's disk stands on an image: by a hard link, or, from another file system, by a symbolic one in the state
+# folder that the image belongs to.
+image_is_used() { # FOLDER
+    (($(stat -c %h "$1/rootfs.ext4" 2>/dev/null || echo 1) > 1)) && return 0
+    [[ $(find "$base"/../../{users,../users} -maxdepth 2 -name base.ext4 -lname "$1/*" 2>/dev/null || true) ]]
+}
+
+# Keeps the newest few, and whatever a VM stands on.
+remove_old_images() {
+    local old
+    # Names begin with the time, so the oldest come first.
+    find "$base" -mindepth 1 -maxdepth 1 -type d -name '2*Z-*' -printf '%f\n' | sort | head -n "-$image_keep_builds" |
+        while read -r old; do
+            image_is_used "$base/$old" || rm -rf "${base:?}/$old"
+        done
 }
 
 # The build appears under its name only when it is whole and on the disk.
@@ -190,10 +221,7 @@ image_publish() {
     swap_link current/rootfs.ext4 "$base/golden-rootfs.ext4"
     swap_link current/manifest.json "$base/golden-rootfs.ext4.manifest.json"
     rm -f "$base/failed-build.log"
-    # Names begin with the time, so the oldest come first.
-    local old
-    find "$base" -mindepth 1 -maxdepth 1 -type d -name '2*Z-*' -printf '%f\n' | sort | head -n "-$image_keep_builds" |
-        while read -r old; do rm -rf "${base:?}/$old"; done
+    remove_old_images
     printf '[%4d s] done: %s\n' "$SECONDS" "$base/current -> $build_id" >&2
 }
 

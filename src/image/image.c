@@ -18,7 +18,7 @@
 #include "image/private.h"
 #include "image/verify.h"
 
-#define MANIFEST_MAX (4U << 20)
+#define MANIFEST_MAX (16U << 20)
 #define QEMU_IMG "/usr/bin/qemu-img"
 
 static int broken(struct err *err, const char *path, const char *what) {
@@ -65,12 +65,14 @@ static int check_part(const char *dir, json_t *manifest, const char *part, char 
 }
 
 static int check_manifest(json_t *manifest, struct image *image, struct err *err) {
-    const char *schema, *name, *uuid;
-    if (json_unpack(manifest, "{s:s, s:s, s:{s:s}}", "schema", &schema, "name", &name, "rootfs", "uuid", &uuid) < 0 ||
+    const char *schema, *name, *type, *uuid;
+    if (json_unpack(manifest, "{s:s, s:s, s:s, s:{s:s}}", "schema", &schema, "name", &name, "type", &type, "rootfs",
+                    "uuid", &uuid) < 0 ||
         strcmp(schema, "image-manifest/1") != 0)
         return broken(err, "manifest.json", "is not one that this program knows (image-manifest/1)");
     const char *build = strrchr(image->dir, '/') + 1;
     snprintf(image->name, sizeof image->name, "%.40s/%.50s", name, build);
+    str_copy(image->type, sizeof image->type, type);
     int r = check_part(image->dir, manifest, "rootfs", image->rootfs, &image->rootfs_bytes, err);
     if (r == 0)
         r = check_part(image->dir, manifest, "kernel", image->kernel, NULL, err);
@@ -105,6 +107,24 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
     if (r == 0)
         *ret_image = image;
     return r;
+}
+
+int image_open_for(const char *base_dir, const char *vm_type, struct image *ret_image, struct err *err) {
+    char path[PATH_MAX], own[PATH_MAX];
+    snprintf(own, sizeof own, "%s/%s", base_dir, vm_type);
+    if (snprintf(path, sizeof path, "%s/current", own) < (int)sizeof path && access(path, F_OK) == 0)
+        base_dir = own;
+    struct image image;
+    int r = image_open(base_dir, &image, err);
+    if (r < 0)
+        return r;
+    if (strcmp(vm_type, "browser") == 0 && strcmp(image.type, "cli") == 0) {
+        err_set(err, EUCLEAN, "image.wrong-type", "the image %s is of the type cli: it has no desktop for a browser VM",
+                image.dir);
+        return err_hint(err, "build one that has: mctl image build --type browser");
+    }
+    *ret_image = image;
+    return 0;
 }
 
 int image_run(const char *const *argv, const char *package, struct err *err) {

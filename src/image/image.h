@@ -14,6 +14,7 @@
 
 struct image {
     char name[96];            /* "golden-rootfs" and the build's folder: "golden-rootfs/20260102T030405Z-1a2b" */
+    char type[16];            /* "browser", "cli", "test": for which VMs it was made */
     char dir[IMAGE_PATH_MAX]; /* the build's folder, symbolic link resolved */
     char rootfs[IMAGE_PATH_MAX];
     char kernel[IMAGE_PATH_MAX];
@@ -28,6 +29,11 @@ struct image {
  * Errors: "image.missing" (no image was built), "image.broken" (names the file and what is wrong with it),
  * "image.unfit" (it does not verify). */
 int image_open(const char *base_dir, struct image *ret_image, struct err *err);
+
+/* The image for VMs of a type: the one in BASE/TYPE where there is one (mctl image build --type cli makes it), else the
+ * one in BASE. A browser image serves cli VMs too, not the other way round.
+ * Errors: as image_open(), and "image.wrong-type". */
+int image_open_for(const char *base_dir, const char *vm_type, struct image *ret_image, struct err *err);
 
 /* Puts an empty overlay over the image into folder: disk.qcow2 and base.ext4 (a hard link, which keeps this image for
  * the VM's life whatever is built meanwhile; a symbolic link where the folder is on another file system).

@@ -49,18 +49,24 @@ static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
     return r;
 }
 
-int initrd_open(const char *path, struct initrd *ret) {
-    _cleanup_free_ char *data = NULL;
-    size_t len;
-    int r = file_read(path, PACKED_MAX, &data, &len);
-    if (r < 0)
-        return r;
+int initrd_parse(const void *data, size_t len, struct initrd *ret) {
     if (len >= 4 && memcmp(data, "\x28\xb5\x2f\xfd", 4) == 0)
         return unpack(data, len, ret);
     if (len < 6 || memcmp(data, "07070", 5) != 0)
         return len < 6 ? -EBADMSG : -EOPNOTSUPP;
-    *ret = (struct initrd){ptr_steal(data), len};
+    char *copy = malloc(len);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, data, len);
+    *ret = (struct initrd){copy, len};
     return 0;
+}
+
+int initrd_open(const char *path, struct initrd *ret) {
+    _cleanup_free_ char *data = NULL;
+    size_t len;
+    int r = file_read(path, PACKED_MAX, &data, &len);
+    return r < 0 ? r : initrd_parse(data, len, ret);
 }
 
 void initrd_close(struct initrd *initrd) {

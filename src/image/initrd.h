@@ -11,6 +11,8 @@ struct initrd {
 
 /* Return: 0, -EBADMSG (damaged), -EFBIG, -EOPNOTSUPP (packed otherwise), -ENOENT, -ENOMEM or another -errno. */
 int initrd_open(const char *path, struct initrd *ret);
+/* The same from memory. */
+int initrd_parse(const void *data, size_t len, struct initrd *ret);
 void initrd_close(struct initrd *initrd);
 
 /* A file of the archive; name without a leading slash. Return: false when it is not there. ret_mode as in stat(2). */

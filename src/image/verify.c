@@ -191,27 +191,23 @@ static int inspect(struct inspection *in, const struct verify_options *options) 
     return r;
 }
 
-int image_verify(const char *path, const struct verify_options *options, struct image_report **ret, struct err *err) {
-    struct place place = {0};
-    json_t *manifest = NULL;
+/* Takes the manifest. path: as it was given, for the report. */
+static int verify_place(const char *path, const struct place *place, json_t *manifest,
+                        const struct verify_options *options, struct image_report **ret, struct err *err) {
     int64_t begun = time_monotonic_ms();
-    int r = find_place(path, &place, &manifest, err);
-    if (r < 0)
-        return r;
+    int r = -ENOMEM;
     struct inspection *in = calloc(1, sizeof *in);
     struct image_report *report = calloc(1, sizeof *report);
     if (in && report) {
         *in = (struct inspection){.report = report,
-                                  .rootfs = place.rootfs,
-                                  .folder = *place.folder ? place.folder : NULL,
+                                  .rootfs = place->rootfs,
+                                  .folder = *place->folder ? place->folder : NULL,
                                   .manifest = manifest,
                                   .progress = options->progress,
                                   .progress_data = options->progress_data};
         str_copy(report->path, sizeof report->path, path);
         name_image(in);
         r = inspect(in, options);
-    } else {
-        r = -ENOMEM;
     }
     json_decref(manifest);
     free(in);
@@ -222,6 +218,20 @@ int image_verify(const char *path, const struct verify_options *options, struct 
     report->duration_ms = time_monotonic_ms() - begun;
     *ret = report;
     return 0;
+}
+
+int image_verify(const char *path, const struct verify_options *options, struct image_report **ret, struct err *err) {
+    struct place place = {0};
+    json_t *manifest = NULL;
+    int r = find_place(path, &place, &manifest, err);
+    return r < 0 ? r : verify_place(path, &place, manifest, options, ret, err);
+}
+
+int image_verify_root(const char *path, const struct verify_options *options, struct image_report **ret,
+                      struct err *err) {
+    struct place place = {0};
+    str_copy(place.rootfs, sizeof place.rootfs, path);
+    return verify_place(path, &place, NULL, options, ret, err);
 }
 
 /* ---------------------------------------------------------------- the verdict that is kept */

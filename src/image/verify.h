@@ -18,6 +18,10 @@ struct verify_options {
  * nothing to look at: "image.missing", "image.unreadable". The caller frees the report with report_free(). */
 int image_verify(const char *path, const struct verify_options *options, struct image_report **ret, struct err *err);
 
+/* A root file system alone, whatever lies beside it. */
+int image_verify_root(const char *path, const struct verify_options *options, struct image_report **ret,
+                      struct err *err);
+
 /* The same without digests, for those who ask often: the answer is kept in the folder (verdict.json) until a part
  * changes its size, time or inode, or this program its rules.
  * Return: 0 good, or -EUCLEAN with "image.unfit" and the first failures in words. */

@@ -263,7 +263,7 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
     if (r == 0)
         r = vmm_choose(&vms->config->vm, &c.choice, err);
     if (r == 0)
-        r = image_open(vms->image_dir, &c.image, err);
+        r = image_open_for(vms->image_dir, vm_type_name(vm->type), &c.image, err);
     if (r == 0)
         r = vms_admit(vms, vm, c.choice.ops->overhead_mib(&c.choice), err);
     if (r < 0)

@@ -131,7 +131,8 @@ def make_tree(root, kind):
     """The recipe's own files, and around them what Debian's packages would bring."""
     root.mkdir()
     if kind == "browser":
-        shutil.copytree(RECIPE / "files", root, dirs_exist_ok=True)
+        for files in ["files", "browser/files"]:
+            shutil.copytree(RECIPE / files, root, dirs_exist_ok=True)
     else:
         for name in ["etc/hosts", "etc/fstab"]:
             put(root, name, (RECIPE / "files" / name).read_bytes())

@@ -371,6 +371,8 @@ def broken_images(base):
     yield base / "other", "image.broken"
     (copy("none") / "manifest.json").unlink()
     yield base / "none", "image.broken"
+    run("debugfs", "-w", "-R", "rm /sbin/init", copy("unfit") / "rootfs.ext4")
+    yield base / "unfit", "image.unfit"
 
 
 def test_missing_and_broken_images():

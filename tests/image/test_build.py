@@ -1,0 +1,103 @@
+"""What guest/lib.sh promises of every build: the same content gives the same bytes, an interrupted build leaves what was
+there, old images go but never one that a VM stands on. Nothing is downloaded."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import golden
+
+LIB = golden.HERE / "guest/lib.sh"
+SETTLE = golden.BUILD / "guest/guest-settle"
+
+
+def bash(script, **env):
+    return subprocess.run(["bash", "-c", f"set -euo pipefail; image_program=test; . {LIB}\n" + script], check=True,
+                          capture_output=True, text=True, env=dict(os.environ, **{k: str(v) for k, v in env.items()}))
+
+
+def tree(root, order):
+    for name in order:
+        golden.put(root, name, name * 100, 0o755)
+    golden.link(root, "etc/link", "/run/x")
+    for path in [root, *root.rglob("*")]:
+        os.utime(path, (1700000000, 1600000000), follow_symlinks=False)
+
+
+def make_root(root, out):
+    bash('make_rootfs "$ROOT" "$OUT" 4 test', ROOT=root, OUT=out, SOURCE_DATE_EPOCH=1700000000, rootfs_uuid=golden.UUID,
+         settle=SETTLE)
+    return out.read_bytes()
+
+
+def test_same_content_same_bytes(tmp_path):
+    names = ["etc/b", "etc/a", "usr/lib/c", "d", "usr/e"]
+    tree(tmp_path / "one", names)
+    first = make_root(tmp_path / "one", tmp_path / "one.ext4")
+    time.sleep(1.1)  # another second: change times differ
+    tree(tmp_path / "two", reversed(names))
+    assert make_root(tmp_path / "two", tmp_path / "two.ext4") == first
+    golden.run("e2fsck", "-fn", tmp_path / "two.ext4")
+    golden.put(tmp_path / "two", "d", "other")
+    assert make_root(tmp_path / "two", tmp_path / "three.ext4") != first
+
+
+def build_folder(base, name):
+    folder = base / name
+    folder.mkdir(parents=True)
+    (folder / "rootfs.ext4").write_text(name)
+    return folder
+
+
+def left(base):
+    return sorted(p.name for p in base.iterdir() if p.is_dir() and p.name.startswith("2"))
+
+
+def test_old_images_go(tmp_path):
+    base = tmp_path / "snapshots/base"
+    builds = [build_folder(base, f"2026010{n}T000000Z-aa") for n in range(1, 7)]
+    vm = tmp_path / "users/vm-1"
+    vm.mkdir(parents=True)
+    os.link(builds[0] / "rootfs.ext4", vm / "base.ext4")  # a VM's disk stands on the first
+    other = tmp_path / "users/vm-2"
+    other.mkdir()
+    (other / "base.ext4").symlink_to(builds[2] / "rootfs.ext4")  # and one from elsewhere on the third
+    bash('base=$B; remove_old_images', B=base)
+    assert left(base) == [builds[i].name for i in (0, 2, 4, 5)]
+    (vm / "base.ext4").unlink()
+    (other / "base.ext4").unlink()
+    bash('base=$B; remove_old_images', B=base, MC_IMAGE_KEEP=1)
+    assert left(base) == [builds[5].name]
+
+
+def test_interrupted_build_leaves_the_old_image(tmp_path):
+    old = build_folder(tmp_path, "20260101T000000Z-aa")
+    (tmp_path / "current").symlink_to(old.name)
+    p = subprocess.Popen(["bash", "-c", f"set -euo pipefail; image_program=test; . {LIB}\n"
+                          'image_begin "$B" 20260202T000000Z-bb; step "takes long" sleep 600; image_publish'],
+                         env=dict(os.environ, B=str(tmp_path)), stderr=subprocess.PIPE, text=True)
+    assert "takes long" in p.stderr.readline()
+    p.send_signal(signal.SIGTERM)
+    assert "untouched" in p.stderr.read()
+    assert p.wait(20) == 143
+    assert os.readlink(tmp_path / "current") == old.name and left(tmp_path) == [old.name]
+    assert not list(tmp_path.glob(".tmp-*"))
+    # And the next one is not held up by what it left.
+    r = bash('image_begin "$B" 20260303T000000Z-cc; step "is quick" true', B=tmp_path)
+    assert "is quick" in r.stderr
+
+
+def test_list_tells_who_stands_on_what(good, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    golden.copy_image(good, base / "20260101T000000Z-aa")
+    golden.copy_image(good, base / "20260202T000000Z-bb")
+    (base / "current").symlink_to("20260202T000000Z-bb")
+    os.link(base / "20260101T000000Z-aa/rootfs.ext4", tmp_path / "base.ext4")
+    r = golden.run(golden.MCTL, "--json", "image", "list", "--out", base)
+    images = json.loads(r.stdout)["images"]
+    assert [(i["id"], i["current"], i["vms"], i["good"]) for i in images] == [
+        ("20260202T000000Z-bb", True, 0, None), ("20260101T000000Z-aa", False, 1, None)]
+    assert images[0]["type"] == "browser" and images[0]["kernel"] == golden.KERNEL
