@@ -1,5 +1,7 @@
 #include "netlink/neigh.h"
 
+#include <errno.h>
+#include <libmnl/libmnl.h>
 #include <linux/neighbour.h>
 #include <linux/rtnetlink.h>
 #include <sys/socket.h>
@@ -12,4 +14,32 @@ int neigh_delete(struct rtnl *rtnl, int link, uint32_t ip, struct err *err) {
     ndm->ndm_ifindex = link;
     rtnl_put_ip(&msg, NDA_DST, ip);
     return rtnl_change(rtnl, &msg, err);
+}
+
+static void take_attr(const struct nlattr *attr, void *data) {
+    struct neigh *neigh = data;
+    if (mnl_attr_get_type(attr) == NDA_LLADDR)
+        neigh->has_mac = true;
+}
+
+static int parse(const struct nlmsghdr *nlh, void *ret_neigh) {
+    struct neigh neigh = {0};
+    if (nlh->nlmsg_type != RTM_NEWNEIGH)
+        return 0;
+    const struct ndmsg *ndm = rtnl_each_msg_attr(nlh, sizeof *ndm, take_attr, &neigh);
+    if (!ndm)
+        return -EBADMSG;
+    neigh.state = ndm->ndm_state;
+    *(struct neigh *)ret_neigh = neigh;
+    return 1;
+}
+
+/* ip neighbour get ADDRESS dev LINK */
+int neigh_get(struct rtnl *rtnl, int link, uint32_t ip, struct neigh *ret, struct err *err) {
+    struct rtnl_msg msg;
+    struct ndmsg *ndm = rtnl_msg_begin(&msg, RTM_GETNEIGH, 0, sizeof *ndm);
+    ndm->ndm_family = AF_INET;
+    ndm->ndm_ifindex = link;
+    rtnl_put_ip(&msg, NDA_DST, ip);
+    return rtnl_ask(rtnl, &msg, parse, ret, err);
 }

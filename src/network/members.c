@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/fd.h"
+#include "netlink/neigh.h"
 #include "netlink/nft.h"
 #include "network/private.h"
 
@@ -165,6 +166,7 @@ void members_remove(struct network *network, const char *tap) {
         return;
     if (nftset_apply(network->nftset, changes, changes_of(network, vm, true, changes), NULL) < 0)
         network->rules_are_stale = true;
+    neigh_delete(network->rtnl, network->bridge, vm->ip, NULL);
     drop(network, vm);
 }
 

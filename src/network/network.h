@@ -132,6 +132,10 @@ int network_watch_fd(const struct network *network);
 /* Puts our tables back when others have changed them. Return: 1 when that was so, 0, -errno (the next call tries again). */
 int network_guard(struct network *network, struct err *err);
 
+/* Whether some device on the bridge answers for an address, by what the kernel knows: it answered within the last half
+ * minute, or has an entry that an operator made. A VM's entry goes with its TAP. Return: 1, 0, -errno. */
+int network_address_in_use(struct network *network, uint32_t ip);
+
 /* Forgets which MAC an address had, before another VM gets it. Nothing known is no error. */
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err);
 

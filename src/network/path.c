@@ -1,6 +1,7 @@
 /* What the host sends to guests, and how things are. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/neighbour.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
@@ -75,6 +76,17 @@ int network_icmp_send(int fd, uint32_t ip, struct icmp_echo echo, struct err *er
         return 0;
     net_format_ip(ip, text);
     return err_sys(err, errno, "network.unreachable", "ping %s", text);
+}
+
+int network_address_in_use(struct network *network, uint32_t ip) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    struct neigh neigh;
+    int r = neigh_get(network->rtnl, network->bridge, ip, &neigh, NULL);
+    if (r == -ENOENT || r == -ENODEV) /* without a bridge nobody is there; whoever needs it will say so */
+        return 0;
+    if (r < 0)
+        return r;
+    return neigh.has_mac && (neigh.state & (NUD_REACHABLE | NUD_PERMANENT));
 }
 
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err) {

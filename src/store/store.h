@@ -39,6 +39,14 @@ int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, st
 /* The address of the VM that was made last, ended ones included; 0 when there was none. */
 int store_vm_last_ip(struct store *store, uint32_t *ret_ip, struct err *err);
 
+/* Addresses of VMs that have ended after since_ms (real time), the last `max` at most. */
+struct store_rest {
+    uint32_t ip;
+    int64_t ended_ms;
+};
+int store_vm_ended_since(struct store *store, int64_t since_ms, struct store_rest *ret, size_t max, size_t *ret_n,
+                         struct err *err);
+
 enum store_which {
     STORE_LIVE, /* not ended */
     STORE_ALL,

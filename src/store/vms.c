@@ -200,6 +200,28 @@ int store_vm_last_ip(struct store *store, uint32_t *ret_ip, struct err *err) {
     return 0;
 }
 
+int store_vm_ended_since(struct store *store, int64_t since_ms, struct store_rest *ret, size_t max, size_t *ret_n,
+                         struct err *err) {
+    _cleanup_query_ struct query q;
+    size_t n = 0;
+    int r = query_open(&q, store,
+                       "SELECT ip, state_since_ms FROM vm WHERE ended = 1 AND state_since_ms > ?"
+                       " ORDER BY state_since_ms DESC LIMIT ?",
+                       err);
+    if (r < 0)
+        return r;
+    query_int(&q, since_ms);
+    query_int(&q, (int64_t)max);
+    while (n < max && (r = query_step(&q, err)) > 0) {
+        ret[n].ip = (uint32_t)query_get_int(&q);
+        ret[n++].ended_ms = query_get_int(&q);
+    }
+    if (r < 0)
+        return r;
+    *ret_n = n;
+    return 0;
+}
+
 int store_vm_list(struct store *store, const char *user, enum store_which which, struct vm **ret_vms, size_t *ret_n,
                   struct err *err) {
     _cleanup_query_ struct query q;

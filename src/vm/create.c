@@ -18,7 +18,6 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "image/image.h"
-#include "network/ipam.h"
 #include "vm/machine.h"
 
 #define CLAIM_ATTEMPTS 8
@@ -26,22 +25,6 @@
 
 static int random_bytes(void *data, size_t len) {
     return getrandom(data, len, 0) == (ssize_t)len ? 0 : -EIO;
-}
-
-/* Every live VM has a machine. */
-static int is_used(uint32_t ip, void *data) {
-    for (struct machine *m = data; m; m = m->next)
-        if (m->vm.ip == ip)
-            return 1;
-    return 0;
-}
-
-/* The first free address behind the last one given, so that an address rests before it is given again. */
-static int pick_address(struct vms *vms, uint32_t *ret_ip, struct err *err) {
-    int r = ipam_pick(vms->config->network.address, vms->ip_cursor, is_used, vms->first, ret_ip, err);
-    if (r == 0)
-        vms->ip_cursor = *ret_ip;
-    return r;
 }
 
 int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err) {
@@ -62,7 +45,7 @@ static int fill_names(struct vms *vms, const char *id, struct vm *vm, struct err
     vm_tap_from_id(vm->id, vm->tap);
     vm->mac = vm_mac_from_random(random);
     if (r == 0)
-        r = pick_address(vms, &vm->ip, err);
+        r = address_pick(vms, &vm->ip, err);
     if (r < 0)
         return r;
     struct net_prefix pool = vms->config->network.address;

@@ -95,6 +95,8 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     if (r < 0)
         return r;
     m->vm = vm;
+    if (vm_state_is_end(to))
+        address_rest(m->vms, vm.ip, vm.state_since_ms);
     log_event(event == VM_EVENT_FAILED ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO,
               (struct log_about){.event = vm_event_name(event), .vm_id = vm.id}, "%s -> %s by %s%s%s", e.from, e.to,
               actor, *reason ? ": " : "", reason);

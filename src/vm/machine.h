@@ -39,6 +39,13 @@ struct listener {
     void *userdata;
 };
 
+#define RESTING_MAX 1024 /* addresses; more VMs do not end while one rests */
+
+struct resting {
+    uint32_t ip;
+    int64_t since_ms; /* real time, as in the records */
+};
+
 struct vms {
     struct loop *loop;
     struct store *store;
@@ -55,6 +62,8 @@ struct vms {
     struct loop_timer *guard_timer;
     bool guard_failed;
     uint32_t ip_cursor; /* the last address given: addresses wait before they are given again */
+    struct resting resting[RESTING_MAX];
+    size_t rest_next;
     struct confine *confine;
     struct examine examine;
     struct workers *makers, *enders, *examiners; /* one kind never waits for another */
@@ -111,6 +120,11 @@ void machine_evidence_folder(const struct vms *vms, const char *id, char ret_pat
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);
+
+/* address.c. Error of address_pick(): "network.pool-exhausted" -ENOSPC. */
+int address_load(struct vms *vms, struct err *err);
+int address_pick(struct vms *vms, uint32_t *ret_ip, struct err *err);
+void address_rest(struct vms *vms, uint32_t ip, int64_t since_ms);
 
 /* guard.c */
 int guard_start(struct vms *vms, struct err *err);

@@ -167,7 +167,7 @@ int vms_reconcile(struct vms *vms, struct err *err) {
         r = take_up(vms, &live[i], err);
     }
     if (r == 0)
-        r = store_vm_last_ip(vms->store, &vms->ip_cursor, err);
+        r = address_load(vms, err);
     if (r == 0)
         remove_stray_folders(vms);
     workers_finish(vms->enders);

@@ -536,3 +536,81 @@ def test_a_restored_tap_is_isolated_again(net):
     one.tool("restore", *A)
     assert one.space.link(A[0])["linkinfo"]["info_slave_data"]["isolated"] is True
     assert one.a.ping()
+
+
+# ---- by way of the daemon
+
+@contextlib.contextmanager
+def managed(**network):
+    import harness
+    with harness.idle(network=network, vm={"cli_boot_timeout": "600", "quota_per_user": 100}) as d:
+        yield d
+
+
+def test_show_tells_what_was_stopped():
+    with managed() as d:
+        one = d.create()
+        shown = d.mctl("--json", "vm", "show", one["id"]).json
+        assert set(shown) == {"vm", "network"} and shown["network"]["vm_to_vm"] is False
+        assert shown["network"]["stopped_packets"] == 0 and len(shown["network"]["stopped"]) == 13
+        assert "stopped" not in d.mctl("vm", "show", one["id"]).out
+        # The idle VMM holds the TAP: what a guest sends is counted up by hand.
+        for name, key, n in (("bridge", one["tap"], 7), ("inet", one["ip"], 2)):
+            set_name = "stopped_arp" if name == "bridge" else "stopped_host"
+            text = f"{set_name} {{ \"{key}\" }}" if name == "bridge" else f"{set_name} {{ {key} }}"
+            d.netns("nft", f"delete element {name} master_controller {text}; add element {name} master_controller "
+                    + text.replace(" }", f" counter packets {n} bytes {n * 60} }}"))
+        harness_wait(lambda: "put back" in d.log.read_text())
+        shown = d.mctl("--json", "vm", "show", one["id"]).json["network"]
+        assert shown["stopped_packets"] == 9
+        assert shown["stopped"]["arp"]["packets"] == 7 and shown["stopped"]["host"]["bytes"] == 120
+        text = d.mctl("vm", "show", one["id"]).out
+        assert "7: ARP that claims another's address or MAC (arp)" in text and "2: for the host itself (host)" in text
+        d.stop()
+        d.start()
+        assert d.mctl("--json", "vm", "show", one["id"]).json["network"] == shown, "a restart forgets nothing"
+        d.mctl("vm", "destroy", one["id"], "--reason", "x")
+        assert d.mctl("--json", "vm", "show", one["id"]).json["network"] is None
+
+
+def harness_wait(what):
+    import harness
+    harness.wait_for(what)
+
+
+def test_the_daemon_puts_its_tables_back():
+    with managed() as d:
+        one = d.create()
+        assert d.netns("nft", "list", "tables").stdout.split("\n")[0] == "table bridge master_controller"
+        for harm in ("flush ruleset", "delete table inet master_controller"):
+            d.netns("nft", *harm.split())
+            harness_wait(lambda: one["tap"] in d.netns("nft", "list", "ruleset").stdout
+                         and one["ip"] in d.netns("nft", "list", "ruleset").stdout)
+        assert d.log.read_text().count("they were put back") >= 2
+        d.stop()
+        d.netns("nft", "flush", "ruleset")
+        d.start()
+        assert one["tap"] in d.netns("nft", "list", "ruleset").stdout
+        d.mctl("vm", "destroy", one["id"], "--reason", "x")
+        assert one["tap"] not in d.netns("nft", "list", "ruleset").stdout
+
+
+def test_an_address_rests_and_one_that_somebody_uses_is_not_given():
+    with managed(address="10.9.0.1/28", address_rest="600") as d:
+        give = lambda user: d.create(user=user)["ip"]
+        end = lambda user: d.admin("DELETE", f"/api/users/{user}/vm?reason=x")
+        first = [give(f"u{i}") for i in range(3)]
+        assert first == ["10.9.0.2", "10.9.0.3", "10.9.0.4"]
+        end("u1")
+        somebody = lambda: d.netns("ip", "neigh", "replace", "10.9.0.5", "lladdr", "02:00:00:00:00:05", "dev", "br0",
+                                   "nud", "permanent")
+        somebody()
+        rest = [give(f"v{i}") for i in range(8)]
+        assert rest == [f"10.9.0.{n}" for n in range(6, 14)]
+        d.stop()
+        d.start()  # what rests goes on resting
+        somebody()
+        assert give("w0") == "10.9.0.14"
+        assert give("w1") == "10.9.0.3", "none but a resting one is left"
+        r = d.admin("POST", "/api/users/last/vm", {})
+        assert r.status == 507 and r.json["code"] == "network.pool-exhausted"
