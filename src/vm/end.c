@@ -9,7 +9,7 @@
  *   4. the evidence is moved and sealed, the folder goes
  *   5. on the loop's thread: state, reason and event in one transaction; then its address is free
  *
- * A step that cannot be done now (a process that the kernel holds, a full disk) is tried again each second: until then
+ * What cannot be done now (to kill a process that the kernel holds, to write on a full disk) is tried again each second: until then
  * the VM is there, over, and holds its address. */
 #include <jansson.h>
 #include <poll.h>
@@ -72,13 +72,12 @@ static int end_processes(struct ending *job) {
                : 0;
 }
 
-/* 3. What cannot be removed is told; only a TAP that somebody holds keeps the VM, as its address goes with it. */
-static int remove_parts(struct ending *job) {
+/* 3. What cannot be removed is told. A TAP that a stranger holds stays, and goes at a later start: the VMM itself is
+ * gone for certain by now. */
+static void remove_parts(struct ending *job) {
     static const char *const names[] = {"disk.qcow2", "base.ext4", "qmp.sock"};
     struct err err = {0};
     int r = network_tap_remove(job->vms->network, job->e.vm.tap, job->e.vm.id, &err);
-    if (r == -EBUSY)
-        return trouble(job, r, "its TAP cannot be removed", err.detail);
     if (r < 0)
         log_warning("%s: %s", job->e.vm.id, err.detail);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -89,7 +88,6 @@ static int remove_parts(struct ending *job) {
     r = confine_remove(job->folder, job->e.vm.id);
     if (r < 0)
         log_warning("%s: remove its control group: %s", job->e.vm.id, strerror(-r));
-    return 0;
 }
 
 /* A cause says more than what the controller saw of it. */
@@ -110,9 +108,7 @@ static void work(void *userdata) {
     evidence_collect(&job->vms->examine, &job->e, job->with_doctor);
     evidence_judge(&job->e, job->was_asked);
     put_cause_first(job);
-    job->result = remove_parts(job);
-    if (job->result < 0)
-        return;
+    remove_parts(job);
     int r = evidence_seal(&job->e);
     if (r < 0) {
         /* Evidence is never destroyed, and a VM can end on a full disk: the next start of the controller seals it. */

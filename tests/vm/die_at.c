@@ -1,0 +1,117 @@
+/* Kills the daemon at its Nth change to the world: preloaded into it (LD_PRELOAD), counts the calls by which a program
+ * makes, changes or removes something that outlives it, and sends itself SIGKILL in front of the one that it was told.
+ *
+ * MC_DIE_FILE names a file of one int64_t, which the test writes: how many such calls there are to go; 0 or less: count
+ * on below zero, so that the test can read how many there were. Children of the daemon are not counted. */
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static _Atomic int64_t *to_go;
+static pid_t daemon_pid;
+
+static void __attribute__((constructor)) start(void) {
+    const char *path = getenv("MC_DIE_FILE");
+    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return;
+    void *map = mmap(NULL, sizeof *to_go, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (map != MAP_FAILED)
+        to_go = map;
+    daemon_pid = getpid();
+    unsetenv("LD_PRELOAD");
+}
+
+static void step(void) {
+    if (to_go && getpid() == daemon_pid && atomic_fetch_sub(to_go, 1) == 1)
+        kill(daemon_pid, SIGKILL);
+}
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+int mkdir(const char *path, mode_t mode) {
+    step();
+    return REAL(mkdir)(path, mode);
+}
+
+int link(const char *from, const char *to) {
+    step();
+    return REAL(link)(from, to);
+}
+
+int symlink(const char *from, const char *to) {
+    step();
+    return REAL(symlink)(from, to);
+}
+
+int rename(const char *from, const char *to) {
+    step();
+    return REAL(rename)(from, to);
+}
+
+int unlink(const char *path) {
+    step();
+    return REAL(unlink)(path);
+}
+
+int unlinkat(int fd, const char *path, int flags) {
+    step();
+    return REAL(unlinkat)(fd, path, flags);
+}
+
+int rmdir(const char *path) {
+    step();
+    return REAL(rmdir)(path);
+}
+
+int chmod(const char *path, mode_t mode) {
+    step();
+    return REAL(chmod)(path, mode);
+}
+
+int ioctl(int fd, unsigned long request, ...) {
+    va_list ap;
+    va_start(ap, request);
+    void *arg = va_arg(ap, void *);
+    va_end(ap);
+    step();
+    return REAL(ioctl)(fd, request, arg);
+}
+
+ssize_t sendto(int fd, const void *data, size_t len, int flags, const struct sockaddr *to, socklen_t to_len) {
+    step();
+    return REAL(sendto)(fd, data, len, flags, to, to_len);
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    step();
+    return REAL(sendmsg)(fd, message, flags);
+}
+
+ssize_t write(int fd, const void *data, size_t len) {
+    step();
+    return REAL(write)(fd, data, len);
+}
+
+ssize_t pwrite64(int fd, const void *data, size_t len, off64_t at) {
+    step();
+    return REAL(pwrite64)(fd, data, len, at);
+}
+
+pid_t fork(void) {
+    step();
+    pid_t pid = REAL(fork)();
+    step(); /* in the parent: the child is there, and nobody has written down that it is */
+    return pid;
+}
