@@ -182,6 +182,16 @@ void route_vm_delete(struct http_request *req, const struct http_match *match, v
         destroy(userdata, req, &vm);
 }
 
+/* What the evidence says of the cause; null where there is none. */
+static json_t *cause_of(const struct vm *vm, const char *folder) {
+    char path[VMS_PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/summary.json", folder);
+    json_t *summary = vm_state_is_end(vm->state) ? json_load_file(path, 0, NULL) : NULL;
+    json_t *cause = json_incref(json_object_get(summary, "cause"));
+    json_decref(summary);
+    return cause ? cause : json_null();
+}
+
 void route_vm_events(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct vm vm;
@@ -201,7 +211,9 @@ void route_vm_events(struct http_request *req, const struct http_match *match, v
                                               "actor", events[i].actor, "event", events[i].event, "from",
                                               events[i].from, "to", events[i].to, "reason", events[i].reason));
     vms_folder(api->vms, &vm, folder);
-    api_json(req, 200, json_pack("{s:o, s:o, s:s}", "vm", api_vm_json(&vm), "events", list, "files", folder));
+    api_json(req, 200,
+             json_pack("{s:o, s:o, s:o, s:s}", "vm", api_vm_json(&vm), "cause", cause_of(&vm, folder), "events", list,
+                       "files", folder));
 }
 
 /* What a folder holds: a name and a size each. Return: 0 or -errno. */

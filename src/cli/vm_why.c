@@ -1,5 +1,6 @@
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "cli/cli.h"
@@ -30,11 +31,18 @@ int verb_vm_why(struct cli *cli, int argc, char **argv) {
         cli_print_json(answer);
     } else {
         json_t *vm = json_object_get(answer, "vm");
+        json_t *cause = json_object_get(answer, "cause");
         size_t i;
         printf("%s, %s VM of %s, is %s since %s\n", cli_text(vm, "id"), cli_text(vm, "type"), cli_text(vm, "user"),
                cli_text(vm, "state"), cli_text(vm, "state_since"));
+        if (json_is_object(cause)) {
+            printf("cause: ");
+            cli_print_safe(stdout, cli_text(cause, "words"));
+            printf(" [%s]\n", cli_text(cause, "code"));
+        }
         json_array_foreach(json_object_get(answer, "events"), i, event) print_event(event);
-        printf("files: %s\n", cli_text(answer, "files"));
+        printf("files: %s%s\n", cli_text(answer, "files"),
+               access(cli_text(answer, "files"), F_OK) == 0 ? "" : " (not there any more, or not for you to see)");
     }
     json_decref(answer);
     return CLI_DONE;

@@ -50,29 +50,62 @@ static int write_json(const char *folder, const char *name, json_t *value, mode_
 
 /* --- the network at that moment, out of the doctor's snapshot --- */
 
-/* The rows of a table that name one of these: an index in any of its link fields, the address, the MAC. */
-static bool concerns(json_t *row, json_int_t link, const char *ip, const char *mac, const char *tap) {
+/* How the snapshot writes what is this VM's. */
+struct marks {
+    const char *tap;
+    char mac[16], tap_hex[2 * VM_TAP_TEXT + 1], ip_hex[16]; /* hexadecimal digits alone */
+    json_int_t ip, link;
+};
+
+static struct marks marks_of(const struct vm *vm, json_int_t link) {
+    struct marks marks = {.tap = vm->tap, .ip = vm->ip, .link = link};
+    str_hex(vm->mac.byte, sizeof vm->mac.byte, marks.mac);
+    str_hex(vm->tap, strlen(vm->tap), marks.tap_hex);
+    snprintf(marks.ip_hex, sizeof marks.ip_hex, "%08x", vm->ip);
+    return marks;
+}
+
+/* Whether a row of a table names the VM's link, its address, its MAC or its TAP. */
+static bool concerns(json_t *row, const struct marks *marks) {
     const char *key;
     json_t *value;
     json_object_foreach(row, key, value) {
         const char *text = json_string_value(value);
-        if (text && (strcmp(text, ip) == 0 || strcmp(text, mac) == 0 || strcmp(text, tap) == 0 || strstr(text, tap)))
+        if (text && (strcmp(text, marks->mac) == 0 || strstr(text, marks->tap)))
             return true;
-        if (json_is_integer(value) && json_integer_value(value) == link &&
-            (strcmp(key, "link") == 0 || strcmp(key, "index") == 0))
+        bool is_link = strcmp(key, "link") == 0 || strcmp(key, "index") == 0, is_ip = strcmp(key, "ip") == 0;
+        if (json_is_integer(value) && ((is_link && json_integer_value(value) == marks->link) ||
+                                       (is_ip && json_integer_value(value) == marks->ip)))
             return true;
     }
     return false;
 }
 
-static json_t *rows_of(json_t *table, json_int_t link, const struct vm *vm) {
-    char ip[NET_IP_TEXT], mac[NET_MAC_TEXT];
+static json_t *rows_of(json_t *table, const struct marks *marks) {
     json_t *rows = json_array(), *row;
     size_t i;
-    net_format_ip(vm->ip, ip);
-    net_format_mac(vm->mac, mac);
-    json_array_foreach(table, i, row) if (concerns(row, link, ip, mac, vm->tap)) json_array_append(rows, row);
+    json_array_foreach(table, i, row) if (concerns(row, marks)) json_array_append(rows, row);
     return rows;
+}
+
+/* The elements of nftables' sets and maps in which the VM is, each with the name of its set. A set has the elements from
+ * elems[0] on, elems[1] of them. */
+static json_t *elements_of(json_t *state, const struct marks *marks) {
+    json_t *found = json_array(), *set, *elems = json_object_get(state, "elems");
+    size_t k;
+    json_array_foreach(json_object_get(state, "sets"), k, set) {
+        json_int_t first = 0, count = 0;
+        const char *table = "", *name = "";
+        json_unpack(set, "{s?[I,I], s?s, s?s}", "elems", &first, &count, "table", &table, "name", &name);
+        for (json_int_t i = first; i < first + count && i >= 0; i++) {
+            const char *key = json_string_value(json_object_get(json_array_get(elems, (size_t)i), "key"));
+            if (key && (strstr(key, marks->tap_hex) || strstr(key, marks->mac) ||
+                        strncmp(key, marks->ip_hex, strlen(marks->ip_hex)) == 0))
+                json_array_append_new(found, json_pack("{s:s, s:s, s:s, s:s}", "table", table, "set", name, "key", key,
+                                                       "tap", marks->tap));
+        }
+    }
+    return found;
 }
 
 static json_int_t tap_index(json_t *links, const struct vm *vm) {
@@ -89,18 +122,19 @@ static json_int_t tap_index(json_t *links, const struct vm *vm) {
 /* What of the snapshot is this VM's: its link, port, FDB entries, neighbour, filters; nftables whole, as any rule of it
  * may have been the one. */
 static void write_network(const struct evidence *e) {
-    static const char *const own[] = {"links", "fdbs",    "neighs", "qdiscs", "filters",
-                                      "progs", "holders", "heard",  "elems"};
+    static const char *const own[] = {"links", "fdbs", "neighs", "qdiscs", "filters", "progs", "holders", "heard"};
     static const char *const whole[] = {"addrs", "routes", "chains", "rules", "sets"};
     char path[PATH_SIZE];
     path_in(path, e->from, DOCTOR_FILE);
     json_t *snapshot = json_load_file(path, 0, NULL), *state = json_object_get(snapshot, "before");
     json_t *network = json_object();
     json_int_t link = tap_index(json_object_get(state, "links"), &e->vm);
+    struct marks marks = marks_of(&e->vm, link);
     json_object_set_new(network, "tap", json_string(e->vm.tap));
     json_object_set_new(network, "tap_index", link < 0 ? json_null() : json_integer(link));
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
-        json_object_set_new(network, own[i], rows_of(json_object_get(state, own[i]), link, &e->vm));
+        json_object_set_new(network, own[i], rows_of(json_object_get(state, own[i]), &marks));
+    json_object_set_new(network, "elements", elements_of(state, &marks));
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
         json_object_set(network, whole[i], json_object_get(state, whole[i]));
     if (state)
