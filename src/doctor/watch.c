@@ -23,6 +23,7 @@
 #define SETTLE_MS 60
 #define SETTLE_MAX_MS 400
 #define RECEIVE_BUFFER (1024 * 1024)
+#define ECHO_MS 2500  /* the kernel tells of a carrier up to a second later; twice that, on a busy host */
 #define TOLD_MAX 4096 /* findings that are compared */
 
 /* Neighbours and FDB entries that the kernel learns come and go all day: only those that somebody set are let through.
@@ -58,9 +59,19 @@ static int subscribe(int nsfd, int protocol, const int *groups, size_t count, in
     return 0;
 }
 
+/* What asking never does: addresses and policy rules are somebody else's change for sure. */
+static bool holds_foreign(const char *buffer, ssize_t size) {
+    int left = (int)size;
+    for (const struct nlmsghdr *nlh = (const void *)buffer; mnl_nlmsg_ok(nlh, left); nlh = mnl_nlmsg_next(nlh, &left))
+        if (nlh->nlmsg_type == RTM_NEWADDR || nlh->nlmsg_type == RTM_DELADDR || nlh->nlmsg_type == RTM_NEWRULE ||
+            nlh->nlmsg_type == RTM_DELRULE)
+            return true;
+    return false;
+}
+
 /* Lost messages are a change as well. Return: whether there was anything. */
-static bool drain(int fd) {
-    char buffer[32768];
+static bool drain(int fd, bool *foreign) {
+    char buffer[32768] __attribute__((aligned(8)));
     bool any = false;
     if (fd < 0)
         return false;
@@ -69,6 +80,7 @@ static bool drain(int fd) {
         if (n < 0 && errno != ENOBUFS)
             return any;
         any = true;
+        *foreign = *foreign || (n > 0 && holds_foreign(buffer, n));
     }
 }
 
@@ -81,13 +93,14 @@ struct watch {
     void *data;
     uint64_t *last, state; /* what was told, a number a finding; the state's findings, as one number */
     size_t last_count;
+    int64_t asked_ms; /* when asking ended */
+    bool foreign;     /* a change since then that asking cannot have made */
 };
 
 static bool drain_all(struct watch *w) {
-    bool any = false;
-    for (int i = 0; i < FD_CHANGES; i++)
-        any = drain(w->fds[i].fd) || any;
-    return any;
+    bool any = drain(w->fds[FD_ROUTE].fd, &w->foreign), nowhere = false; /* nft's types are another protocol's */
+    any = drain(w->fds[FD_NEIGH].fd, &nowhere) || any;
+    return drain(w->fds[FD_NFT].fd, &nowhere) || any;
 }
 
 /* Waits for a change and then until there is none for a moment. Return: 0, -EPIPE: nobody reads any more; or -errno. */
@@ -194,24 +207,35 @@ static int ask(struct watch *w, bool first, struct err *err) {
     int r;
     do {
         before = w->state;
+        w->foreign = false;
         r = look_at_all(w, first, err);
         drain_all(w);
         if (r == 0 && !w->options->no_probe)
             r = look_at_state(w, true, err);
         first = false;
-    } while (r == 0 && !w->options->no_probe && w->state != before);
+    } while (r == 0 && !w->options->no_probe && (w->state != before || w->foreign));
+    w->asked_ms = time_monotonic_ms();
     return r;
+}
+
+/* After a change. Late news of what asking itself did must not make it ask again, and so on for ever: so soon after it
+ * only a change that the state shows is one. */
+static int look_again(struct watch *w, struct err *err) {
+    uint64_t before = w->state;
+    bool may_be_ours = time_monotonic_ms() - w->asked_ms < ECHO_MS;
+    int r = look_at_state(w, true, err);
+    return r < 0 || (may_be_ours && !w->foreign && w->state == before) ? r : ask(w, false, err);
 }
 
 static int follow(struct watch *w, struct err *err) {
     int r = look_at_state(w, false, err);
-    for (bool first = true; r == 0; first = false) {
-        if (!first)
-            r = look_at_state(w, true, err);
-        if (r == 0)
-            r = ask(w, first, err);
-        if (r == 0 && (r = wait_for_change(w)) < 0 && r != -EPIPE)
+    if (r == 0)
+        r = ask(w, true, err);
+    while (r == 0) {
+        if ((r = wait_for_change(w)) < 0 && r != -EPIPE)
             return err_sys(err, -r, "doctor.failed", "wait for a change");
+        if (r == 0)
+            r = look_again(w, err);
     }
     return r == -EPIPE ? err_set(err, EPIPE, "doctor.output", "nobody reads any more") : r;
 }
