@@ -487,9 +487,11 @@ static void judge_kernel_arp(struct run *run, size_t i) {
     } else if (after->state & (NUD_INCOMPLETE | NUD_FAILED)) {
         answer->asked = true; /* it wanted to: no question of its own was seen to leave */
     }
-    if (run->second[i] == SECOND_UNCLEAR)
-        answer->asked = false; /* who asks by himself is known, and tells nothing of our own asking */
-    answer->answered = answer->asked && (after->state & NUD_REACHABLE);
+    /* Who asks by himself is known, and tells nothing of our own asking, unless that never left. */
+    if (run->second[i] == SECOND_UNCLEAR &&
+        (answer->request_bridge.count || run->result->capture_errno || run->result->frames_truncated))
+        answer->asked = false;
+    answer->answered = answer->asked && (after->state & NUD_REACHABLE) && run->second[i] != SECOND_DEAD;
     answer->answers = answer->answered;
     if (answer->answered && answer->reply_bridge.first_ns && answer->request_bridge.first_ns)
         answer->rtt_us = (answer->reply_bridge.first_ns - answer->request_bridge.first_ns) / 1000;

@@ -651,12 +651,13 @@ static void mark_policies(struct judge *j) {
         if (str_starts(c->finding.id, "nft") || str_starts(c->finding.id, "net") || str_starts(c->finding.id, "ebt") ||
             strcmp(c->finding.id, "guest.dns") == 0)
             c->policy = true;
+        const uint32_t pings = FLOW(PROBE_CANARY_ICMP_HOST) | FLOW(PROBE_HOST_ICMP_CANARY) | FLOW(PROBE_EGRESS);
         struct cause real = *c;
         /* What cannot be read, and so not led a VM's packet through, is believed for VMs too. */
         bool unread = strcmp(c->finding.id, "nft.rewrites") == 0 ||
                       (c->finding.evidence_count && strcmp(c->finding.evidence[0].where, "legacy") == 0);
-        real.kills &= unread ? ~FLOWS_TO_HOST : ~FLOWS_OF_CANARY;
-        real.may &= unread ? ~FLOWS_TO_HOST : ~FLOWS_OF_CANARY;
+        real.kills &= ~(unread ? pings : FLOWS_OF_CANARY);
+        real.may &= ~(unread ? pings : FLOWS_OF_CANARY);
         if (c->policy && !cause_counts(j, &real)) /* only the canary's packets are lost */
             c->hidden = true;
     }

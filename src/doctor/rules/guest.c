@@ -150,7 +150,7 @@ static void rule_unread(struct judge *j, const struct path *path) {
     if (judge_is_explained(j, PROBE_ARP, HOPS_BEHIND_TAP))
         return;
     /* Dropped at the ring from the first frame on, and nobody says why: full, or filtered. */
-    if (dropped && !written && !path->out.dropped && !(h && h->state == 'T'))
+    if (dropped && !path->out.dropped && !(h && h->state == 'T'))
         return;
     struct cause *c = cause_add(j, id, 0, FLOWS_GUEST, "nobody reads %s, which process %d (%s) holds", j->tap->name,
                                 h ? h->pid : 0, h ? h->comm : "not known");
