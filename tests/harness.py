@@ -92,7 +92,8 @@ def check_answer(method, path, status, content_type, body):
 def guest_image(word=""):
     """The tiny test guest's image; with a word, one that misbehaves so (tests/vm/guest/init). Built when it is not there."""
     out = HERE / ".cache" / ("test-guest" + (f"-{word}" if word else ""))
-    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--out", out, "--cache",
+    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", BUILD / "guest/mc-agent",
+        "--out", out, "--cache",
         HERE / ".cache/kernel", *(["--test", word] if word else []))
     return out
 

@@ -180,7 +180,9 @@ json_t *net_facts_firewall(void) {
     int r = dump(NFT_MSG_GETCHAIN, each_chain, &chains);
     if (r == 0)
         r = dump(NFT_MSG_GETRULE, each_rule, &rules);
-    /* A kernel without nf_tables answers that it does not know such a socket or message: then there are no rules. */
+    /* Nobody has loaded nf_tables: then there are no rules. */
+    if (r == -EPROTONOSUPPORT)
+        r = 0;
     return json_pack("{s:o, s:o, s:I, s:o, s:o, s:o}", "chains", chains.items, "rules", rules.items, "more",
                      (json_int_t)(chains.more + rules.more), "error", r < 0 ? json_string(strerror(-r)) : json_null(),
                      "iptables_legacy", text_of_file("/proc/net/ip_tables_names", 256), "ip6tables_legacy",

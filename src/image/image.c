@@ -70,6 +70,7 @@ static int check_manifest(json_t *manifest, struct image *image, struct err *err
                     "uuid", &uuid) < 0 ||
         strcmp(schema, "image-manifest/1") != 0)
         return broken(err, "manifest.json", "is not one that this program knows (image-manifest/1)");
+    image->has_agent = json_is_object(json_object_get(manifest, "agent"));
     const char *build = strrchr(image->dir, '/') + 1;
     snprintf(image->name, sizeof image->name, "%.40s/%.50s", name, build);
     str_copy(image->type, sizeof image->type, type);

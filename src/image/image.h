@@ -6,6 +6,7 @@
  * that takes raw disks only, a reflink, or a sparse second disk that the guest joins with it by overlayfs. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -21,6 +22,7 @@ struct image {
     char initrd[IMAGE_PATH_MAX];
     char vmlinux[IMAGE_PATH_MAX]; /* the kernel uncompressed, as Firecracker wants it; empty: the image has none */
     uint64_t rootfs_bytes;
+    bool has_agent; /* the manifest has "agent" */
 };
 
 /* Reads BASE/current/manifest.json and holds it against the files: each there, a regular file, of the size that the

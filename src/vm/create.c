@@ -159,6 +159,7 @@ static int start_vmm(struct creation *c, struct err *err) {
         .initrd = c->image.initrd,
         .vmlinux = c->image.vmlinux,
         .cmdline = cmdline,
+        .has_agent = c->image.has_agent,
         .tap_fd = c->tap_fd,
         .netns_fd = netns_fd,
         .netns_path = netns_path};

@@ -47,6 +47,7 @@ void machine_unwatch(struct machine *m) {
     m->again = NULL;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
+    machine_agent_stop(m);
 }
 
 void machine_free(struct machine *m) {
@@ -121,6 +122,8 @@ void machine_set_reachable(struct machine *m, bool reachable, const char *words)
     m->vm = vm;
     log_event(reachable ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = e.event, .vm_id = m->vm.id},
               "%s", words);
+    if (!reachable)
+        machine_agent_collect(m); /* what the guest itself sees, while it cannot be reached */
     machine_tell(m);
 }
 
@@ -151,6 +154,10 @@ static void on_probe(void *userdata, bool ok, const char *words) {
     m->probe = NULL;
     str_copy(m->last_probe, sizeof m->last_probe, words);
     m->failures = ok ? 0 : m->failures + 1;
+    if (m->vm.state == VM_STATE_BOOTING && ok && machine_agent_awaited(m)) {
+        probe_later(m);
+        return;
+    }
     if (m->vm.state == VM_STATE_BOOTING && ok) {
         if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", "", &err) < 0) {
             log_error("%s: %s", m->vm.id, err.detail);
@@ -283,8 +290,10 @@ int machine_watch(struct machine *m, struct err *err) {
     r = m->vm.state == VM_STATE_BOOTING ? attend(m, err) : 0;
     if (r < 0 && m->is_fresh)
         return r;
-    if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING)
+    if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING) {
+        machine_agent_start(m);
         probe_later(m);
+    }
     return 0;
 }
 

@@ -4,6 +4,7 @@
  * on copies; while a job is under way the machine is `is_busy`, and is not freed. */
 #pragma once
 
+#include "agent/agent.h"
 #include "loop/workers.h"
 #include "vm/confine.h"
 #include "vm/examine.h"
@@ -22,7 +23,12 @@ struct machine {
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
     struct loop_timer *deadline; /* of the boot, or of the stop */
-    int failures;                /* probes that failed in a row */
+    struct agent *agent;         /* in the guest; NULL: the image has none */
+    struct agent_job *agent_job; /* a fact that is asked for, the agent_fact-th, to go into agent_facts */
+    json_t *agent_facts;
+    int agent_fact, agent_events;
+    bool path_told;
+    int failures; /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];
     char stop_actor[STORE_ACTOR_MAX];
     bool is_busy;             /* it is being made: a worker has it */
@@ -129,6 +135,13 @@ void address_rest(struct vms *vms, uint32_t ip, int64_t since_ms);
 /* guard.c */
 int guard_start(struct vms *vms, struct err *err);
 void guard_stop(struct vms *vms);
+
+/* agent.c: the guest's agent is looked after from machine_watch() to the end. */
+void machine_agent_start(struct machine *m);
+void machine_agent_stop(struct machine *m);
+void machine_agent_collect(struct machine *m); /* keeps as evidence what it says now */
+/* Whether a guest that answers over the network has an agent that does not answer yet; then last_probe says so. */
+bool machine_agent_awaited(struct machine *m);
 
 /* reconcile.c */
 int vms_reconcile(struct vms *vms, struct err *err);

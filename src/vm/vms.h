@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "agent/agent.h"
 #include "base/err.h"
 #include "loop/loop.h"
 #include "model/config.h"
@@ -97,6 +98,9 @@ int vms_vmm(struct vms *vms, struct vmm_choice *ret_choice, struct err *err);
 
 /* The name of the image that the next VM gets. Errors: "image.missing", "image.broken". */
 int vms_image(struct vms *vms, char *ret_name, size_t size, struct err *err);
+
+/* The agent in a living VM's guest; NULL when there is none. Valid until the loop goes on. */
+struct agent *vms_agent(struct vms *vms, const char *id);
 
 /* Real time at which a booting VM will have failed; 0 for others. */
 int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm);

@@ -39,8 +39,9 @@ enum handed {
     FD_BASE,
     FD_KERNEL,
     FD_INITRD,
+    FD_AGENT, /* last: not every VM has one */
 };
-#define FD_COUNT 7
+#define FD_COUNT 8
 
 struct args {
     char *item[ARG_COUNT_MAX + 1];
@@ -97,6 +98,16 @@ static void build_machine(struct args *a, const char *binary, const char *accel,
     arg(a, "socket,id=qmp,fd=%d,server=on,wait=off", FD_QMP);
     arg(a, "-mon");
     arg(a, "chardev=qmp,mode=control");
+}
+
+/* The way to the agent in the guest, beside the network: QEMU listens on the host's end, as for QMP. */
+static void build_agent(struct args *a) {
+    arg(a, "-chardev");
+    arg(a, "socket,id=agent,fd=%d,server=on,wait=off", FD_AGENT);
+    arg(a, "-device");
+    arg(a, "virtio-serial-pci,max_ports=2");
+    arg(a, "-device");
+    arg(a, "virtserialport,nr=1,chardev=agent,name=" VMM_AGENT_PORT);
 }
 
 static void build_devices(struct args *a, const struct vmm_spec *spec) {
@@ -171,15 +182,15 @@ static int open_part(const char *folder, const char *name, int flags, int *ret_f
 }
 
 /* A unix socket's path holds 107 bytes only: the folder is entered through its descriptor. */
-static int listen_qmp(const char *folder, int *ret_fd, struct err *err) {
+static int listen_in(const char *folder, const char *name, int *ret_fd, struct err *err) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     _cleanup_close_ int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/" QMP_SOCKET, dir);
-    unlinkat(dir, QMP_SOCKET, 0);
-    if (dir < 0 || fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
-        fchmodat(dir, QMP_SOCKET, 0600, 0) < 0 || listen(fd, 1) < 0)
-        return err_sys(err, errno, "vmm.start", "make %s/" QMP_SOCKET, folder);
+    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/%s", dir, name);
+    unlinkat(dir, name, 0);
+    if (dir < 0 || fd < 0 || bind(fd, (struct sockaddr *)&addr, sizeof addr) < 0 || fchmodat(dir, name, 0600, 0) < 0 ||
+        listen(fd, 1) < 0)
+        return err_sys(err, errno, "vmm.start", "make %s/%s", folder, name);
     *ret_fd = fd_steal(&fd);
     return 0;
 }
@@ -191,7 +202,9 @@ static void close_all(int fds[FD_COUNT]) {
 }
 
 static int open_all(const struct vmm_spec *spec, int fds[FD_COUNT], struct err *err) {
-    int r = listen_qmp(spec->folder, &fds[FD_QMP - 3], err);
+    int r = listen_in(spec->folder, QMP_SOCKET, &fds[FD_QMP - 3], err);
+    if (r == 0 && spec->has_agent)
+        r = listen_in(spec->folder, vmm_qemu.agent_socket, &fds[FD_AGENT - 3], err);
     if (r == 0)
         r = open_part(spec->folder, "console.log", O_WRONLY | O_CREAT | O_APPEND, &fds[FD_CONSOLE - 3], err);
     if (r == 0)
@@ -221,13 +234,15 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
     struct args args = {0};
     build_machine(&args, config->qemu_binary, spec->choice->accel, spec->vm);
     build_devices(&args, spec);
+    if (spec->has_agent)
+        build_agent(&args);
     bool kvm = strcmp(spec->choice->accel, "kvm") == 0;
     struct proc_spec proc = {.argv = (const char *const *)args.item,
                              .uid = spec->vm->uid,
                              .gid = spec->vm->uid,
                              .extra_gid = kvm ? kvm_group() : 0,
                              .fds = fds,
-                             .fd_count = FD_COUNT,
+                             .fd_count = spec->has_agent ? FD_COUNT : FD_COUNT - 1,
                              .output_fd = log_fd,
                              .no_new_privs = true,
                              .limits = limits,
@@ -243,7 +258,7 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
 
 static int qemu_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                       struct err *err) {
-    int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1};
+    int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1, -1};
     int r = write_config(spec, err);
     if (r == 0)
         r = open_all(spec, fds, err);
@@ -263,6 +278,7 @@ static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struc
 
 const struct vmm_ops vmm_qemu = {
     .name = "qemu",
+    .agent_socket = "agent.sock",
     .overhead_mib = qemu_overhead_mib,
     .is_jailed = true,
     .start = qemu_start,

@@ -12,6 +12,9 @@
 
 #define VMM_WORDS_MAX 256
 
+/* By this name the agent finds its port in the guest: the same as in agent/frame.h, a room that this one cannot see. */
+#define VMM_AGENT_PORT "org.master-controller.agent"
+
 struct vmm_choice;
 
 /* How its process is held: all of it stays the caller's. */
@@ -30,6 +33,7 @@ struct vmm_spec {
     const char *kernel, *initrd; /* paths; the kernel as a bzImage */
     const char *vmlinux;         /* the same kernel uncompressed; empty: the image has none */
     const char *cmdline;         /* the kernel's */
+    bool has_agent;              /* the guest has one: it gets a channel */
     int tap_fd;                  /* attached; -1 for a VMM that opens the TAP itself (opens_tap) */
     int netns_fd;                /* the network namespace in which the TAP is */
     const char *netns_path;      /* and its path; empty: the daemon's own */
@@ -46,6 +50,11 @@ struct vmm_ops {
     const char *name;
     bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
     bool raw_disk;  /* wants image_clone_raw() */
+
+    /* The agent's channel: a socket of this name in the VM's folder, there as soon as start() has returned; NULL where
+     * this driver has none. */
+    const char *agent_socket;
+    uint32_t agent_vsock_port; /* the socket wants "CONNECT port" first; 0: it is the channel itself */
 
     /* MiB that its process needs beside the guest's memory, for its limit. */
     uint32_t (*overhead_mib)(const struct vmm_choice *choice);
