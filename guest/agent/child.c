@@ -228,7 +228,9 @@ int child_start(struct job *job, const struct child_spec *spec, struct err *err)
     if (r == 0)
         r = build_environment(spec, &account, &env, err);
     if (r == 0 && (r = spec->has_pty ? make_pty(spec, &s) : make_pipes(spec, &s)) < 0)
-        err_sys(err, -r, "exec.failed", "make the streams of %s", spec->argv[0]);
+        err_sys(err, -r, "exec.failed", "%s for %s",
+                spec->has_pty ? "open a terminal (is /dev/pts mounted in the guest?)" : "make the streams",
+                spec->argv[0]);
     if (r == 0 && (r = start(spec, &account, &s, env.item, &job->pid)) < 0)
         err_sys(err, -r, "exec.failed", "start %s", spec->argv[0]);
     environment_free(&env);

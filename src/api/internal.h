@@ -17,6 +17,7 @@ enum api_access {
 struct waiter;
 struct follower;
 struct desktop;
+struct exec;
 struct static_files;
 struct doctor_run;
 
@@ -31,6 +32,7 @@ struct api {
     struct static_files *files;
     struct waiter *waiters;     /* requests that wait for a VM's state */
     struct follower *followers; /* consoles that are streamed */
+    struct exec *execs;         /* programs that run in guests for somebody */
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
     struct doctor_run *doctors;               /* at work */
@@ -90,6 +92,9 @@ void api_desktop_vm_changed(struct api *api, const struct vm *vm);
 /* doctor.c */
 void api_doctor_free(struct api *api);
 
+/* exec.c */
+void api_exec_free(struct api *api);
+
 /* files.c */
 int api_files_load(const char *web_dir, struct static_files **ret_files, struct err *err);
 void api_files_free(struct static_files *files);
@@ -101,6 +106,7 @@ void api_page_serve(struct api *api, struct http_request *req);
 http_route_fn route_health, route_metrics, route_status;
 http_route_fn route_user_vm_create, route_user_vm_get, route_user_vm_delete;
 http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, route_vm_console, route_vm_evidence;
+http_route_fn route_vm_exec;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_session_page, route_session_websock;

@@ -23,6 +23,7 @@ static const struct http_route routes[] = {
     {"GET", "/api/vms/{id}/diagnostics", route_vm_diagnostics, API_ADMIN, NULL},
     {"GET", "/api/admin/health/network", route_health_network, API_ADMIN, NULL},
     {"POST", "/api/admin/doctor", route_doctor, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}/exec", route_vm_exec, API_ADMIN, NULL},
     {"POST", "/api/auth/start", route_auth_start, API_ADMIN, NULL},
     {"GET", "/api/auth/sessions", route_sessions_list, API_ADMIN, NULL},
     {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},
@@ -111,6 +112,7 @@ void api_free(struct api *api) {
         return;
     api_relay_stop(api);
     api_follow_free(api);
+    api_exec_free(api);
     api_doctor_free(api);
     api_files_free(api->files);
     free(api);

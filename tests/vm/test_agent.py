@@ -1,0 +1,216 @@
+"""The guest's agent with a real guest: it is beside the network, so it answers when the network is dead."""
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+import time
+
+import pytest
+
+import harness
+from harness import daemon, wait_for
+
+BOOT_S = 90
+
+
+@pytest.fixture(scope="module")
+def running():
+    """A daemon and a VM for all tests that leave both as they were."""
+    with daemon(vm={"probe_timeout": "1", "reach_interval": "0.3"}) as d:
+        vm = d.create(wait=True)
+        assert vm["state"] == "running"
+        yield d, vm["id"]
+
+
+def mctl_exec(d, vm_id, *command, options=(), **kwargs):
+    return subprocess.run([harness.MCTL, "--socket", d.socket, *options, "vm", "exec", vm_id, "--", *command],
+                          capture_output=True, timeout=120, **kwargs)
+
+
+def shell(d, vm_id, script, **kwargs):
+    return mctl_exec(d, vm_id, "sh", "-c", script, **kwargs)
+
+
+def agent_events(d, vm_id):
+    return [e["event"] for e in d.events(vm_id) if e["event"].startswith("agent-")]
+
+
+def test_running_means_that_the_agent_answers_and_the_story_has_the_stages(running):
+    d, vm_id = running
+    events = d.events(vm_id)
+    names = [e["event"] for e in events]
+    assert names.index("started") < names.index("agent-ready") < names.index("path-proven")
+    ready = events[names.index("agent-ready")]
+    assert re.match(r"ready: agent \S+, protocol 1; the agent started \d+\.\d s after the guest's kernel$",
+                    ready["reason"])
+    facts = d.state / "users" / vm_id / "agent.json"
+    wait_for(facts.exists, 30)
+    said = json.loads(facts.read_text())
+    assert said["health"]["memory"]["available_bytes"] > 0
+    eth0 = [link for link in said["network"]["links"] if link["name"] == "eth0"][0]
+    assert eth0["mac"] == d.vm(vm_id)["mac"] and eth0["up"] and eth0["carrier"]
+    assert d.vm(vm_id)["ip"] in [a["address"] for a in said["network"]["addresses"]]
+    assert any("Linux version" in line or "eth0" in line or "[" in line for line in said["kernel.log"]["lines"])
+
+
+def test_streams_and_exit_status_are_the_programs(running):
+    d, vm_id = running
+    r = shell(d, vm_id, "cat; echo wrong >&2; exit 7", input=b"in\x00\xff\n")
+    assert (r.returncode, r.stdout, r.stderr) == (7, b"in\x00\xff\n", b"wrong\n")
+    assert mctl_exec(d, vm_id, "true").returncode == 0
+    assert shell(d, vm_id, "kill -9 $$").returncode == 128 + 9
+    r = mctl_exec(d, vm_id, "no-such-program")
+    assert r.returncode == 127 and b"start no-such-program: No such file" in r.stderr
+    r = shell(d, vm_id, "echo out; echo err >&2; exit 3", options=["--json"])
+    assert json.loads(r.stdout) == {"exec": {"status": 3, "signal": None, "stdout": "out\n", "stderr": "err\n",
+                                             "truncated": False}}
+    assert r.returncode == 3 and r.stderr == b""
+    r = mctl_exec(d, vm_id, "printf", "%s|", "a b", "$HOME", "--json")
+    assert r.stdout == b"a b|$HOME|--json|", "an argument vector is no shell"
+
+
+def test_ten_megabytes_come_whole(running):
+    d, vm_id = running
+    r = shell(d, vm_id, "dd if=/dev/urandom of=/tmp/f bs=1M count=10 2>/dev/null; sha256sum </tmp/f >&2; cat /tmp/f")
+    assert r.returncode == 0 and len(r.stdout) == 10 << 20
+    assert hashlib.sha256(r.stdout).hexdigest() == r.stderr.decode().split()[0]
+    data = r.stdout[:3 << 20]
+    r = mctl_exec(d, vm_id, "sha256sum", input=data)
+    assert r.stdout.decode().split()[0] == hashlib.sha256(data).hexdigest()
+    shell(d, vm_id, "rm /tmp/f")
+
+
+def processes(d, vm_id, word):
+    return shell(d, vm_id, f"ps | grep '[{word[0]}]{word[1:]}' | grep -v grep").stdout.decode()
+
+
+def test_a_signal_reaches_the_program_and_a_lost_client_ends_it(running):
+    d, vm_id = running
+    command = [harness.MCTL, "--socket", d.socket, "vm", "exec", vm_id, "--", "sh", "-c"]
+    p = subprocess.Popen([*command, "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.1; done"],
+                         stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    assert p.stdout.readline() == b"up\n"
+    p.send_signal(signal.SIGTERM)
+    assert p.stdout.read() == b"caught\n" and p.wait(60) == 9
+    p = subprocess.Popen([*command, "echo up; exec sleep 4711"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    assert p.stdout.readline() == b"up\n"
+    assert "sleep 4711" in processes(d, vm_id, "sleep 4711")
+    p.kill()
+    p.wait()
+    wait_for(lambda: "sleep 4711" not in processes(d, vm_id, "sleep 4711"), 60, 0.5)
+
+
+def test_a_slow_reader_holds_up_only_itself(running):
+    d, vm_id = running
+    slow = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "exec", vm_id, "--", "yes"],
+                            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    try:
+        assert slow.stdout.read(2) == b"y\n"
+        time.sleep(1)
+        for _ in range(3):
+            assert shell(d, vm_id, "echo here").stdout == b"here\n"
+        assert d.get("/health").status == 200
+    finally:
+        slow.kill()
+        slow.wait()
+
+
+def read_until(fd, text, timeout_s=60):
+    got = b""
+    os.set_blocking(fd, False)
+    end = time.monotonic() + timeout_s
+    while text not in got:
+        assert time.monotonic() < end, got
+        try:
+            got += os.read(fd, 4096)
+        except BlockingIOError:
+            time.sleep(0.05)
+    return got
+
+
+def test_on_a_terminal_the_program_has_one_of_the_same_size(running):
+    d, vm_id = running
+    pid, fd = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 31, 97, 0, 0))
+        os.execv(harness.MCTL, ["mctl", "--socket", str(d.socket), "vm", "exec", vm_id, "--", "sh", "-c",
+                                "trap 'stty size; echo resized' WINCH; tty; stty size; echo ready; "
+                                "while :; do sleep 0.1; done"])
+    try:
+        got = read_until(fd, b"ready")
+        assert b"/dev/pts/" in got and b"31 97" in got
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
+        assert b"20 50" in read_until(fd, b"resized")
+        os.set_blocking(fd, True)
+        os.write(fd, b"\x03")
+        _, status = os.waitpid(pid, 0)
+        pid = 0
+        assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(fd)
+
+
+def test_it_answers_when_the_network_is_dead(running):
+    d, vm_id = running
+    facts = d.state / "users" / vm_id / "agent.json"
+    assert shell(d, vm_id, "ip link set eth0 down").returncode == 0
+    try:
+        wait_for(lambda: d.vm(vm_id)["reachable"] is False, 60, 0.3)
+        assert shell(d, vm_id, "echo still here").stdout == b"still here\n"
+
+        def told():
+            """the evidence has what the guest sees of its own network"""
+            links = json.loads(facts.read_text())["network"]["links"]
+            return [link["up"] for link in links if link["name"] == "eth0"] == [False]
+        wait_for(told, 30, 0.2)
+    finally:
+        shell(d, vm_id, "ip link set eth0 up; ip route replace default via 192.168.0.1")
+    wait_for(lambda: d.vm(vm_id)["reachable"] is True, 60, 0.3)
+
+
+def test_it_comes_back_after_it_was_killed_and_after_the_daemon(running):
+    d, vm_id = running
+    before = len(agent_events(d, vm_id))
+    shell(d, vm_id, "kill -9 $(pidof mc-agent)")
+    wait_for(lambda: agent_events(d, vm_id)[before:] == ["agent-lost", "agent-ready"], 90, 0.5)
+    assert shell(d, vm_id, "echo again").stdout == b"again\n"
+    d.stop(signal.SIGKILL)
+    d.start()
+    wait_for(lambda: shell(d, vm_id, "true").returncode == 0, 60, 0.5)
+    assert d.vm(vm_id)["state"] == "running"
+
+
+def test_what_cannot_be_is_refused(running):
+    d, vm_id = running
+    assert mctl_exec(d, "vm-none", "true").returncode == 4
+    assert subprocess.run([harness.MCTL, "--socket", d.socket, "vm", "exec", vm_id], capture_output=True).returncode == 2
+    assert mctl_exec(d, vm_id, "echo", "x" * 100000, "x" * 100000).returncode == 2
+    answer = d.admin("GET", f"/api/vms/{vm_id}/exec")
+    assert answer.status == 426 and answer.json["code"] == "exec.upgrade"
+    assert d.get(f"/api/vms/{vm_id}/exec").status == 401
+
+
+def test_a_guest_whose_agent_does_not_answer_does_not_run():
+    with daemon(image=harness.guest_image("no-agent"), vm={"cli_boot_timeout": "45"}) as d:
+        vm = d.create()
+
+        def answers():
+            """its network answers"""
+            return "path-answered" in [e["event"] for e in d.events(vm["id"])] or d.state_of(vm["id"]) == "failed"
+        wait_for(answers, BOOT_S, 0.5)
+        assert d.state_of(vm["id"]) == "booting"
+        r = mctl_exec(d, vm["id"], "true")
+        assert r.returncode == 5 and b"has not answered yet" in r.stderr
+        d.wait_state(vm["id"], "failed", BOOT_S)
+        assert "its network answers, but its agent does not: has not answered yet" in d.vm(vm["id"])["reason"]
+        assert mctl_exec(d, vm["id"], "true").returncode == 5
