@@ -44,12 +44,19 @@ static json_t *finding(const struct finding *f) {
                      finding_hop_name(f->hop), "confidence", f->confidence, "repair", repair(f));
 }
 
+/* A hop that was passed has no evidence but that: our packets were seen behind it. */
+static json_t *hop(enum hop at, const struct hop_verdict *v) {
+    struct evidence seen = {.source = "probe", .fact = "our packets passed here"};
+    bool passed = v->verdict == VERDICT_PASS && !v->evidence_count;
+    str_copy(seen.where, sizeof seen.where, finding_hop_name(at));
+    return json_pack("{s:s,s:s,s:o}", "hop", finding_hop_name(at), "verdict", finding_verdict_name(v->verdict),
+                     "evidence", passed ? evidence(&seen, 1) : evidence(v->evidence, v->evidence_count));
+}
+
 static json_t *hops(const struct judgement *j) {
     json_t *array = json_array();
     for (int i = 0; i < HOP_COUNT; i++)
-        json_array_append_new(array, json_pack("{s:s,s:s,s:o}", "hop", finding_hop_name((enum hop)i), "verdict",
-                                               finding_verdict_name(j->hops[i].verdict), "evidence",
-                                               evidence(j->hops[i].evidence, j->hops[i].evidence_count)));
+        json_array_append_new(array, hop((enum hop)i, &j->hops[i]));
     return array;
 }
 

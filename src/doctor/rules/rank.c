@@ -174,14 +174,8 @@ static void mark_passes(struct judge *j) {
     for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
         passed |= j->paths[kind].passed;
     for (int hop = 0; hop < HOP_COUNT; hop++)
-        if (passed & HOPBIT(hop)) {
-            struct hop_verdict *v = &j->out->hops[hop];
-            v->verdict = VERDICT_PASS;
-            struct evidence seen;
-            evidence_set(&seen, "probe", finding_hop_name((enum hop)hop), "our packets passed here");
-            if (!v->evidence_count)
-                hop_evidence(v, &seen);
-        }
+        if (passed & HOPBIT(hop))
+            j->out->hops[hop].verdict = VERDICT_PASS;
 }
 
 static void mark_failures(struct judge *j) {
