@@ -1,11 +1,13 @@
 """VMs with a VMM that does nothing: what the controller itself costs. Small guests: what a boot costs here."""
 
+import subprocess
 import time
 
 import harness
 from table import row
 
 CREATES = 100
+ATTACHES = 100
 
 
 def timed(function, n):
@@ -17,7 +19,56 @@ def timed(function, n):
     return taken
 
 
+def network_tool(*commands):
+    """The last answer of tests/netns/network_tool."""
+    done = subprocess.run([harness.BUILD / "tests/netns/network_tool"], input="\n".join(commands) + "\n", text=True,
+                          capture_output=True, check=True)
+    answers = done.stdout.splitlines()
+    assert len(answers) == len(commands) and all(a.startswith("ok") for a in answers), answers
+    return answers
+
+
+def attach_by_commands(namespace, n):
+    """What an operator's script does for the same: TAP, port, isolation, names, and its elements in all sets."""
+    tap, vm_id, ip, mac = f"fc-vm-{n:08x}f", f"vm-{n:08x}-f000-4000-8000-000000000000", f"192.168.99.{n}", f"02:fc:00:00:99:{n:02x}"
+    by_tap = ["stopped_mac", "stopped_ip", "stopped_arp", "stopped_protocol", "stopped_neighbour", "over_fragments",
+              "over_arp", "over_packets", "over_bytes_out", "over_bytes_in"]
+    by_ip = ["stopped_host", "stopped_metadata", "stopped_private", "stopped_neighbour", "stopped_invalid",
+             "over_new_connections", "stopped_connections"]
+    elements = [f"add element bridge master_controller {s} {{ {tap} }}" for s in by_tap]
+    elements += [f"add element inet master_controller {s} {{ {ip} }}" for s in by_ip]
+    elements += [f"add element bridge master_controller vm_macs {{ {tap} . {mac} }}",
+                 f"add element bridge master_controller vm_addresses {{ {tap} . {mac} . {ip} }}",
+                 f"add element inet master_controller stopped_group {{ {tap} }}"]
+    inside = ["nsenter", f"--net=/run/netns/{namespace}"]
+    for words in (["ip", "tuntap", "add", tap, "mode", "tap", "vnet_hdr", "user", "4000"],
+                  ["ip", "link", "set", tap, "address", f"fe:fc:00:00:99:{n:02x}", "alias", vm_id, "master", "br0", "up"],
+                  ["ip", "link", "property", "add", "dev", tap, "altname", vm_id],
+                  ["bridge", "link", "set", "dev", tap, "isolated", "on"]):
+        subprocess.run([*inside, *words], check=True, capture_output=True)
+    subprocess.run([*inside, "nft", "-f", "-"], input="\n".join(elements), text=True, check=True, capture_output=True)
+
+
+def attach_rows():
+    """NIC attach alone, on a bridge of its own: TAP, bridge port, isolated, named, known to the firewall, in one call."""
+    namespace = f"mcbench{time.monotonic_ns() % 10**9}"
+    start = f"start {namespace} br0 192.168.0.1/16 - yes"
+    try:
+        network_tool(start)
+        commands = timed(lambda i: attach_by_commands(namespace, i + 1), 30)
+        subprocess.run(["ip", "netns", "del", namespace], check=True)
+        ours = network_tool(start, f"bench {ATTACHES} all")[-1].split("\t")[1].split()
+        yield row("NIC attach with firewall elements", "ms", [float(x) for x in ours], commands,
+                  "ip, bridge and nft commands")
+        subprocess.run(["ip", "netns", "del", namespace], check=True)
+        ours = network_tool(start, "bench 1000 all")[-1].split("\t")[1].split()
+        yield row("NIC attach, the last 100 of 1,000", "ms", [float(x) for x in ours[-100:]])
+    finally:
+        subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
+
+
 def rows():
+    yield from attach_rows()
     harness.guest_image()
     with harness.idle(vm={"quota_per_user": 1000, "browser_boot_timeout": "600"}) as d:
         create = lambda i: d.request("POST", f"/api/users/u{i}/vm", {"type": "browser"}, unix=True, check=False)
