@@ -749,7 +749,7 @@ def internet_dns(bed):
 
     bed.threads.append(threading.Thread(target=echo))
     bed.threads[-1].start()
-    assert bed.works("egress-udp", 1)
+    assert bed.works("egress-udp", 5)
 
 
 nft("guest.dns", "host.forward", "inet", "type filter hook forward priority 0", "udp dport 53 drop", dead=("egress-udp",),
