@@ -40,7 +40,7 @@ reached, so nothing is said about it. Of the time that it took, a second is the 
 
 ## The repair
 
-The rule is somebody's: asked for `--repair`, the doctor leaves it alone (the command is above, at "repair"). Asked by name, it
+The rule is somebody's: asked for `--repair`, the doctor leaves it alone (the command is above, at "mend"). Asked by name, it
 deletes that rule over netlink, asks again, and would put the rule back if that had not helped.
 """
 
