@@ -456,7 +456,12 @@ static void rule_duplicate_ip(struct judge *j) {
                   a->mac_count, ip_text(j->target->ip).text, mac_text(a->macs[0]).text, mac_text(a->macs[1]).text);
     if (!c)
         return;
-    c->policy = true;
+    uint32_t stopped = 0;
+    for (uint32_t i = 0; i < a->mac_count && i < PROBE_MACS_MAX; i++)
+        stopped += policy_stops_claim(j, a->macs[i], j->target->ip);
+    /* A VM may say what it likes where the controller's firewall does not let it through. */
+    c->note = a->mac_count - stopped < 2;
+    c->policy = !c->note;
     c->refutable = false;
     for (uint32_t i = 0; i < a->mac_count && i < PROBE_MACS_MAX; i++)
         cause_evidence(c, "probe", "ARP", "%s says that it has %s", mac_text(a->macs[i]).text,

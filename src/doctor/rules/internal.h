@@ -117,6 +117,9 @@ const char *path_words(enum probe_kind kind);
 /* Whether VMs may not reach each other because the controller wants it so. */
 bool policy_separates_vms(const struct judge *j);
 
+/* Whether the controller's firewall stops a VM with this MAC that claims this address, because it is another's. */
+bool policy_stops_claim(const struct judge *j, struct net_mac mac, uint32_t ip);
+
 /* --- the rules --- */
 void path_trace_all(struct judge *j);
 bool rules_leaked(struct judge *j); /* whether it is a TAP that a dead VM left: the others are not to be run then */

@@ -1,5 +1,6 @@
 /* The controller's own policy on its own bridge: tables of ours (network/ruleset.h). What they stop is never a fault and
  * never judged; that they are not there, or do not know a VM, is. */
+#include <arpa/inet.h>
 #include <linux/netfilter.h>
 #include <string.h>
 
@@ -27,6 +28,31 @@ bool policy_separates_vms(const struct judge *j) {
     if (!j->s->host.managed)
         return false;
     return !has_chain(j->s, NFPROTO_BRIDGE, "forward") || has_rules(j->s, NFPROTO_BRIDGE, "forward");
+}
+
+static const struct snap_nft_set *address_set(const struct snapshot *s) {
+    for (uint32_t i = 0; i < s->sets_count; i++)
+        if (s->sets[i].family == NFPROTO_BRIDGE && strcmp(s->sets[i].table, POLICY_TABLE) == 0 &&
+            strcmp(s->sets[i].name, "vm_addresses") == 0 && s->sets[i].complete)
+            return &s->sets[i];
+    return NULL;
+}
+
+/* A key of the set: the TAP's name in 16 bytes, the MAC in 8, the address in 4. */
+#define KEY_MAC 16
+#define KEY_IP 24
+
+bool policy_stops_claim(const struct judge *j, struct net_mac mac, uint32_t ip) {
+    const struct snap_nft_set *set = j->s->host.managed ? address_set(j->s) : NULL;
+    bool is_vm = false, is_its = false;
+    uint32_t wanted = htonl(ip);
+    for (uint32_t i = 0; set && i < set->elems.count; i++) {
+        const uint8_t *key = j->s->elems[set->elems.first + i].key;
+        bool same = memcmp(key + KEY_MAC, &mac, sizeof mac) == 0;
+        is_vm = is_vm || same;
+        is_its = is_its || (same && memcmp(key + KEY_IP, &wanted, sizeof wanted) == 0);
+    }
+    return is_vm && !is_its && has_rules(j->s, NFPROTO_BRIDGE, "from_vm_arp");
 }
 
 static void rule_table_gone(struct judge *j) {
@@ -61,11 +87,8 @@ static bool knows_tap(const struct snapshot *s, const struct snap_nft_set *set, 
 
 /* By name a VM's TAP, but not an element: everything that it sends is dropped. */
 static void rule_unknown_tap(struct judge *j) {
-    for (uint32_t i = 0; i < j->s->sets_count; i++) {
-        const struct snap_nft_set *set = &j->s->sets[i];
-        if (set->family != NFPROTO_BRIDGE || strcmp(set->table, POLICY_TABLE) != 0 ||
-            strcmp(set->name, "vm_addresses") != 0 || !set->complete || knows_tap(j->s, set, j->tap->name))
-            continue;
+    const struct snap_nft_set *set = address_set(j->s);
+    if (set && !knows_tap(j->s, set, j->tap->name)) {
         struct cause *c =
             cause_add(j, "nft.isolation-unknown-tap", FLOWS_GUEST | FLOWS_EGRESS, 0,
                       "the controller's firewall does not know %s and drops all that it sends", j->tap->name);
