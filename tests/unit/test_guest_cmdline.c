@@ -185,6 +185,16 @@ static void cmdline_takes_the_last_and_stops_at_dashes(void **state) {
     assert_int_equal(cmdline.ip.prefix_bits, 8);
 }
 
+/* What Firecracker makes of it: it adds the root and how to mount it behind everything. */
+static void cmdline_reads_where_writes_go(void **state) {
+    struct guest_cmdline cmdline;
+    assert_int_equal(guest_cmdline_parse("root=/dev/vda rw", &cmdline), 0);
+    assert_string_equal(cmdline.overlay, "");
+    assert_int_equal(guest_cmdline_parse("root=/dev/vda rw mc.overlay=/dev/vdb root=/dev/vda ro", &cmdline), 0);
+    assert_string_equal(cmdline.overlay, "/dev/vdb");
+    assert_string_equal(cmdline.root, "/dev/vda");
+}
+
 static void cmdline_is_not_misled(void **state) {
     struct guest_cmdline cmdline;
     assert_int_equal(
@@ -206,9 +216,9 @@ static void cmdline_keeps_a_bad_ip_for_the_console(void **state) {
 }
 
 static void cmdline_refuses_what_does_not_fit(void **state) {
-    static const char *const keys[] = {"root=", "rootfstype=", "init="};
+    static const char *const keys[] = {"root=", "rootfstype=", "init=", "mc.overlay="};
     char text[3000];
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 4; i++) {
         struct guest_cmdline cmdline = {.root = "as before"};
         snprintf(text, sizeof text, "%s%02500d", keys[i], 0);
         assert_int_equal(guest_cmdline_parse(text, &cmdline), -ENAMETOOLONG);
@@ -274,6 +284,7 @@ int main(void) {
         cmocka_unit_test(cmdline_has_defaults),
         cmocka_unit_test(cmdline_reads_what_the_daemon_writes),
         cmocka_unit_test(cmdline_takes_the_last_and_stops_at_dashes),
+        cmocka_unit_test(cmdline_reads_where_writes_go),
         cmocka_unit_test(cmdline_is_not_misled),
         cmocka_unit_test(cmdline_keeps_a_bad_ip_for_the_console),
         cmocka_unit_test(cmdline_refuses_what_does_not_fit),

@@ -166,7 +166,7 @@ class Machine:
         console = os.dup(1)
         keep = [qmp_fd, self.kernel, console]
         argv = [QEMU, "-name", f"{self.id},debug-threads=on", "-no-user-config", "-nodefaults", "-machine",
-                "q35,usb=off,vmport=off", "-accel", "tcg,tb-size=128", "-cpu", "max", "-m",
+                "q35,usb=off,vmport=off", "-accel", "tcg,tb-size=32", "-cpu", "max", "-m",
                 str(self.machine["mem_size_mib"]), "-smp", str(self.machine["vcpu_count"]), "-display", "none",
                 "-no-reboot", "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
                 "-add-fd", f"fd={console},set=1", "-chardev", "file,id=console,path=/dev/fdset/1,append=on",
