@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -294,6 +295,8 @@ int main(int argc, char **argv) {
     log_open(options.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
     umask(0022);
     raise_fd_limit();
+    /* A heap a thread would keep what each has needed once. */
+    mallopt(M_ARENA_MAX, 2);
     int r = config_file_load(options.config_file, &d.config, &err);
     if (r == 0 && options.vmm)
         r = config_set(&d.config, "vm", "vmm", options.vmm, &err);

@@ -4,6 +4,8 @@
 
 #include "vm/machine.h"
 
+#define PORTS_NEAR_FULL 64
+
 static int check_count(struct vms *vms, struct err *err) {
     uint32_t limit = vms->config->vm.quota_host;
     if (vms->count < limit)
@@ -36,7 +38,7 @@ static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_
 
 /* Far from the limit they are not counted: that takes the network's lock, which a worker may hold. */
 static int check_ports(struct vms *vms, struct err *err) {
-    if (vms->count < NETWORK_PORTS_MAX / 2)
+    if (vms->count + PORTS_NEAR_FULL < NETWORK_PORTS_MAX)
         return 0;
     /* A VM that is being made may not have its port yet. */
     if (vms->count < NETWORK_PORTS_MAX)

@@ -165,7 +165,7 @@ static int write_config(const struct vmm_spec *spec, struct err *err) {
                   "network-interfaces", "iface_id", "eth0", "guest_mac", mac, "host_dev_name", spec->vm->tap,
                   "machine-config", "vcpu_count", (int)spec->vm->vcpus, "mem_size_mib", (int)spec->vm->memory_mib);
     char *text = config ? json_dumps(config, JSON_INDENT(2)) : NULL;
-    int r = text ? file_write_atomic(path, text, strlen(text), 0600) : -ENOMEM;
+    int r = text ? file_write_new(path, text, strlen(text), 0600) : -ENOMEM;
     free(text);
     json_decref(config);
     return r < 0 ? err_sys(err, -r, "vmm.start", "write %s", path) : 0;

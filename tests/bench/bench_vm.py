@@ -1,5 +1,6 @@
 """VMs with a VMM that does nothing: what the controller itself costs. Small guests: what a boot costs here."""
 
+import concurrent.futures
 import subprocess
 import time
 
@@ -67,16 +68,44 @@ def attach_rows():
         subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
 
 
+def rss(d):
+    return next(int(line.split()[1]) * 1024 for line in open(f"/proc/{d.process.pid}/status") if line.startswith("VmRSS"))
+
+
+MANY = 1000
+CONFIG = {"quota_per_user": 1000, "quota_host": 2000, "memory_percent": 100000, "browser_boot_timeout": "3600",
+          "probe_interval": "30", "reach_interval": "30"}
+
+
 def rows():
+    """The answer to a create comes when the VMM has been executed and its TAP is a port, up, and known to the firewall."""
     yield from attach_rows()
     harness.guest_image()
-    with harness.idle(vm={"quota_per_user": 1000, "browser_boot_timeout": "600"}) as d:
-        create = lambda i: d.request("POST", f"/api/users/u{i}/vm", {"type": "browser"}, unix=True, check=False)
+    with harness.idle(vm=CONFIG) as d:
+        ask = lambda method, path, body=None: d.request(method, path, body, unix=True, check=False, timeout=300)
+
+        def create(i):
+            assert ask("POST", f"/api/users/u{i}/vm", {"type": "browser"}).status == 201
+        create("first")
         yield row("create to VMM exec, sequential", "ms", timed(create, CREATES))
-        yield row("list of 100 VMs", "ms", timed(lambda i: d.request("GET", "/api/vms", unix=True, check=False), 50))
-        rss = next(int(line.split()[1]) * 1024 for line in open(f"/proc/{d.process.pid}/status")
-                   if line.startswith("VmRSS"))
-        yield row("memory of the daemon at 100 VMs", "bytes", [rss])
+        taken = []
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
+            for batch in range(5):
+                taken += pool.map(lambda i: timed(lambda _: create(f"b{batch}-{i}"), 1)[0], range(20))
+        yield row("create to VMM exec, 20 at once", "ms", taken)
+        yield row("memory of the daemon at 200 VMs", "bytes", [rss(d)])
+        more = MANY - 1 - CREATES - len(taken)
+        yield row(f"create to VMM exec, from 200 to {MANY} VMs", "ms", timed(lambda i: create(f"m{i}"), more))
+        vms = ask("GET", "/api/vms").json["vms"]
+        assert len(vms) == MANY
+        yield row(f"list of {MANY} VMs", "ms", timed(lambda i: ask("GET", "/api/vms"), 20))
+        yield row(f"show at {MANY} VMs", "ms", timed(lambda i: ask("GET", f"/api/vms/{vms[i * 7]['id']}"), 100))
+        yield row(f"memory of the daemon at {MANY} VMs", "bytes", [rss(d)])
+        d.stop()
+        began = time.perf_counter()
+        d.start()
+        yield row(f"restart of the daemon with {MANY} VMs", "ms", [(time.perf_counter() - began) * 1000])
+        yield row(f"memory of the daemon after a restart with {MANY} VMs", "bytes", [rss(d)])
     with harness.daemon() as d:
         taken = []
         for i in range(3):
