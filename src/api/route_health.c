@@ -82,10 +82,10 @@ void route_status(struct http_request *req, const struct http_match *match, void
         json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
     net_format_ip(net.address.address, address);
     net_format_mac(net.mac, mac);
-    json_t *network =
-        json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b}", "namespace", net.namespace, "bridge", net.bridge,
-                  "address", address, "prefix_length", net.address.length, "mac", mac, "ports", (int)net.ports,
-                  "uplink", net.uplink, "forwarding", net.forward, "masquerade", net.masquerade);
+    json_t *network = json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b, s:b}", "namespace", net.namespace,
+                                "bridge", net.bridge, "address", address, "prefix_length", net.address.length, "mac",
+                                mac, "ports", (int)net.ports, "uplink", net.uplink, "forwarding", net.forward,
+                                "masquerade", net.masquerade, "isolated", net.isolated);
     api_json(req, 200,
              json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:i, s:i}", "version", MC_VERSION, "url", api->base_url, "vmm",
                        vmm_json(api), "image", image_json(api), "network", network, "vms", states, "unreachable",

@@ -17,6 +17,8 @@ static void print_network(json_t *network) {
            *namespace ? "in namespace " : "in the host's own namespace", namespace,
            *uplink ? "uplink " : "no uplink: VMs do not reach the outside", uplink,
            json_is_true(json_object_get(network, "masquerade")) ? " with masquerade" : "");
+    if (!json_is_true(json_object_get(network, "isolated")))
+        printf("             the firewall that keeps VMs apart is gone: see the daemon's log\n");
 }
 
 static void print_vms(json_t *answer) {

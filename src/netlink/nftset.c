@@ -114,7 +114,8 @@ struct talk {
     uint32_t first, last; /* sequence numbers of the request's messages */
     each_element *each;
     void *data;
-    int errnum; /* the first that was told; 0: none */
+    int errnum;     /* the first that was told; 0: none */
+    uint32_t rules; /* that came */
 };
 
 static uint64_t read_be64(const struct nlattr *attr) {
@@ -201,6 +202,7 @@ static int take_message(const struct nlmsghdr *nlh, struct talk *talk) {
     if (nlh->nlmsg_type == NLMSG_DONE)
         return 0;
     if (nlh->nlmsg_type != NLMSG_ERROR) {
+        talk->rules += nlh->nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWRULE);
         take_elements(nlh, talk);
         return 1;
     }
@@ -289,6 +291,22 @@ int nftset_each(struct nftset *nftset, uint8_t family, const char *table, const 
     struct nlmsghdr *nlh = put_request(request, NFT_MSG_GETSETELEM, NLM_F_DUMP, family, table, set, sequence);
     int r = converse(nftset, nlh, nlh->nlmsg_len, &talk);
     return r < 0 ? err_sys(err, -r, "nft.refused", "read set %s", set) : 0;
+}
+
+int nftset_count_rules(struct nftset *nftset, uint8_t family, const char *table, const char *chain, uint32_t *ret_count,
+                       struct err *err) {
+    _Alignas(struct nlmsghdr) char request[1024];
+    uint32_t sequence = ++nftset->sequence;
+    struct talk talk = {.first = sequence, .last = sequence};
+    struct nlmsghdr *nlh =
+        put_header(request, (uint16_t)(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE), NLM_F_DUMP, family, 0, sequence);
+    mnl_attr_put_strz(nlh, NFTA_RULE_TABLE, table);
+    mnl_attr_put_strz(nlh, NFTA_RULE_CHAIN, chain);
+    int r = converse(nftset, nlh, nlh->nlmsg_len, &talk);
+    if (r < 0 && r != -ENOENT)
+        return err_sys(err, -r, "nft.refused", "read chain %s", chain);
+    *ret_count = r < 0 ? 0 : talk.rules;
+    return 0;
 }
 
 /* --- hearing of changes --- */

@@ -59,6 +59,10 @@ int nftset_get(struct nftset *nftset, uint8_t family, const char *table, const c
 int nftset_each(struct nftset *nftset, uint8_t family, const char *table, const char *set,
                 void (*each)(const struct nftset_element *element, void *data), void *data, struct err *err);
 
+/* nft list chain, counted: how many rules it has; 0 too where there is no such chain. */
+int nftset_count_rules(struct nftset *nftset, uint8_t family, const char *table, const char *chain, uint32_t *ret_count,
+                       struct err *err);
+
 /* A socket that hears of every change to nftables in a namespace: non-blocking, the caller's. */
 int nftset_watch_open(int nsfd, int *ret_fd, struct err *err);
 

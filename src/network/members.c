@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/netfilter.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,13 +70,21 @@ struct reading {
     size_t set;
 };
 
+/* Called for a thousand elements of every set, so it compares before it builds: a set that counts has one part as key. */
 static void take_count(const struct nftset_element *element, void *data) {
     struct reading *reading = data;
     struct network *network = reading->network;
+    bool by_ip = ruleset_sets[reading->set].key == RULESET_ADDRESS;
+    uint32_t ip = 0;
+    if (element->key.len != (by_ip ? sizeof ip : VM_TAP_TEXT))
+        return;
+    if (by_ip)
+        memcpy(&ip, element->key.data, sizeof ip);
+    ip = ntohl(ip);
     for (size_t i = 0; i < network->vm_count; i++) {
-        struct nftset_key key = key_of(ruleset_sets[reading->set].key, &network->vms[i]);
-        if (key.len == element->key.len && memcmp(key.data, element->key.data, key.len) == 0) {
-            network->vms[i].count[reading->set] = (struct ruleset_count){element->packets, element->bytes};
+        struct ruleset_vm *vm = &network->vms[i];
+        if (by_ip ? vm->ip == ip : memcmp(vm->tap, element->key.data, sizeof vm->tap) == 0) {
+            vm->count[reading->set] = (struct ruleset_count){element->packets, element->bytes};
             return;
         }
     }
@@ -98,6 +107,8 @@ int members_write(struct network *network, int nsfd, struct err *err) {
     if (!text.data || text.truncated)
         return err_sys(err, ENOMEM, "network.failed", "write the nftables rules");
     int r = nft_run(nsfd, text.data, NULL, err);
+    strbuf_free(&text);
+    malloc_trim(0); /* with a thousand VMs the text and what libnftables made of it were 20 MB */
     if (r < 0) {
         err_prefix(err, "replace the nftables tables %s", RULESET_NAME);
         return r;

@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/neighbour.h>
+#include <linux/netfilter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
@@ -12,7 +13,6 @@
 #include "base/str.h"
 #include "netlink/neigh.h"
 #include "netlink/netns.h"
-#include "netlink/nft.h"
 #include "network/private.h"
 #include "network/ruleset.h"
 
@@ -151,12 +151,9 @@ static bool has_address(struct network *network) {
     return found;
 }
 
-/* nft list chain …: whether it is there with this word in it. */
-static bool chain_says(struct network *network, const char *chain, const char *word) {
-    _cleanup_strbuf_ struct strbuf text = {.max = NFT_OUTPUT_MAX}, command = {.max = 128};
-    strbuf_addf(&command, "list chain %s", chain);
-    int r = command.data ? nft_run(network->nsfd, command.data, &text, NULL) : -ENOMEM;
-    return r == 0 && text.data && strstr(text.data, word);
+static bool has_rules(struct network *network, uint8_t family, const char *chain) {
+    uint32_t count = 0;
+    return nftset_count_rules(network->nftset, family, RULESET_NAME, chain, &count, NULL) == 0 && count > 0;
 }
 
 void network_describe(struct network *network, struct network_status *ret) {
@@ -170,9 +167,9 @@ void network_describe(struct network *network, struct network_status *ret) {
     status.address_present = has_address(network);
     netns_sysctl_read(network->nsfd, "net/ipv4/ip_forward", forward, sizeof forward);
     status.forward = strcmp(forward, "1") == 0;
-    status.masquerade = *network->cfg.uplink && network->cfg.masquerade &&
-                        chain_says(network, "inet " RULESET_NAME " postrouting", " masquerade");
-    status.isolated = chain_says(network, "bridge " RULESET_NAME " prerouting", " goto from_vm") &&
-                      chain_says(network, "inet " RULESET_NAME " forward", " goto from_vms");
+    status.masquerade =
+        *network->cfg.uplink && network->cfg.masquerade && has_rules(network, NFPROTO_INET, "postrouting");
+    status.isolated = has_rules(network, NFPROTO_BRIDGE, "prerouting") &&
+                      has_rules(network, NFPROTO_BRIDGE, "from_vm") && has_rules(network, NFPROTO_INET, "forward");
     *ret = status;
 }

@@ -923,6 +923,24 @@ def test_a_full_bridge(tools, name):
     assert tool.status()["ports"] == "1023/1023"
 
 
+def test_room_is_known_before_anything_is_made(tools, name):
+    tool = tools()
+    for n in range(600):
+        tool("know", f"fc-vm-{n:08x}0", f"vm-{n:08x}-0000-4000-8000-00000000000a", UID)
+    tool.start(name)
+    space = Space(name)
+    assert tool("room") == "0"
+    batch = "".join(f"link add p{n} type veth peer name q{n}\nlink set p{n} master {BRIDGE}\n" for n in range(512))
+    batch += "".join(f"link set q{n} master {BRIDGE}\n" for n in range(511))
+    subprocess.run(["ip", "-n", name, "-batch", "-"], input=batch, text=True, check=True)
+    before = space.links()
+    with pytest.raises(Error) as e:
+        tool("room")
+    assert e.value.code == "network.bridge-full" and "1023" in e.value.detail and e.value.hint
+    space.ip("link", "del", "p7")
+    assert tool("room") == "0" and space.links() < before
+
+
 # ---- where and beside whom it runs
 
 def test_the_hosts_own_namespace_needs_only_net_admin(tools, space):
