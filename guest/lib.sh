@@ -190,6 +190,12 @@ write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
             packages: $packages[0]} + (if $files then {$files} else {} end)' >"$work/manifest.json"
 }
 
+# By "agent" in the manifest the host knows that "running" must mean that it answers.
+manifest_add_agent() { # STATIC-AGENT
+    jq --argjson agent "$(file_json "$1")" '. + {$agent}' "$work/manifest.json" >"$work/manifest.new"
+    mv "$work/manifest.new" "$work/manifest.json"
+}
+
 swap_link() { # TARGET LINK
     ln -sfn "$1" "$2.new"
     mv -T "$2.new" "$2"
