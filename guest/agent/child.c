@@ -159,12 +159,20 @@ static int make_pty(const struct child_spec *spec, struct streams *s) {
 
 /* ---- the child's side ---- */
 
+/* The agent is spared when memory runs out; what it starts is not. */
+static void be_killable(void) {
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, "0", 1) == 1)
+        close(fd);
+}
+
 static int become(const struct child_spec *spec, const struct account *account, const struct streams *s) {
     sigset_t none;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     for (int i = 1; i < NSIG; i++)
         signal(i, SIG_DFL);
+    be_killable();
     if (setsid() < 0)
         return -errno;
     if (spec->has_pty && ioctl(s->theirs[0], TIOCSCTTY, 0) < 0)

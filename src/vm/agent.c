@@ -106,8 +106,7 @@ void machine_agent_start(struct machine *m) {
     machine_user_folder(m->vms, m->vm.id, folder);
     if (m->agent || !ops || !ops->agent_socket)
         return;
-    /* A VM whose image has no agent was given no channel. */
-    snprintf(path, sizeof path, "%s/%s", folder, ops->agent_socket);
+    snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, folder);
     if (access(path, F_OK) < 0)
         return;
     struct agent_params params = {.loop = m->vms->loop,

@@ -146,6 +146,13 @@ static int make_tap(struct creation *c, struct err *err) {
     return r;
 }
 
+static int mark_agent(struct creation *c, struct err *err) {
+    char path[VMS_PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, c->folder);
+    int r = file_write_atomic(path, "", 0, 0600);
+    return r < 0 ? err_sys(err, -r, "vm.create", "make %s", path) : 0;
+}
+
 static int start_vmm(struct creation *c, struct err *err) {
     char cmdline[CMDLINE_MAX], netns_path[VMS_PATH_MAX];
     int netns_fd = network_namespace(c->vms->network, netns_path, sizeof netns_path);
@@ -163,7 +170,10 @@ static int start_vmm(struct creation *c, struct err *err) {
         .tap_fd = c->tap_fd,
         .netns_fd = netns_fd,
         .netns_path = netns_path};
-    int r = c->choice.ops->start(&c->vms->config->vm, &spec, &c->pid, &c->pidfd, err);
+    int r = c->image.has_agent ? mark_agent(c, err) : 0;
+    if (r < 0)
+        return r;
+    r = c->choice.ops->start(&c->vms->config->vm, &spec, &c->pid, &c->pidfd, err);
     if (r == 0 && proc_start_time(c->pid, &c->pid_start) < 0)
         return err_set(err, ESRCH, "vm.create", "the VMM ended at once: see vmm.log in %s", c->folder);
     return r;

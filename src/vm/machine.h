@@ -137,6 +137,8 @@ int guard_start(struct vms *vms, struct err *err);
 void guard_stop(struct vms *vms);
 
 /* agent.c: the guest's agent is looked after from machine_watch() to the end. */
+#define MACHINE_AGENT_MARK                                                                                             \
+    ".agent" /* in the VM's folder: its image has an agent. A newer image may not, or only then */
 void machine_agent_start(struct machine *m);
 void machine_agent_stop(struct machine *m);
 void machine_agent_collect(struct machine *m); /* keeps as evidence what it says now */

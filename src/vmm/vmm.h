@@ -51,8 +51,8 @@ struct vmm_ops {
     bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
     bool raw_disk;  /* wants image_clone_raw() */
 
-    /* The agent's channel: a socket of this name in the VM's folder, there as soon as start() has returned; NULL where
-     * this driver has none. */
+    /* The agent's channel: a socket of this name in the VM's folder, there at the latest when the machine runs; NULL
+     * where this driver has none. */
     const char *agent_socket;
     uint32_t agent_vsock_port; /* the socket wants "CONNECT port" first; 0: it is the channel itself */
 

@@ -214,3 +214,17 @@ def test_a_guest_whose_agent_does_not_answer_does_not_run():
         d.wait_state(vm["id"], "failed", BOOT_S)
         assert "its network answers, but its agent does not: has not answered yet" in d.vm(vm["id"])["reason"]
         assert mctl_exec(d, vm["id"], "true").returncode == 5
+
+
+def test_under_firecracker_it_is_reached_by_vsock():
+    """The double's guest has no vsock; what is tested is the host's half: CONNECT, OK, and the channel behind it."""
+    with daemon(start=False) as d:
+        d.use_firecracker()
+        d.start()
+        vm = d.create(wait=True)
+        assert vm["state"] == "running" and vm["vmm"] == "firecracker"
+        assert agent_events(d, vm["id"]) == ["agent-ready"]
+        assert shell(d, vm["id"], "echo by vsock").stdout == b"by vsock\n"
+        d.stop(signal.SIGKILL)
+        d.start()
+        wait_for(lambda: shell(d, vm["id"], "echo again").stdout == b"again\n", 60, 0.5)

@@ -8,6 +8,7 @@ import re
 import select
 import socket
 import sys
+import threading
 import time
 
 from machine import Machine, os_error
@@ -47,6 +48,26 @@ def parse_arguments(argv, version):
     return args
 
 
+def serve_vsock(host, agent):
+    """One connection to the guest's agent; any other port is one at which nothing listens."""
+    with contextlib.suppress(OSError), host:
+        line = b""
+        while not line.endswith(b"\n"):
+            data = host.recv(1)
+            if not data or len(line) > 64:
+                return
+            line += data
+        if line != b"CONNECT 6100\n" or agent is None:
+            return
+        host.sendall(b"OK 1073741824\n")
+        while True:
+            for s in select.select([host, agent], [], [])[0]:
+                data = s.recv(65536)
+                if not data:
+                    return
+                (agent if s is host else host).sendall(data)
+
+
 class Server:
     """faults: what a test wants to go wrong: {"refuse": {"PUT /vsock": "words"}, "hang": "PUT /actions",
     "die": "PUT /actions" or "start", "delay_s": 0.2 for each request, "version": "1.9.0"}."""
@@ -81,7 +102,7 @@ class Server:
                 if s is self.listener:
                     self.buffers[s.accept()[0]] = b""
                 elif s is self.machine.vsock:
-                    s.accept()[0].close()  # nothing listens in the guest
+                    threading.Thread(target=serve_vsock, args=(s.accept()[0], self.machine.agent), daemon=True).start()
                 else:
                     self.read(s)
 

@@ -13,6 +13,7 @@ import time
 from spec import Refused
 
 QEMU = "/usr/bin/qemu-system-x86_64"
+AGENT_PORT = "org.master-controller.agent"
 CMDLINE_MAX = 2048
 IFNAMSIZ = 16
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
@@ -60,7 +61,7 @@ class Machine:
         self.machine = {"vcpu_count": 1, "mem_size_mib": 128, "smt": False, "track_dirty_pages": False}
         self.drives, self.nics = {}, {}   # id: (description, fd)
         self.kernel = self.initrd = None
-        self.log_fd = self.metrics_fd = self.vsock = None
+        self.log_fd = self.metrics_fd = self.vsock = self.agent = None
         self.state = "Not started"
         self.qmp = None
         self.counted = (0, 0)
@@ -189,6 +190,12 @@ class Machine:
             argv += ["-netdev", f"tap,id=n{i},fd={fd}", "-device", f"virtio-net-pci,netdev=n{i},romfile={mac}"]
         if "entropy" in self.config:
             argv += ["-device", "virtio-rng-pci"]
+        if "vsock" in self.config:
+            # TCG has no vsock: what is connected to the agent's port in the guest goes over a serial port of its name.
+            self.agent, theirs = socket.socketpair()
+            keep.append(theirs.detach())
+            argv += ["-chardev", f"socket,id=agent,fd={keep[-1]}", "-device", "virtio-serial-pci", "-device",
+                     f"virtserialport,chardev=agent,name={AGENT_PORT}"]
         return argv, keep
 
     def start(self):
