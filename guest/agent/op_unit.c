@@ -30,6 +30,8 @@ static bool child_failed(struct job *job, const char *what) {
     struct err err = {0};
     if (WIFEXITED(job->wait_status) && WEXITSTATUS(job->wait_status) == 0)
         return false;
+    while (job->capture.len > 0 && job->capture.data[job->capture.len - 1] == '\n')
+        job->capture.data[--job->capture.len] = '\0';
     err_set(&err, EIO, "unit.failed", "%s: %.500s", what,
             job->capture.len > 0 ? job->capture.data : "it failed without a word");
     job_fail(job, &err);

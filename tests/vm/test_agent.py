@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pty
+import random
 import re
 import signal
 import struct
@@ -15,6 +16,7 @@ import time
 import pytest
 
 import harness
+from agent_client import Client, Refused
 from harness import daemon, wait_for
 
 BOOT_S = 90
@@ -188,6 +190,87 @@ def test_it_comes_back_after_it_was_killed_and_after_the_daemon(running):
     d.start()
     wait_for(lambda: shell(d, vm_id, "true").returncode == 0, 60, 0.5)
     assert d.vm(vm_id)["state"] == "running"
+
+
+@pytest.fixture
+def direct(running):
+    """The channel itself, while the daemon is away."""
+    d, vm_id = running
+    d.stop()
+    client = Client(str(d.state / "users" / vm_id / "agent.sock"))
+    try:
+        yield client
+    finally:
+        client.close()
+        d.start()
+        wait_for(lambda: shell(d, vm_id, "true").returncode == 0, 60, 0.5)
+
+
+def addresses(client):
+    return sorted(f"{a['address']}/{a['prefix']}" for a in client.ask("network")["addresses"] if a["link"] == "eth0")
+
+
+def default_routes(client):
+    return [r["via"] for r in client.ask("network")["routes"] if r["to"] == "default" and ":" not in r["via"]]
+
+
+def eth0_is_up(client):
+    return [link["up"] for link in client.ask("network")["links"] if link["name"] == "eth0"] == [True]
+
+
+def test_the_network_is_mended_from_inside(direct):
+    (address,) = addresses(direct)
+    assert address.endswith("/16") and default_routes(direct) == ["192.168.0.1"] and eth0_is_up(direct)
+    assert direct.ask("ping", address="192.168.0.1")["answered"] is True
+    direct.ask("net.link", name="eth0", up=False)
+    assert not eth0_is_up(direct) and default_routes(direct) == []
+    dead = direct.ask("ping", address="192.168.0.1")
+    assert dead["answered"] is False and dead["why"] == "Network is unreachable"
+    direct.ask("net.link", name="eth0", up=True)
+    direct.ask("net.route", to="0.0.0.0/0", via="192.168.0.1", link="eth0")
+    assert eth0_is_up(direct) and default_routes(direct) == ["192.168.0.1"]
+    # The incident's mask: the gateway is beyond it.
+    wrong = address.replace("/16", "/24")
+    direct.ask("net.address", link="eth0", address="192.168.77.5/24")
+    direct.ask("net.address", link="eth0", address=address, delete=True)
+    direct.ask("net.address", link="eth0", address=wrong)
+    assert addresses(direct) == sorted(["192.168.77.5/24", wrong])
+    with pytest.raises(Refused, match="net.refused"):
+        direct.ask("net.route", to="10.0.0.0/8", via="10.9.9.9", link="eth0")
+    direct.ask("net.address", link="eth0", address="192.168.77.5/24", delete=True)
+    direct.ask("net.address", link="eth0", address=wrong, delete=True)
+    direct.ask("net.address", link="eth0", address=address)
+    direct.ask("net.route", to="0.0.0.0/0", via="192.168.0.1", link="eth0")
+    assert addresses(direct) == [address] and default_routes(direct) == ["192.168.0.1"]
+    wait_for(lambda: direct.ask("ping", address="192.168.0.1")["answered"], 30, 0.5)
+
+
+def test_what_else_it_knows_and_can(direct):
+    listeners = {(row["port"], row["program"]) for row in direct.ask("network")["listeners"]}
+    assert {(7, "nc"), (8080, "httpd"), (6080, "httpd")} <= listeners
+    assert direct.ask("connect", address="127.0.0.1", port=8080)["answered"] is True
+    assert direct.ask("connect", address="127.0.0.1", port=9)["why"] == "Connection refused"
+    log = direct.ask("kernel.log", lines=20)
+    assert len(log["lines"]) == 20 and log["trouble"] == []
+    direct.ask("exec", argv=["sh", "-c", "echo 'Out of memory: Killed process 1 (made up)' >/dev/kmsg"])
+    assert "made up" in direct.ask("kernel.log", lines=1)["trouble"][-1]
+    before = direct.ask("health")["realtime_ms"]
+    assert abs(direct.ask("clock.set", realtime_ms=before + 3600_000)["changed_by_ms"] - 3600_000) < 60_000
+    assert direct.ask("health")["realtime_ms"] >= before + 3600_000
+    direct.ask("clock.set", realtime_ms=int(time.time() * 1000))
+    with pytest.raises(Refused, match="exec.failed: start systemctl"):
+        direct.ask("units")  # there is no systemd in this guest
+    assert direct.ask("file.read", path="/etc/passwd", allow=["/etc/"]) == {}
+    assert direct.output[1] == b"root:x:0:0:root:/:/bin/sh\n"
+
+
+def test_it_survives_a_host_that_sends_anything(direct):
+    rng = random.Random(1)
+    for _ in range(20):
+        direct.socket.sendall(rng.randbytes(5000) + b"\xf5MCa" * 100)
+    direct.send(1, 99, b"[1, 2")
+    direct.socket.sendall(b"\xf5MCa" + bytes(24))
+    assert direct.ask("health")["uptime_s"] > 0
 
 
 def test_what_cannot_be_is_refused(running):
