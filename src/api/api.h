@@ -26,6 +26,9 @@ struct api_params {
  * Errors: "api.web-missing", "api.token-file", and the relay's. */
 int api_new(const struct api_params *params, struct api **ret_api, struct err *err);
 
+/* Whether the page's files can be had. Error: "api.web-missing". */
+int api_check_files(const char *web_dir, struct err *err);
+
 /* Tells every desktop that the controller restarts (1012), waits for that, and frees. The HTTP server must have been
  * freed before: its requests refer to the api. */
 void api_free(struct api *api);

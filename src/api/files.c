@@ -122,6 +122,13 @@ int api_files_load(const char *web_dir, struct static_files **ret_files, struct 
     return 0;
 }
 
+int api_check_files(const char *web_dir, struct err *err) {
+    struct static_files *files = NULL;
+    int r = api_files_load(web_dir, &files, err);
+    api_files_free(files);
+    return r;
+}
+
 void api_files_free(struct static_files *files) {
     if (!files)
         return;

@@ -53,7 +53,8 @@ static const char usage[] =
     "  --config FILE    default /etc/master-controller/master-controller.conf\n"
     "  --state-dir DIR  images, VMs, evidence, database; default " STATE_DIR_DEFAULT "\n"
     "  --vmm NAME       auto, qemu or firecracker, in place of what the configuration says\n"
-    "  --check          only say whether configuration, image and VMM are usable here; changes nothing\n"
+    "  --check          only say whether configuration, page, image and VMM are usable here; changes\n"
+    "                   nothing\n"
     "  --remove         end every VM, take the bridge and the namespace away, and exit (no daemon may run)\n"
     "  --verbose        log more\n";
 
@@ -119,12 +120,36 @@ static int fill_paths(struct daemon *d, const struct options *options, struct er
     return 0;
 }
 
+static int socket_group(const char *name, gid_t *ret_gid, struct err *err) {
+    *ret_gid = (gid_t)-1;
+    if (!*name)
+        return 0;
+    struct group *group = getgrnam(name);
+    if (!group) {
+        err_set(err, EINVAL, "config.bad-value", "[api] socket_group: there is no group \"%s\"", name);
+        return err_hint(err, "make it with groupadd, or leave the key empty: then root alone may use the socket");
+    }
+    *ret_gid = group->gr_gid;
+    return 0;
+}
+
 static int check(struct daemon *d) {
     struct err err = {0};
     struct image image;
     struct vmm_choice choice;
+    gid_t gid;
     int status = 0;
     printf("configuration: ok\n");
+    if (socket_group(d->config.api.socket_group, &gid, &err) < 0) {
+        complain(&err);
+        status = 1;
+    }
+    if (api_check_files(d->config.api.web_dir, &err) < 0) {
+        complain(&err);
+        status = 1;
+    } else {
+        printf("page: %s\n", d->config.api.web_dir);
+    }
     if (vmm_choose(&d->config.vm, &choice, &err) < 0) {
         complain(&err);
         status = 1;
@@ -168,19 +193,6 @@ static void raise_fd_limit(void) {
 static void handle(struct http_request *req, void *userdata) {
     struct daemon *d = userdata;
     api_handle(req, d->api);
-}
-
-static int socket_group(const char *name, gid_t *ret_gid, struct err *err) {
-    *ret_gid = (gid_t)-1;
-    if (!*name)
-        return 0;
-    struct group *group = getgrnam(name);
-    if (!group) {
-        err_set(err, EINVAL, "config.bad-value", "[api] socket_group: there is no group \"%s\"", name);
-        return err_hint(err, "make it with groupadd, or leave the key empty: then root alone may use the socket");
-    }
-    *ret_gid = group->gr_gid;
-    return 0;
 }
 
 /* Before anything is made, so that a port in use changes nothing. */

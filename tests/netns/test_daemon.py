@@ -108,6 +108,38 @@ def test_one_cli_vm_a_user_and_a_quota():
         assert d.admin("DELETE", "/api/users/u1/vm?reason=done").json["vm"]["state"] == "stopped"
 
 
+def test_a_host_takes_no_more_than_it_has():
+    with idle(vm={"quota_host": "2", "cli_memory": "256"}) as d:
+        d.create(user="a")
+        d.create(user="b")
+        r = d.admin("POST", "/api/users/c/vm", {})
+        assert r.status == 409 and r.json["code"] == "quota.host" and "has 2 VMs, the limit is 2" in r.json["detail"]
+    with open("/proc/meminfo") as f:
+        host_mib = int(f.readline().split()[1]) >> 10
+    half = host_mib // 2
+    with idle() as d:
+        r = d.admin("POST", "/api/users/a/vm", {"memory_mib": half})
+        assert r.status == 201
+        r = d.admin("POST", "/api/users/b/vm", {"memory_mib": half})
+        assert r.status == 507 and r.json["code"] == "quota.memory"
+        for words in (f"a VM of {half} MiB needs", "1 VMs have been promised", "are left"):
+            assert words in r.json["detail"], r.json["detail"]
+        said = d.mctl("vm", "create", "--user", "b", "--type", "cli", "--memory", str(half), check=None)
+        assert said.status in (1, 5) and "memory_percent" in said.err
+        assert len(d.taps()) == len(d.folders()) == 1 and not list((d.state / "evidence").iterdir())
+        assert d.create(user="c")["state"] == "booting"
+
+
+def test_check_says_what_is_missing():
+    with idle(start=False) as d:
+        said = run(*d.command("--check")).stdout
+        assert "configuration: ok" in said and "page: " in said and "VMM: " in said and "image: " in said
+        d.config["api"].update({"web_directory": "/nonexistent/web", "socket_group": "no-such-group"})
+        with nothing_changes(d):
+            r = run(*d.command("--check"), check=False)
+        assert r.returncode == 1 and "/nonexistent/web" in r.stderr and "no-such-group" in r.stderr
+
+
 def test_addresses_rest_before_they_are_given_again():
     with idle(network={"address": "10.9.0.1/29"}, vm={"quota_per_user": 10}) as d:
         ips = [d.create(user=f"u{i}")["ip"] for i in range(3)]

@@ -104,6 +104,51 @@ static void names_are_unique_among_the_living(void **state) {
         assert_int_equal(store_vm_claim(f->store, &same[i], 5, "a", &err), 0);
 }
 
+static void what_is_old_goes(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm vm, out;
+    struct store_event event = {.at_ms = 5, .actor = "me", .event = "reachable"};
+    for (unsigned i = 0; i < 6; i++) {
+        vm = make_vm(i);
+        assert_int_equal(store_vm_claim(f->store, &vm, 50, "a", &err), 0);
+        vm.state = i < 5 ? VM_STATE_STOPPED : VM_STATE_RUNNING;
+        vm.state_since_ms = 100 * i;
+        assert_int_equal(store_vm_update(f->store, &vm, &event, &err), 0);
+    }
+    uint32_t n = 0;
+    assert_int_equal(store_expire(f->store, 300, 2, &n, &err), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(store_expire(f->store, 300, 2, &n, &err), 0);
+    assert_int_equal(n, 1);
+    for (unsigned i = 0; i < 6; i++) { /* the living stay, however old */
+        struct store_event *events;
+        size_t count;
+        vm = make_vm(i);
+        assert_int_equal(store_vm_get(f->store, vm.id, &out, NULL), i < 3 ? -ENOENT : 0);
+        assert_int_equal(store_vm_events(f->store, vm.id, &events, &count, &err), 0);
+        assert_int_equal(count, i < 3 ? 0 : 2);
+        free(events);
+    }
+}
+
+static void a_vm_that_comes_and_goes_does_not_fill_the_disk(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm vm = make_vm(1);
+    struct store_event *events, event = {.actor = "me", .event = "unreachable"};
+    size_t n;
+    assert_int_equal(store_vm_claim(f->store, &vm, 5, "a", &err), 0);
+    for (int i = 1; i <= STORE_EVENTS_MAX + 50; i++) {
+        event.at_ms = i;
+        assert_int_equal(store_vm_update(f->store, &vm, &event, &err), 0);
+    }
+    assert_int_equal(store_vm_events(f->store, vm.id, &events, &n, &err), 0);
+    assert_int_equal(n, STORE_EVENTS_MAX);
+    assert_int_equal(events[n - 1].at_ms, STORE_EVENTS_MAX + 50); /* the newest are kept */
+    free(events);
+}
+
 static void a_quota_counts_the_living(void **state) {
     struct fixture *f = *state;
     struct err err;
@@ -208,6 +253,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(vm_goes_in_and_comes_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(names_are_unique_among_the_living, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_quota_counts_the_living, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_old_goes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_vm_that_comes_and_goes_does_not_fill_the_disk, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_prefix_finds_one, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_ticket_is_used_once_and_gets_old, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_active_session_a_user_and_provider, set_up, tear_down),
