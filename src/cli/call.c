@@ -59,6 +59,7 @@ static int exit_status(int http_status) {
     case 401:
     case 403:
     case 409:
+    case 507:
     case 429:
         return CLI_REFUSED;
     default:
