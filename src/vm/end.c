@@ -60,12 +60,16 @@ static int trouble(struct ending *job, int r, const char *what, const char *deta
 static int end_processes(struct ending *job) {
     struct pollfd p = {.fd = job->pidfd, .events = POLLIN};
     if (job->pidfd >= 0) {
-        if (poll(&p, 1, 0) == 0) {
+        bool is_ours = poll(&p, 1, 0) == 0;
+        if (is_ours) {
             proc_signal(job->pidfd, SIGKILL);
             if (poll(&p, 1, KILL_TIMEOUT_MS) == 0)
                 return trouble(job, -EBUSY, "its VMM does not end though it was killed", "the kernel holds it");
         }
         proc_reap(job->pidfd, job->process, sizeof job->process);
+        /* What we did to it says nothing about why. */
+        if (is_ours && str_starts(job->process, "killed by signal 9"))
+            str_copy(job->process, sizeof job->process, "killed by the controller");
     }
     return confine_kill(job->folder, job->e.vm.id, KILL_TIMEOUT_MS) < 0
                ? trouble(job, -EBUSY, "a process in its control group does not end", "the kernel holds it")
