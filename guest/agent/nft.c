@@ -184,7 +184,8 @@ json_t *net_facts_firewall(void) {
     if (r == -EPROTONOSUPPORT)
         r = 0;
     return json_pack("{s:o, s:o, s:I, s:o, s:o, s:o}", "chains", chains.items, "rules", rules.items, "more",
-                     (json_int_t)(chains.more + rules.more), "error", r < 0 ? json_string(strerror(-r)) : json_null(),
-                     "iptables_legacy", text_of_file("/proc/net/ip_tables_names", 256), "ip6tables_legacy",
+                     (json_int_t)chains.more + (json_int_t)rules.more, "error",
+                     r < 0 ? json_string(strerror(-r)) : json_null(), "iptables_legacy",
+                     text_of_file("/proc/net/ip_tables_names", 256), "ip6tables_legacy",
                      text_of_file("/proc/net/ip6_tables_names", 256));
 }

@@ -63,7 +63,7 @@ int op_file_read(struct job *job, json_t *request, struct err *err) {
     const char *path;
     json_t *allow;
     json_int_t offset = 0, max = FILE_MAX;
-    struct stat st;
+    struct stat st = {0};
     _cleanup_close_ int fd = -1;
     int r = request_unpack(request, err, "{s:s, s:o, s?I, s?I}", "path", &path, "allow", &allow, "offset", &offset,
                            "max", &max);

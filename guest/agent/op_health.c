@@ -33,8 +33,8 @@ static json_t *disk_json(const char *path) {
     struct statvfs st;
     if (statvfs(path, &st) < 0)
         return json_null();
-    return json_pack("{s:I, s:I, s:b}", "bytes", (json_int_t)(st.f_blocks * st.f_frsize), "free_bytes",
-                     (json_int_t)(st.f_bavail * st.f_frsize), "read_only", (st.f_flag & ST_RDONLY) != 0);
+    return json_pack("{s:I, s:I, s:b}", "bytes", (json_int_t)st.f_blocks * (json_int_t)st.f_frsize, "free_bytes",
+                     (json_int_t)st.f_bavail * (json_int_t)st.f_frsize, "read_only", (st.f_flag & ST_RDONLY) != 0);
 }
 
 json_t *op_health(struct agent *agent, json_t *request, struct err *err) {

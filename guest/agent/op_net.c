@@ -255,8 +255,8 @@ static int parse_prefix(const char *text, struct in_addr *ret_address, uint8_t *
 json_t *op_net_address(struct agent *agent, json_t *request, struct err *err) {
     const char *link, *text;
     int remove = 0, index;
-    struct in_addr address;
-    uint8_t length;
+    struct in_addr address = {0};
+    uint8_t length = 0;
     struct nl_msg msg;
     if (request_unpack(request, err, "{s:s, s:s, s?b}", "link", &link, "address", &text, "delete", &remove) < 0 ||
         find_link(link, &index, err) < 0 || parse_prefix(text, &address, &length, err) < 0)
@@ -277,8 +277,8 @@ json_t *op_net_address(struct agent *agent, json_t *request, struct err *err) {
 json_t *op_net_route(struct agent *agent, json_t *request, struct err *err) {
     const char *text, *via_text = NULL, *link = NULL;
     int remove = 0, index = 0;
-    struct in_addr to, via = {0};
-    uint8_t length;
+    struct in_addr to = {0}, via = {0};
+    uint8_t length = 0;
     struct nl_msg msg;
     if (request_unpack(request, err, "{s:s, s?s, s?s, s?b}", "to", &text, "via", &via_text, "link", &link, "delete",
                        &remove) < 0 ||

@@ -127,7 +127,11 @@ int op_ping(struct job *job, json_t *request, struct err *err) {
     if (prepare(job, fd, POLLIN, on_icmp, err) < 0)
         return -ENOMEM;
     struct probe *probe = job->data;
-    struct icmphdr icmp = {.type = ICMP_ECHO, .un.echo = {.id = probe->id, .sequence = htons(1)}};
+    struct icmphdr icmp;
+    memset(&icmp, 0, sizeof icmp);
+    icmp.type = ICMP_ECHO;
+    icmp.un.echo.id = probe->id;
+    icmp.un.echo.sequence = htons(1);
     icmp.checksum = checksum(&icmp, sizeof icmp);
     if (connect(fd, (struct sockaddr *)&to, sizeof to) < 0 || send(fd, &icmp, sizeof icmp, 0) < 0)
         answer(job, false, strerror(errno));

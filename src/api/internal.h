@@ -106,7 +106,7 @@ void api_page_serve(struct api *api, struct http_request *req);
 http_route_fn route_health, route_metrics, route_status;
 http_route_fn route_user_vm_create, route_user_vm_get, route_user_vm_delete;
 http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, route_vm_console, route_vm_evidence;
-http_route_fn route_vm_exec;
+http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_session_page, route_session_websock;

@@ -23,6 +23,8 @@ static const struct http_route routes[] = {
     {"GET", "/api/vms/{id}/diagnostics", route_vm_diagnostics, API_ADMIN, NULL},
     {"GET", "/api/admin/health/network", route_health_network, API_ADMIN, NULL},
     {"POST", "/api/admin/doctor", route_doctor, API_ADMIN, NULL},
+    {"GET", "/api/vms/{id}/agent", route_vm_agent, API_ADMIN, NULL},
+    {"POST", "/api/vms/{id}/agent", route_vm_agent_ask, API_ADMIN, NULL},
     {"GET", "/api/vms/{id}/exec", route_vm_exec, API_ADMIN, NULL},
     {"POST", "/api/auth/start", route_auth_start, API_ADMIN, NULL},
     {"GET", "/api/auth/sessions", route_sessions_list, API_ADMIN, NULL},

@@ -192,6 +192,25 @@ def test_it_comes_back_after_it_was_killed_and_after_the_daemon(running):
     assert d.vm(vm_id)["state"] == "running"
 
 
+def test_it_is_asked_over_http(running):
+    d, vm_id = running
+    path = f"/api/vms/{vm_id}/agent"
+    agent = d.admin("GET", path).json["agent"]
+    assert agent["state"] == "ready" and agent["started_ms"] > 0
+    ok = d.admin("POST", path, {"op": "network"}).json["ok"]
+    assert "eth0" in [link["name"] for link in ok["links"]]
+    assert d.admin("POST", path, {"op": "ping", "address": "192.168.0.1"}).json["ok"]["answered"] is True
+    for body, status, code in (({"op": "exec", "argv": ["true"]}, 400, "body.bad-value"),
+                               ({"op": "health", "timeout_ms": 0}, 400, "body.bad-value"),
+                               ([], 400, "body.not-json"),
+                               ({"op": "ping", "address": "x"}, 502, "guest.bad-request"),
+                               ({"op": "net.link", "name": "none", "up": True}, 502, "guest.net.no-link"),
+                               ({"op": "units"}, 502, "guest.exec.failed")):
+        answer = d.admin("POST", path, body)
+        assert (answer.status, answer.json["code"]) == (status, code), body
+    assert d.request("POST", path, {"op": "health"}).status == 401
+
+
 @pytest.fixture
 def direct(running):
     """The channel itself, while the daemon is away."""
