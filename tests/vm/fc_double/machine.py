@@ -96,14 +96,15 @@ class Machine:
                           "page size.")
 
     def put_boot_source(self, value):
-        self.kernel = open_or_refuse(value["kernel_image_path"], os.O_RDONLY,
-                                     "Boot source error: The kernel file cannot be opened")
+        if len(value.get("boot_args", "")) >= CMDLINE_MAX:
+            raise Refused("Boot source error: The kernel command line is invalid: String too large")
+        kernel = open_or_refuse(value["kernel_image_path"], os.O_RDONLY,
+                                "Boot source error: The kernel file cannot be opened")
         if "initrd_path" in value:
             self.initrd = open_or_refuse(value["initrd_path"], os.O_RDONLY,
                                          "Boot source error: The initrd file cannot be opened due to invalid path or "
                                          "invalid permissions")
-        if len(value.get("boot_args", "")) >= CMDLINE_MAX:
-            raise Refused("Boot source error: The kernel command line is invalid: String too large")
+        self.kernel = kernel
         self.config["boot-source"] = value
 
     def put_drive(self, value):
