@@ -28,7 +28,7 @@
 #define TICK_MS 250
 #define TICK_SLOW_MS 2000 /* for a guest that has been silent for SLOW_AFTER_MS */
 #define SLOW_AFTER_MS 120000
-#define GREET_INTERVAL_MS 1000
+#define GREET_INTERVAL_MS 300
 #define OUT_MAX ((size_t)1024 * 1024)
 #define READ_SIZE 65536
 #define NOISE_MAX ((size_t)512 * 1024) /* bytes a second */

@@ -330,3 +330,6 @@ def test_under_firecracker_it_is_reached_by_vsock():
         d.stop(signal.SIGKILL)
         d.start()
         wait_for(lambda: shell(d, vm["id"], "echo again").stdout == b"again\n", 60, 0.5)
+        assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "done").json["vm"]["state"] == "stopped"
+        said = json.loads((d.state / "evidence" / vm["id"] / "agent.json").read_text())
+        assert said["note"] == "said by the guest itself" and said["health"]["agent"]
