@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -67,6 +68,18 @@ static int make_devices(void) {
     return r;
 }
 
+/* /dev/net/tun for any uid, whatever the host lets its users do: a VMM that opens its TAP by name can attach to what is
+ * owned by its uid, and make none. On a file system of its own, because the jail's has no devices; where the host does
+ * not allow the node, there is none. */
+static int make_tun(void) {
+    if (mkdir("dev/net", 0755) < 0 || mount("tun", "dev/net", "tmpfs", MS_NOSUID | MS_NOEXEC, "size=4k,mode=0755") < 0)
+        return -errno;
+    if (mknod("dev/net/tun", S_IFCHR | 0666, makedev(10, 200)) < 0 || chmod("dev/net/tun", 0666) < 0)
+        return errno == EPERM ? 0 : -errno;
+    return mount(NULL, "dev/net", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL) < 0 ? -errno
+                                                                                                            : 0;
+}
+
 /* Its own processes alone, and nothing of the kernel's switches, where the kernel can leave those out (since 5.8). */
 static int make_proc(void) {
     if (mkdir("proc", 0555) < 0)
@@ -95,7 +108,7 @@ static int add_program(const char *program) {
     return bind_file(program, true);
 }
 
-static int put_together(const char *program) {
+static int put_together(const char *program, bool with_tun) {
     static const char *const folders[] = {"/bin", "/sbin", "/lib", "/lib64"};
     int r = mkdir("usr", 0755) < 0 ? -errno : bind_read_only("/usr", "usr");
     for (size_t i = 0; r == 0 && i < sizeof folders / sizeof *folders; i++)
@@ -106,17 +119,19 @@ static int put_together(const char *program) {
         r = bind_file("/etc/ld.so.cache", true);
     if (r == 0)
         r = make_devices();
+    if (r == 0 && with_tun)
+        r = make_tun();
     if (r == 0)
         r = make_proc();
     return r < 0 ? r : add_program(program);
 }
 
-static int enter(const char *scratch, const char *program) {
+static int enter(const char *scratch, const char *program, bool with_tun) {
     umask(0022);
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("jail", scratch, "tmpfs", MS_NOSUID | MS_NODEV, "size=256k,mode=0755") < 0 || chdir(scratch) < 0)
         return -errno;
-    int r = put_together(program);
+    int r = put_together(program, with_tun);
     if (r < 0)
         return r;
     /* The old root ends up above the new one, and is let go. Source: pivot_root(2), "pivot_root(".", ".")". */
@@ -127,18 +142,19 @@ static int enter(const char *scratch, const char *program) {
 }
 
 /* It goes with its parent: a copy of the parent's sockets in a child that nobody knows would keep clients waiting. */
-static void __attribute__((noreturn)) child(const char *scratch, const char *program, pid_t parent, int result_fd) {
+static void __attribute__((noreturn))
+child(const char *scratch, const char *program, bool with_tun, pid_t parent, int result_fd) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(1);
-    int r = enter(scratch, program);
+    int r = enter(scratch, program, with_tun);
     if (write(result_fd, &r, sizeof r) != sizeof r)
         _exit(1);
     for (;;)
         pause(); /* until its namespace has been opened */
 }
 
-int jail_make(const char *scratch, const char *program, int *ret_fd, struct err *err) {
+int jail_make(const char *scratch, const char *program, bool with_tun, int *ret_fd, struct err *err) {
     int pipe_fds[2], r = -EPIPE;
     char path[64];
     if (pipe2(pipe_fds, O_CLOEXEC) < 0)
@@ -148,7 +164,7 @@ int jail_make(const char *scratch, const char *program, int *ret_fd, struct err 
     if (pid < 0)
         return err_sys(err, errno, "process.jail", "make a private view of the files");
     if (pid == 0)
-        child(scratch, program, parent, write_fd);
+        child(scratch, program, with_tun, parent, write_fd);
     fd_close(&write_fd);
     if (read(read_fd, &r, sizeof r) != (ssize_t)sizeof r)
         r = -EPIPE;

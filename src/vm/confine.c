@@ -57,7 +57,7 @@ void confine_free(struct confine *c) {
     free(c);
 }
 
-int confine_jail(struct confine *c, const char *program) {
+int confine_jail(struct confine *c, const char *program, bool with_tun) {
     struct stat st = {0};
     struct err err = {0};
     stat(program, &st);
@@ -67,7 +67,7 @@ int confine_jail(struct confine *c, const char *program) {
             return 0;
         fd_close(&c->jail_fd);
         c->program = st;
-        c->is_hopeless = jail_make(c->scratch, program, &c->jail_fd, &err) < 0;
+        c->is_hopeless = jail_make(c->scratch, program, with_tun, &c->jail_fd, &err) < 0;
         if (c->is_hopeless) {
             log_warning("%s: VMMs will see the host's files, as far as their uid may", err.detail);
             return 0;

@@ -15,7 +15,7 @@ void confine_free(struct confine *confine);
 
 /* A descriptor of the view in which `program` is (the caller closes it), or 0 where there is none. Of the loop's thread:
  * a program that was replaced needs a new view. */
-int confine_jail(struct confine *confine, const char *program);
+int confine_jail(struct confine *confine, const char *program, bool with_tun);
 
 /* Makes the VM's groups, and writes their paths into its folder before. Any thread.
  * Return: the number of *ret_fds (the caller closes them), or -errno. */

@@ -238,7 +238,7 @@ static int begin(struct vms *vms, const struct creation *template, struct err *e
     }
     *c = *template;
     c->m = m;
-    c->jail_fd = c->choice.ops->is_jailed ? confine_jail(vms->confine, c->choice.binary) : 0;
+    c->jail_fd = c->choice.ops->is_jailed ? confine_jail(vms->confine, c->choice.binary, c->choice.ops->opens_tap) : 0;
     machine_user_folder(vms, m->vm.id, c->folder);
     m->is_busy = true;
     if (workers_submit(vms->makers, work, done, c) == 0)

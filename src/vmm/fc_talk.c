@@ -150,7 +150,9 @@ int fc_answer_parse(const char *data, size_t len, int *ret_status, size_t *ret_b
 
 /* What a person can do about the refusals that are known: their words are Firecracker's own. */
 static void hint_at(const char *fault, const char *path, struct err *err) {
-    if (strstr(fault, "KVM") || strstr(fault, "Kvm") || strstr(fault, "/dev/kvm"))
+    if (strstr(fault, "/dev/kvm") && strstr(fault, "Permission denied"))
+        err_hint(err, "a VM's process opens it by its group: chgrp kvm /dev/kvm && chmod 660 /dev/kvm");
+    else if (strstr(fault, "KVM") || strstr(fault, "Kvm") || strstr(fault, "/dev/kvm"))
         err_hint(err, "this host has no usable KVM (see mctl status): set [vm] vmm = qemu");
     else if (str_starts(path, "/network-interfaces/") && strstr(fault, "busy"))
         err_hint(err, "another process holds the TAP: mctl doctor names it");
@@ -166,9 +168,14 @@ static void finish_refused(struct vmm_talk *t, int status, json_t *answer, const
     char text[FC_PATH_MAX + 16], fault[FAULT_MAX];
     struct err err = {0};
     const char *message = json_string_value(json_object_get(answer, "fault_message"));
-    if (message)
-        str_escape(message, strlen(message), fault, sizeof fault);
-    else
+    if (message) { /* some have several lines */
+        str_copy(fault, sizeof fault, message);
+        for (char *p = fault; (p = strchr(p, '\n'));)
+            *p = ' ';
+        char flat[FAULT_MAX];
+        str_copy(flat, sizeof flat, fault);
+        str_escape(flat, strlen(flat), fault, sizeof fault);
+    } else
         str_escape(body, len, fault, sizeof fault);
     err_set(&err, EIO, "vmm.refused", "Firecracker refused %s (%d): %s", what(t, text), status,
             *fault ? fault : "without a word");

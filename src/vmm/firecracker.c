@@ -249,7 +249,8 @@ static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, i
                              .limits = limits,
                              .limit_count = sizeof limits / sizeof *limits,
                              .group_fds = spec->confinement.group_fds,
-                             .group_count = spec->confinement.group_count};
+                             .group_count = spec->confinement.group_count,
+                             .jail_fd = jailed ? 0 : spec->confinement.jail_fd};
     int r = args->failed ? err_set(err, E2BIG, "vmm.start", "Firecracker's command line is too long")
                          : proc_start(&proc, ret_pid, ret_pidfd, err);
     free(args);
@@ -394,6 +395,7 @@ const struct vmm_ops vmm_firecracker = {
     .agent_socket = FC_ROOT "/" FC_VSOCK,
     .agent_vsock_port = 6100, /* AGENT_VSOCK_PORT in agent/frame.h, a room that this one cannot see */
     .overhead_mib = firecracker_overhead_mib,
+    .is_jailed = true, /* where the jailer does not do it */
     .start = firecracker_start,
     .attend = firecracker_attend,
     .ask_shutdown = firecracker_ask_shutdown,

@@ -157,6 +157,23 @@ def test_metrics_are_evidence():
         assert sum(json.loads(line)["net"]["tx_packets_count"] for line in lines) > 0
 
 
+def test_without_the_jailer_it_sees_no_more():
+    """The driver's own view of the files takes the jailer's place."""
+    with firecracker(start=False) as d:
+        d.config["vm"]["jailer"] = "no"
+        d.start()
+        vm = d.create(wait=True)
+        assert vm["state"] == "running" and "Firecracker without jailer" in d.mctl("status").out
+        root = root_of(d, vm["id"])
+        assert not root.is_symlink()
+        for pid in d.processes():
+            assert "NoNewPrivs:\t1" in pathlib.Path(f"/proc/{pid}/status").read_text()
+            seen = os.listdir(f"/proc/{pid}/root/")
+            assert "usr" in seen and not {"home", "root", "tmp", "run", "sys"} & set(seen)
+        d.mctl("vm", "destroy", vm["id"], "--reason", "done")
+        assert d.taps() == [] and d.processes() == [] and d.folders() == []
+
+
 # ---- what is chosen ----
 
 def test_which_vmm_and_why():
