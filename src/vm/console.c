@@ -11,6 +11,7 @@
 /* A guest can write to its console without end. Past this the oldest half goes. */
 #define CONSOLE_MAX_BYTES (8 << 20)
 #define CONSOLE_BLOCK 4096
+#define LOG_MAX_BYTES (8 << 20) /* on the disk */
 
 void console_trim(const char *path) {
     struct stat st;
@@ -21,6 +22,17 @@ void console_trim(const char *path) {
      * File systems that cannot do so lose it all. */
     off_t cut = (st.st_size - CONSOLE_MAX_BYTES / 2) / CONSOLE_BLOCK * CONSOLE_BLOCK;
     if (fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, cut) < 0 && ftruncate(fd, 0) < 0)
+        return;
+}
+
+/* A hole takes the oldest part away and leaves every byte where it is. */
+void log_trim(const char *path) {
+    struct stat st;
+    _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_blocks * 512 <= LOG_MAX_BYTES)
+        return;
+    off_t cut = (st.st_size - LOG_MAX_BYTES / 2) / CONSOLE_BLOCK * CONSOLE_BLOCK;
+    if (cut > 0 && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, cut) < 0)
         return;
 }
 

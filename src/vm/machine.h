@@ -151,5 +151,9 @@ int vms_reconcile(struct vms *vms, struct err *err);
 /* console.c: cuts console logs that a guest lets grow. */
 void console_trim(const char *path);
 
+/* Likewise for a file that its VMM writes where it is, and does not append to: Firecracker's log and metrics, which grow
+ * for as long as it runs. */
+void log_trim(const char *path);
+
 /* As vms_console_line(), of what the VMM itself has said. */
 void vms_log_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MAX]);

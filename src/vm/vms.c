@@ -40,6 +40,10 @@ static void trim_consoles(void *userdata) {
         machine_user_folder(vms, m->vm.id, folder);
         snprintf(path, sizeof path, "%s/console.log", folder);
         console_trim(path);
+        snprintf(path, sizeof path, "%s/vmm.log", folder);
+        log_trim(path);
+        snprintf(path, sizeof path, "%s/metrics.json", folder);
+        log_trim(path);
     }
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }

@@ -301,6 +301,46 @@ static void who_does_not_answer_is_left(void **state) {
     assert_string_equal(rig->err.code, "vmm.unreachable");
 }
 
+/* A child that answers one request if it says what is wanted. */
+static void expect(struct rig *rig, const char *line, const char *body) {
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid > 0)
+        return;
+    alarm(10);
+    int fd = accept(rig->listen_fd, NULL, NULL);
+    char request[4096] = "";
+    size_t len = 0;
+    ssize_t n;
+    while (!strstr(request, body) && (n = recv(fd, request + len, sizeof request - 1 - len, 0)) > 0)
+        len += (size_t)n;
+    if (strncmp(request, line, strlen(line)) == 0 && send(fd, NO_CONTENT, strlen(NO_CONTENT), MSG_NOSIGNAL) < 0)
+        _exit(1);
+    _exit(0);
+}
+
+static void a_machine_is_paused_and_resumed_and_its_counters_flushed(void **state) {
+    static const char *const words[] = {"Paused", "Resumed", "FlushMetrics"};
+    struct rig *rig = *state;
+    struct vm vm = {.uid = getuid()};
+    struct vmm_talk *t;
+    char root[96];
+    snprintf(root, sizeof root, "%s/" FC_ROOT, rig->folder);
+    assert_int_equal(symlink(".", root), 0);
+    for (int i = 0; i < 3; i++) {
+        expect(rig, i < 2 ? "PATCH /vm HTTP/1.1\r\n" : "PUT /actions HTTP/1.1\r\n", words[i]);
+        rig->is_done = false;
+        assert_int_equal(loop_new(&rig->loop, NULL), 0);
+        int r = i < 2 ? vmm_firecracker.set_paused(rig->loop, rig->folder, &vm, i == 0, on_done, rig, &t, NULL)
+                      : vmm_firecracker.flush(rig->loop, rig->folder, &vm, on_done, rig, &t, NULL);
+        assert_int_equal(r, 0);
+        assert_int_equal(loop_run(rig->loop, NULL), 0);
+        loop_free(rig->loop);
+        assert_true(rig->is_done);
+        assert_string_equal(rig->err.detail, "");
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_answer_is_taken_when_it_is_whole),
@@ -315,6 +355,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_refusal_ends_it_with_what_to_do, rig_new, rig_free),
         cmocka_unit_test_setup_teardown(who_hangs_up_or_talks_nonsense_is_told, rig_new, rig_free),
         cmocka_unit_test_setup_teardown(who_does_not_answer_is_left, rig_new, rig_free),
+        cmocka_unit_test_setup_teardown(a_machine_is_paused_and_resumed_and_its_counters_flushed, rig_new, rig_free),
     };
     return cmocka_run_group_tests_name("vmm", tests, NULL, NULL);
 }

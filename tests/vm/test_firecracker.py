@@ -157,6 +157,17 @@ def test_metrics_are_evidence():
         assert sum(json.loads(line)["net"]["tx_packets_count"] for line in lines) > 0
 
 
+def test_what_it_writes_is_bounded():
+    """Metrics come once a minute for as long as a VM lives: the oldest go, and what is left stays where it is."""
+    with firecracker() as d:
+        vm = d.create()
+        path = d.state / "users" / vm["id"] / "metrics.json"
+        with path.open("r+b") as f:
+            f.write(b"x" * (20 << 20) + b"the last line\n")
+        wait_for(lambda: path.stat().st_blocks * 512 <= 8 << 20, 20)
+        assert path.stat().st_size == (20 << 20) + 14 and path.read_bytes().endswith(b"xthe last line\n")
+
+
 def test_without_the_jailer_it_sees_no_more():
     """The driver's own view of the files takes the jailer's place."""
     with firecracker(start=False) as d:
