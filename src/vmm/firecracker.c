@@ -346,7 +346,7 @@ static int firecracker_attend(struct loop *loop, const char *folder, const struc
         {.method = "GET", .path = "/", .check = check_state},
         {.method = "GET", .path = "/vm/config", .check = check_told},
     };
-    size_t n, asked = fresh ? 1 : 3;
+    size_t n = 0, asked = fresh ? 1 : 3;
     int r = read_requests(folder, requests + asked, &n, err);
     for (size_t i = asked; r == 0 && i < asked + n; i++)
         requests[i].skip = strcmp(requests[i].path, "/logger") == 0 && has_log(folder);
