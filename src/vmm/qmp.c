@@ -16,6 +16,7 @@
 /* A conversation of two requests: qmp_capabilities, then the command. QEMU greets first. */
 struct qmp {
     sd_event_source *io;
+    sd_event_source *exit; /* the loop ends first */
     struct loop_timer *deadline;
     int fd;
     int lines; /* answers seen */
@@ -28,6 +29,7 @@ static void qmp_free(struct qmp *q) {
     if (!q)
         return;
     sd_event_source_disable_unref(q->io);
+    sd_event_source_disable_unref(q->exit);
     loop_timer_free(q->deadline);
     fd_close(&q->fd);
     free(q);
@@ -76,6 +78,11 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
     return 0;
 }
 
+static int on_exit_loop(sd_event_source *source, void *userdata) {
+    qmp_free(userdata);
+    return 0;
+}
+
 static void on_deadline(void *userdata) {
     qmp_free(userdata);
 }
@@ -92,6 +99,7 @@ void qmp_send(struct loop *loop, const char *folder, const char *command, int ti
     str_copy(q->command, sizeof q->command, command);
     if (q->fd < 0 || connect(q->fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
         loop_timer_new(loop, timeout_ms, on_deadline, q, &q->deadline) < 0 ||
-        sd_event_add_io(loop_event(loop), &q->io, q->fd, EPOLLIN, on_io, q) < 0)
+        sd_event_add_io(loop_event(loop), &q->io, q->fd, EPOLLIN, on_io, q) < 0 ||
+        sd_event_add_exit(loop_event(loop), &q->exit, on_exit_loop, q) < 0)
         qmp_free(q);
 }
