@@ -19,11 +19,17 @@ class Refused(Exception):
 
 
 class Client:
-    def __init__(self, path, timeout_s=60):
+    def __init__(self, path, timeout_s=60, vsock_port=None):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout_s)
         folder = os.open(os.path.dirname(path), os.O_PATH)  # a socket's path is short
         self.socket.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        if vsock_port:  # Firecracker, docs/vsock.md
+            self.socket.sendall(f"CONNECT {vsock_port}\n".encode())
+            answer = b""
+            while not answer.endswith(b"\n"):
+                answer += self.socket.recv(1)
+            assert answer.startswith(b"OK "), answer
         os.close(folder)
         self.session, self.last_id, self.buffer = random.randrange(1, 1 << 32), 0, b""
         self.send(JSON, 0, json.dumps({"hello": {"min": 1, "max": 1}}).encode())

@@ -22,10 +22,13 @@ from harness import daemon, wait_for
 BOOT_S = 90
 
 
-@pytest.fixture(scope="module")
-def running():
+@pytest.fixture(scope="module", params=["qemu", "firecracker"])
+def running(request):
     """A daemon and a VM for all tests that leave both as they were."""
-    with daemon(vm={"probe_timeout": "1", "reach_interval": "0.3"}) as d:
+    with daemon(start=False, vm={"probe_timeout": "1", "reach_interval": "0.3"}) as d:
+        if request.param == "firecracker":
+            d.use_firecracker()
+        d.start()
         vm = d.create(wait=True)
         assert vm["state"] == "running"
         yield d, vm["id"]
@@ -216,7 +219,10 @@ def direct(running):
     """The channel itself, while the daemon is away."""
     d, vm_id = running
     d.stop()
-    client = Client(str(d.state / "users" / vm_id / "agent.sock"))
+    folder = d.state / "users" / vm_id
+    over_vsock = (folder / "root/vsock.sock").exists()
+    client = (Client(str(folder / "root/vsock.sock"), vsock_port=6100) if over_vsock
+              else Client(str(folder / "agent.sock")))
     try:
         yield client
     finally:
