@@ -277,6 +277,7 @@ static void write_bridge_table(const struct config_network *cfg, struct net_mac 
     strbuf_addf(text, "    }\n}\n");
 }
 
+/* chain to_host: answers to pings of the doctor's own making, which the kernel knows no connection of, may come in. */
 static void write_input(const struct config_network *cfg, const char *gateway, struct strbuf *text) {
     const char *ports = cfg->host_ports;
     struct config_port port;
@@ -291,8 +292,8 @@ static void write_input(const struct config_network *cfg, const char *gateway, s
                 "        ct state established,related accept\n"
                 "        " FROM_CANARY " accept\n"
                 "        ip daddr 169.254.0.0/16 goto stop_metadata\n"
-                "        ct state invalid goto stop_invalid\n"
-                "        ip daddr %s icmp type echo-request accept\n",
+                "        ip daddr %s icmp type { echo-request, echo-reply } accept\n"
+                "        ct state invalid goto stop_invalid\n",
                 cfg->bridge, gateway);
     if (*cfg->dns && net_parse_ip(cfg->dns, &dns) == 0 && dns == cfg->address.address)
         strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 accept\n", gateway);

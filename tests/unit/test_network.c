@@ -228,7 +228,7 @@ static void ruleset_has_each_vm_in_each_set_with_its_counters(void **state) {
 static void ruleset_opens_what_is_configured_and_no_more(void **state) {
     struct config_network cfg = configuration("wan0", true);
     assert_true(says(&cfg, "ip saddr 192.168.0.0/16 oifname \"wan0\" masquerade"));
-    assert_true(says(&cfg, "ip daddr 192.168.0.1 icmp type echo-request accept"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 icmp type { echo-request, echo-reply } accept"));
     assert_false(says(&cfg, "dport 53"));
     str_copy(cfg.dns, sizeof cfg.dns, "192.168.0.1");
     assert_true(says(&cfg, "ip daddr 192.168.0.1 meta l4proto { tcp, udp } th dport 53 accept"));
