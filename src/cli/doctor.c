@@ -7,6 +7,7 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "base/time.h"
 #include "cli/doctor.h"
 #include "doctor/report/pcapng.h"
 #include "doctor/report/report.h"
@@ -91,6 +92,10 @@ struct watching {
 
 static bool told(const struct doctor_case *c, void *data) {
     struct watching *w = data;
+    char at[TIME_RFC3339_SIZE];
+    time_format_rfc3339(time_realtime_ms(), at);
+    if (!w->cli->json && !w->cli->quiet)
+        printf("--- %s\n", at);
     tell(w->cli, w->request, c);
     return fflush(stdout) == 0;
 }

@@ -167,7 +167,9 @@ static void change_member(struct input *in, json_t *object, const char *key) {
     else if (what == 1)
         json_object_set_new(object, key, a_value(in));
     else if (json_is_integer(now))
-        json_object_set_new(object, key, json_integer(what < 4 ? a_number(in) : json_integer_value(now) + what - 5));
+        json_object_set_new(
+            object, key,
+            json_integer(what < 4 ? a_number(in) : (json_int_t)((uint64_t)json_integer_value(now) + what - 5)));
     else if (json_is_string(now))
         json_object_set_new(object, key, a_text(in));
     else if (json_is_boolean(now))
