@@ -325,7 +325,7 @@ static int check_script(struct search *s, const char *path, char *line, int sheb
             break;
         }
     }
-    if (r == 1 && strcmp(s->problem->id, "exec-missing") == 0) {
+    if (r == 1 && s->problem->id && strcmp(s->problem->id, "exec-missing") == 0) {
         char missing[sizeof s->problem->object];
         memcpy(missing, s->problem->object, sizeof missing);
         return problem(s, "exec-interpreter", missing, "cannot start: it is a script for %s, which is not there",
