@@ -16,6 +16,8 @@
 #define HEADER 110U
 
 static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
+    if (packed_len > UNPACKED_MAX)
+        return -EFBIG;
     ZSTD_DCtx *context = ZSTD_createDCtx();
     size_t cap = packed_len * 4 + 65536, left = 1;
     char *data = malloc(cap);
