@@ -28,7 +28,7 @@ static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
         ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, WINDOW_LOG_MAX);
     while (r == 0 && (in.pos < in.size || (left && out.pos == out.size))) {
         if (out.pos == out.size) {
-            char *grown = out.size < UNPACKED_MAX ? realloc(data, out.size * 2) : NULL;
+            char *grown = out.size < UNPACKED_MAX ? reallocarray(data, 2, out.size) : NULL;
             if (!grown) {
                 r = out.size < UNPACKED_MAX ? -ENOMEM : -EFBIG;
                 break;
