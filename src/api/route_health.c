@@ -41,6 +41,9 @@ void route_metrics(struct http_request *req, const struct http_match *match, voi
     for (int i = 0; i < VM_STATE_COUNT; i++)
         strbuf_addf(&text, "mc_vms{state=\"%s\"} %u\n", vm_state_name((enum vm_state)i), counts.state[i]);
     strbuf_addf(&text, "# TYPE mc_vms_unreachable gauge\nmc_vms_unreachable %u\n", counts.unreachable);
+    strbuf_addf(&text, "# TYPE mc_vms_paused gauge\nmc_vms_paused %u\n", vms_halted(api->vms));
+    strbuf_addf(&text, "# TYPE mc_state_free_bytes gauge\nmc_state_free_bytes %llu\n",
+                (unsigned long long)vms_disk(api->vms).free_bytes);
     strbuf_addf(&text, "# TYPE mc_relay_connections gauge\nmc_relay_connections %u\n", relay_count(api->relay));
     strbuf_addf(&text, "# TYPE mc_relay_buffered_bytes gauge\nmc_relay_buffered_bytes %zu\n",
                 relay_buffered_bytes(api->relay));
@@ -66,6 +69,15 @@ static json_t *image_json(struct api *api) {
     return json_pack("{s:s, s:n}", "name", name, "problem");
 }
 
+static json_t *disk_json(struct api *api) {
+    struct vms_disk disk = vms_disk(api->vms);
+    char words[512];
+    snprintf(words, sizeof words, "it is full: VMs stop when they write, until %llu MiB are free",
+             (unsigned long long)(disk.enough_bytes >> 20) + 1);
+    return json_pack("{s:s, s:I, s:o}", "folder", vms_state_dir(api->vms), "free_mib",
+                     (json_int_t)(disk.free_bytes >> 20), "problem", disk.is_full ? json_string(words) : json_null());
+}
+
 void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct counts counts = {0};
@@ -87,7 +99,8 @@ void route_status(struct http_request *req, const struct http_match *match, void
                                 mac, "ports", (int)net.ports, "uplink", net.uplink, "forwarding", net.forward,
                                 "masquerade", net.masquerade, "isolated", net.isolated);
     api_json(req, 200,
-             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:i, s:i}", "version", MC_VERSION, "url", api->base_url, "vmm",
-                       vmm_json(api), "image", image_json(api), "network", network, "vms", states, "unreachable",
-                       (int)counts.unreachable, "desktops", (int)relay_count(api->relay)));
+             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i}", "version", MC_VERSION, "url",
+                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network", network, "disk",
+                       disk_json(api), "vms", states, "unreachable", (int)counts.unreachable, "paused",
+                       (int)vms_halted(api->vms), "desktops", (int)relay_count(api->relay)));
 }

@@ -21,6 +21,13 @@ static void print_network(json_t *network) {
         printf("             the firewall that keeps VMs apart is gone: see the daemon's log\n");
 }
 
+static void print_disk(json_t *disk) {
+    printf("%-8s %lld MiB free below %s\n", "disk", json_integer_value(json_object_get(disk, "free_mib")),
+           cli_text(disk, "folder"));
+    if (*cli_text(disk, "problem"))
+        print_line("", cli_text(disk, "problem"));
+}
+
 static void print_vms(json_t *answer) {
     const char *state;
     json_t *count;
@@ -33,6 +40,9 @@ static void print_vms(json_t *answer) {
     long long unreachable = json_integer_value(json_object_get(answer, "unreachable"));
     if (unreachable)
         printf("%s%lld UNREACHABLE", separator, unreachable);
+    long long paused = json_integer_value(json_object_get(answer, "paused"));
+    if (paused)
+        printf(", %lld of them STOPPED by their VMM", paused);
     printf("%s\n", *separator ? "" : "none");
     printf("%-8s %lld seen by somebody\n", "desktops", json_integer_value(json_object_get(answer, "desktops")));
 }
@@ -53,6 +63,7 @@ int verb_status(struct cli *cli, int argc, char **argv) {
         print_line("VMM", cli_text(json_object_get(answer, "vmm"), "reason"));
         print_line("image", *cli_text(image, "name") ? cli_text(image, "name") : cli_text(image, "problem"));
         print_network(json_object_get(answer, "network"));
+        print_disk(json_object_get(answer, "disk"));
         print_vms(answer);
     }
     json_decref(answer);

@@ -42,3 +42,6 @@ int store_end(struct store *store, int r, struct err *err);
 int store_grow(void *list, size_t n, size_t *cap, size_t size, struct err *err);
 
 int store_exec(struct store *store, const char *sql, struct err *err);
+
+/* After -ENOSPC: lets the write-ahead log begin anew in the room that it has. Return: 0 when it is worth to try again. */
+int store_make_room(struct store *store);

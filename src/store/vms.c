@@ -272,7 +272,7 @@ static int update_vm(struct store *store, const struct vm *vm, struct err *err) 
     return r;
 }
 
-int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err) {
+static int update_once(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err) {
     int r = store_begin(store, err);
     if (r < 0)
         return r;
@@ -282,6 +282,11 @@ int store_vm_update(struct store *store, const struct vm *vm, const struct store
     if (r == 0 && event && !*event->to)
         r = trim_events(store, vm->id, err);
     return store_end(store, r, err);
+}
+
+int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err) {
+    int r = update_once(store, vm, event, err);
+    return r == -ENOSPC && store_make_room(store) == 0 ? update_once(store, vm, event, err) : r;
 }
 
 /* Runs a statement for each of which ?1 is a time and ?2 a number of rows. */

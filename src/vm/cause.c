@@ -88,19 +88,31 @@ static struct cause find_in_process(const struct cause_facts *f) {
 
 struct cause cause_find(const struct cause_facts *f) {
     static const char *const off[] = {"reboot: Power down", "reboot: System halted", "Power down.", NULL};
+    static const char *const disk[] = {"Remounting filesystem read-only", "I/O error, dev vd", "Buffer I/O error on",
+                                       NULL};
     struct cause cause;
+    char line[140];
+    const char *at;
     if (f->oom_kills > 0)
         return make("host.oom",
                     "the host's kernel killed its VMM, which had come to the memory limit of a VM of %u MiB",
                     f->memory_mib);
     if (f->disk_is_full || strstr(f->vmm_log, "No space left on device"))
         return make("host.disk-full", "the disk of the state folder is full: free some space");
+    if (!f->was_asked && strstr(f->halted, "no space left"))
+        return make("host.disk-full", "it stood still, because there was no space left for its disk on the host");
     cause = find_in_console(f);
     if (*cause.code || f->was_asked)
         return cause;
     cause = find_in_process(f);
     if (*cause.code)
         return cause;
+    at = find_any(f->console, disk);
+    if (at)
+        return make("guest.disk-error",
+                    "its guest got errors of its disk before it ended (%s): was the disk of the state folder full, or "
+                    "does it fail?",
+                    line_at(f->console, at, line, sizeof line));
     if (find_any(f->console, off))
         return make("guest.power-off", "its guest shut itself down");
     if (strstr(f->console, "reboot: Restarting system"))

@@ -12,6 +12,7 @@ struct cause_facts {
     const char *process; /* "exit status 0", "killed by signal 9 (Killed)" */
     uint64_t oom_kills;  /* in its control group */
     uint32_t memory_mib; /* the guest's */
+    const char *halted;  /* why it stood still when it ended, in words; empty: it ran. Never NULL */
     bool was_asked;      /* somebody wanted it to end */
     bool disk_is_full;   /* the file system of its folder has no room */
 };
@@ -21,6 +22,6 @@ struct cause {
     char words[CAUSE_WORDS_MAX]; /* a sentence without its full stop, safe to print */
 };
 
-/* The codes: guest.oom guest.no-root guest.panic guest.oom-kill guest.power-off guest.reboot host.oom host.disk-full
+/* The codes: guest.oom guest.no-root guest.panic guest.oom-kill guest.disk-error guest.power-off guest.reboot host.oom host.disk-full
  * vmm.sandbox vmm.killed vmm.crashed vmm.refused. */
 struct cause cause_find(const struct cause_facts *facts);

@@ -39,7 +39,7 @@ struct ending {
     int pidfd;         /* the machine's; -1: none */
     bool with_doctor, was_asked;
     char folder[VMS_PATH_MAX], evidence[VMS_PATH_MAX];
-    char process[96], actor[STORE_ACTOR_MAX], reason[VM_REASON_MAX];
+    char process[96], actor[STORE_ACTOR_MAX], reason[VM_REASON_MAX], halted[VM_REASON_MAX];
     char *events;
     struct evidence e;
     int result; /* 0, or why it has to be tried again */
@@ -200,6 +200,7 @@ static struct ending *new_ending(struct vms *vms, const struct vm *vm) {
                                .process = job->process,
                                .actor = job->actor,
                                .reason = job->reason,
+                               .halted = job->halted,
                                .events = job->events};
     return job;
 }
@@ -229,6 +230,7 @@ static void begin(void *userdata) {
     job->e.state = vm_state_name(to);
     if (*m->process_end)
         str_copy(job->process, sizeof job->process, m->process_end);
+    str_copy(job->halted, sizeof job->halted, m->halt.is_halted ? m->halt.words : "");
     str_copy(job->actor, sizeof job->actor, m->stop_actor);
     str_escape(m->owed_reason, strlen(m->owed_reason), job->reason, sizeof job->reason);
     submit(job);

@@ -196,6 +196,7 @@ void evidence_judge(struct evidence *e, bool was_asked) {
                                 .process = e->process,
                                 .oom_kills = e->figures.oom_kills,
                                 .memory_mib = e->vm.memory_mib,
+                                .halted = e->halted,
                                 .was_asked = was_asked,
                                 .disk_is_full = !was_asked && is_full(e->from)};
     e->cause = cause_find(&facts);

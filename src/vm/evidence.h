@@ -16,6 +16,7 @@ struct evidence {
     const char *process;   /* how its VMM ended, in words */
     const char *state;     /* the state that follows */
     const char *actor, *reason;
+    const char *halted; /* why it stood still when it ended; empty: it ran */
     const char *events; /* the last ones, a JSON array's text; may be NULL */
     struct cause cause;
     struct confine_figures figures;

@@ -47,6 +47,7 @@ void machine_unwatch(struct machine *m) {
     m->again = NULL;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
+    machine_hush(m);
     machine_agent_stop(m);
 }
 
@@ -154,6 +155,12 @@ static void on_probe(void *userdata, bool ok, const char *words) {
     m->probe = NULL;
     str_copy(m->last_probe, sizeof m->last_probe, words);
     m->failures = ok ? 0 : m->failures + 1;
+    if (m->halt.is_halted && !ok) { /* why is known */
+        probe_later(m);
+        return;
+    }
+    if (m->halt.is_halted)
+        machine_goes_on(m);
     if (m->vm.state == VM_STATE_BOOTING && ok && machine_agent_awaited(m)) {
         probe_later(m);
         return;
@@ -217,6 +224,10 @@ static void on_boot_deadline(void *userdata) {
     struct machine *m = userdata;
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     char folder[VMS_PATH_MAX];
+    if (m->halt.is_halted) { /* it begins anew when the machine goes on */
+        loop_timer_again(m->deadline, m->vms->config->vm.type[m->vm.type].boot_timeout_ms);
+        return;
+    }
     machine_user_folder(m->vms, m->vm.id, folder);
     vmm_talk_free(m->talk);
     m->talk = NULL;
@@ -287,6 +298,7 @@ int machine_watch(struct machine *m, struct err *err) {
     }
     if (r < 0)
         return err_sys(err, -r, "vm.watch", "watch %s", m->vm.id);
+    machine_listen(m);
     r = m->vm.state == VM_STATE_BOOTING ? attend(m, err) : 0;
     if (r < 0 && m->is_fresh)
         return r;
@@ -313,11 +325,12 @@ void machine_stop(struct machine *m) {
     m->deadline = NULL;
     vmm_talk_free(m->talk);
     m->talk = NULL;
-    const struct vmm_ops *ops = m->vm.type == VM_TYPE_CLI ? vmm_find(m->vm.vmm) : NULL;
+    const struct vmm_ops *ops = m->vm.type == VM_TYPE_CLI && !m->halt.is_halted ? vmm_find(m->vm.vmm) : NULL;
     if (ops) {
         char folder[VMS_PATH_MAX];
         machine_user_folder(m->vms, m->vm.id, folder);
-        ops->ask_shutdown(m->vms->loop, folder, &m->vm);
+        machine_listen(m);
+        ops->ask_shutdown(m->vms->loop, folder, &m->vm, m->watch);
     } else {
         proc_signal(m->pidfd, SIGTERM);
     }

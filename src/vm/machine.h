@@ -11,15 +11,28 @@
 #include "vm/probe.h"
 #include "vm/vms.h"
 
+/* Whether a VM stands still, and since when (halt.c). */
+struct halt {
+    bool is_halted, no_space;
+    bool is_owed; /* the store does not have it yet */
+    char words[VM_REASON_MAX];
+    int64_t since_ms;       /* real time of the last change */
+    int64_t ran_ms, try_ms; /* monotonic: when it last went on; when it may be tried again */
+    int64_t pause_ms;       /* between two attempts */
+    int events;
+};
+
 struct machine {
     struct machine *next;
     struct vms *vms;
     struct vm vm;
     int pidfd;
-    sd_event_source *process;    /* the VMM's pidfd */
-    struct probe *probe;         /* under way */
-    struct loop_timer *again;    /* the next probe; once it is over, the next attempt to be done with it */
-    struct vmm_talk *talk;       /* with the VMM, about what the machine is */
+    sd_event_source *process; /* the VMM's pidfd */
+    struct probe *probe;      /* under way */
+    struct loop_timer *again; /* the next probe; once it is over, the next attempt to be done with it */
+    struct vmm_talk *talk;    /* with the VMM, about what the machine is */
+    struct vmm_watch *watch;  /* what it says by itself */
+    struct halt halt;
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
     struct loop_timer *deadline; /* of the boot, or of the stop */
@@ -70,6 +83,7 @@ struct vms {
     uint32_t ip_cursor; /* the last address given: addresses wait before they are given again */
     struct resting resting[RESTING_MAX];
     size_t rest_next;
+    bool disk_was_full;
     struct confine *confine;
     struct examine examine;
     struct workers *makers, *enders, *examiners; /* one kind never waits for another */
@@ -117,6 +131,17 @@ void machine_clean_up(struct vms *vms, const struct vm *vm);
 
 /* watch.c: asks the doctor about a VM that cannot be reached, unless it has been asked not long ago. */
 void machine_examine(struct machine *m);
+
+/* halt.c: listens to the VMM, from machine_watch() to the end. */
+void machine_listen(struct machine *m);
+void machine_hush(struct machine *m);
+
+/* The VM runs, whatever was said before. */
+void machine_goes_on(struct machine *m);
+
+/* Lets VMs that stand still for lack of space go on when there is some again; tells when the disk becomes full. To be called
+ * now and then. */
+void halt_check(struct vms *vms);
 
 /* The VM as network/ sees it. */
 struct network_nic machine_nic(const struct vm *vm);

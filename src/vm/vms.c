@@ -45,6 +45,7 @@ static void trim_consoles(void *userdata) {
         snprintf(path, sizeof path, "%s/metrics.json", folder);
         log_trim(path);
     }
+    halt_check(vms);
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }
 

@@ -90,6 +90,18 @@ void vms_console_line(struct vms *vms, const char *id, char ret_line[VMS_LINE_MA
 /* Where all that VMs have is; valid as long as vms. */
 const char *vms_state_dir(const struct vms *vms);
 
+/* The room on the file system of the state folder, on which VMs' disks grow. */
+struct vms_disk {
+    uint64_t free_bytes;
+    uint64_t enough_bytes;
+    bool is_full;   /* VMs stop when they write */
+    bool is_enough; /* and go on */
+};
+struct vms_disk vms_disk(const struct vms *vms);
+
+/* How many VMs stand still because their VMM stopped them: they live, and are not reachable. */
+unsigned vms_halted(const struct vms *vms);
+
 /* Where a VM's files are now: its folder, or its evidence. */
 void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX]);
 

@@ -361,7 +361,8 @@ static int ask_one(struct loop *loop, const char *folder, const struct vm *vm, c
 }
 
 /* Ctrl+Alt+Del at its keyboard: the only way in which Firecracker can ask a guest, and only on x86. */
-static void firecracker_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm) {
+static void firecracker_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm,
+                                     struct vmm_watch *watch) {
     ask_one(loop, folder, vm, "PUT", "/actions", json_pack("{s:s}", "action_type", "SendCtrlAltDel"), NULL, NULL, NULL,
             NULL);
 }

@@ -272,8 +272,13 @@ static uint32_t qemu_overhead_mib(const struct vmm_choice *choice) {
     return OVERHEAD_MIB + (strcmp(choice->accel, "tcg") == 0 ? TCG_CACHE_MIB : 0);
 }
 
-static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm) {
-    qmp_send(loop, folder, "system_powerdown", 2000);
+static void qemu_go_on(struct vmm_watch *watch) {
+    qmp_command(watch, QMP_CONT);
+}
+
+static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struct vm *vm, struct vmm_watch *watch) {
+    if (watch)
+        qmp_command(watch, QMP_POWERDOWN);
 }
 
 const struct vmm_ops vmm_qemu = {
@@ -282,5 +287,7 @@ const struct vmm_ops vmm_qemu = {
     .overhead_mib = qemu_overhead_mib,
     .is_jailed = true,
     .start = qemu_start,
+    .watch = qmp_watch,
+    .go_on = qemu_go_on,
     .ask_shutdown = qemu_ask_shutdown,
 };

@@ -46,6 +46,22 @@ void vmm_talk_free(struct vmm_talk *talk); /* breaks it off without a word to an
 /* The end of a conversation: err is NULL, or says what failed at which step. The talk is gone already. */
 typedef void vmm_done_fn(void *userdata, const struct err *err);
 
+/* What a VMM says by itself while its machine runs. */
+enum vmm_news {
+    VMM_NEWS_RUNS,       /* its processors run: said once when listening begins, and when they go on */
+    VMM_NEWS_NO_SPACE,   /* they stand still, because its disk could not grow: the host's is full. go_on() goes on */
+    VMM_NEWS_STANDS,     /* they stand still for another reason */
+    VMM_NEWS_DISK_ERROR, /* the guest got an error of its disk, and goes on with it */
+    VMM_NEWS_PANIC,      /* the guest said that its kernel panicked */
+};
+
+/* words: the VMM's own, safe to show; may be empty. */
+typedef void vmm_news_fn(void *userdata, enum vmm_news news, const char *words);
+
+/* Listening to a VMM, on the loop, for as long as the VM is looked after. */
+struct vmm_watch;
+void vmm_watch_free(struct vmm_watch *watch); /* takes NULL */
+
 struct vmm_ops {
     const char *name;
     bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
@@ -74,8 +90,15 @@ struct vmm_ops {
     int (*attend)(struct loop *loop, const char *folder, const struct vm *vm, bool fresh, vmm_done_fn *done,
                   void *userdata, struct vmm_talk **ret_talk, struct err *err);
 
-    /* Asks the guest to shut down. Best effort and without waiting: a guest need not obey. */
-    void (*ask_shutdown)(struct loop *loop, const char *folder, const struct vm *vm);
+    /* Listens to what it says by itself; both NULL where it says nothing (then what it writes into its log is all). A VMM
+     * that does not answer is no error: it is tried again. */
+    int (*watch)(struct loop *loop, const char *folder, vmm_news_fn *news, void *userdata, struct vmm_watch **ret_watch,
+                 struct err *err);
+    void (*go_on)(struct vmm_watch *watch);
+
+    /* Asks the guest to shut down. Best effort and without waiting: a guest need not obey. watch: of watch(), NULL where
+     * that is. */
+    void (*ask_shutdown)(struct loop *loop, const char *folder, const struct vm *vm, struct vmm_watch *watch);
 
     /* Stops the machine's processors, or lets them go on; NULL where it cannot. As attend() otherwise. */
     int (*set_paused)(struct loop *loop, const char *folder, const struct vm *vm, bool paused, vmm_done_fn *done,

@@ -4,7 +4,7 @@
 #include "vm/cause.h"
 
 static struct cause_facts facts(const char *console, const char *process) {
-    return (struct cause_facts){.console = console, .vmm_log = "", .process = process, .memory_mib = 256};
+    return (struct cause_facts){.console = console, .vmm_log = "", .halted = "", .process = process, .memory_mib = 256};
 }
 
 #define PANIC "[    4.1] Kernel panic - not syncing: "
@@ -29,6 +29,8 @@ static void each_end_has_its_cause(void **state) {
         {"hello\n", "killed by signal 11 (Segmentation fault)", "vmm.crashed", "signal 11"},
         {"hello\n", "killed by signal 31 (Bad system call)", "vmm.sandbox", "sandbox"},
         {"hello\n", "exit status 1", "vmm.refused", "exit status 1"},
+        {"[ 5.0] I/O error, dev vda, sector 8 op 0x1:(WRITE)\n[ 9.0] reboot: Power down\n", "exit status 0",
+         "guest.disk-error", "dev vda"},
         {"hello\n", "exit status 0", "", ""},
         {"", "", "", ""},
     };
@@ -53,6 +55,11 @@ static void the_host_knows_better(void **state) {
     f = facts("", "exit status 1");
     f.vmm_log = "qemu-system-x86_64: write failed: No space left on device\n";
     assert_string_equal(cause_find(&f).code, "host.disk-full");
+    f = facts("", "killed by signal 9 (Killed)");
+    f.halted = "its VMM has stopped it: there is no space left for its disk";
+    assert_string_equal(cause_find(&f).code, "host.disk-full");
+    f.was_asked = true;
+    assert_string_equal(cause_find(&f).code, "");
 }
 
 static void an_end_that_was_asked_for_needs_no_cause(void **state) {
