@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -219,6 +220,13 @@ int proc_start_time(pid_t pid, uint64_t *ret_ticks) {
         return -ESRCH;
     *ret_ticks = strtoull(p + 1, NULL, 10);
     return 0;
+}
+
+int64_t proc_age_ms(uint64_t start_ticks) {
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 -
+           (int64_t)(start_ticks * 1000 / (uint64_t)sysconf(_SC_CLK_TCK));
 }
 
 int proc_open(pid_t pid, uint64_t start_ticks, int *ret_pidfd) {

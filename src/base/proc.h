@@ -42,6 +42,9 @@ int proc_start(const struct proc_spec *spec, pid_t *ret_pid, int *ret_pidfd, str
  * Source: proc(5), stat field 22. Return: 0 or -ESRCH. */
 int proc_start_time(pid_t pid, uint64_t *ret_ticks);
 
+/* How long ago that was. No change of the clock moves it; a suspended host's time counts. */
+int64_t proc_age_ms(uint64_t start_ticks);
+
 /* A pidfd of exactly the process with this pid and start time. Return: 0, or -ESRCH when it is gone. */
 int proc_open(pid_t pid, uint64_t start_ticks, int *ret_pidfd);
 

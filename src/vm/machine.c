@@ -272,6 +272,9 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
     proc_reap(m->pidfd, words, sizeof words);
     if (m->vm.state == VM_STATE_STOPPING) {
         char actor[STORE_ACTOR_MAX];
+        size_t len = strlen(words);
+        if (m->is_killed && str_starts(words, "killed by signal"))
+            snprintf(words + len, sizeof words - len, " by the controller");
         str_copy(actor, sizeof actor, m->stop_actor);
         str_copy(reason, sizeof reason, m->vm.reason);
         machine_end(m, VM_EVENT_ENDED, actor, reason, words);
@@ -293,7 +296,8 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
 int machine_watch(struct machine *m, struct err *err) {
     int r = sd_event_add_io(loop_event(m->vms->loop), &m->process, m->pidfd, EPOLLIN, on_process, m);
     if (r >= 0 && m->vm.state == VM_STATE_BOOTING) {
-        int64_t left_ms = vms_boot_deadline_ms(m->vms, &m->vm) - time_realtime_ms();
+        /* By the VMM's own age: the clock may have been set since an earlier daemon wrote the record. */
+        int64_t left_ms = m->vms->config->vm.type[m->vm.type].boot_timeout_ms - proc_age_ms(m->vm.pid_start);
         r = loop_timer_new(m->vms->loop, left_ms, on_boot_deadline, m, &m->deadline);
     }
     if (r < 0)
@@ -309,9 +313,13 @@ int machine_watch(struct machine *m, struct err *err) {
     return 0;
 }
 
+static void kill_vmm(struct machine *m, int signal) {
+    m->is_killed = true;
+    proc_signal(m->pidfd, signal);
+}
+
 static void on_stop_deadline(void *userdata) {
-    struct machine *m = userdata;
-    proc_signal(m->pidfd, SIGKILL);
+    kill_vmm(userdata, SIGKILL);
 }
 
 /* A CLI VM holds a user's work: its guest is asked to shut down and has stop_timeout to do so. A browser VM is thrown
@@ -332,8 +340,8 @@ void machine_stop(struct machine *m) {
         machine_listen(m);
         ops->ask_shutdown(m->vms->loop, folder, &m->vm, m->watch);
     } else {
-        proc_signal(m->pidfd, SIGTERM);
+        kill_vmm(m, SIGTERM);
     }
     if (loop_timer_new(m->vms->loop, m->vms->config->vm.stop_timeout_ms, on_stop_deadline, m, &m->deadline) < 0)
-        proc_signal(m->pidfd, SIGKILL);
+        kill_vmm(m, SIGKILL);
 }

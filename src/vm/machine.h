@@ -46,6 +46,7 @@ struct machine {
     char stop_actor[STORE_ACTOR_MAX];
     bool is_busy;             /* it is being made: a worker has it */
     bool is_over;             /* it has ended or cannot go on: only removal, evidence and the record are left */
+    bool is_killed;           /* by us, after it was asked to end */
     bool is_examined;         /* the doctor looks at it */
     int64_t examined_ms;      /* monotonic: when the doctor was asked last; 0: not since it was reached last */
     char process_end[96];     /* how its VMM ended, where that is known already */

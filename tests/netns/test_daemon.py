@@ -186,6 +186,17 @@ def test_a_killed_vmm_is_told():
         assert d.taps() == [] and d.folders() == []
 
 
+def test_who_killed_a_vmm_that_was_asked_to_end_is_told():
+    with idle() as d:
+        for type, signal_no in (("cli", 9), ("browser", 15)):
+            vm = d.create(type=type)
+            d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+            evidence = d.state / "evidence" / vm["id"]
+            assert f"killed by signal {signal_no} " in (evidence / "story.txt").read_text()
+            assert "by the controller" in (evidence / "story.txt").read_text()
+            assert json.loads((evidence / "summary.json").read_text())["vmm_exit"]["signal"] == signal_no
+
+
 def test_waiting_callers_get_the_failure():
     with idle(vm={"cli_boot_timeout": "1", "probe_timeout": "0.3"}) as d:
         r = d.admin("POST", "/api/users/u1/vm?wait=ready", {})
@@ -226,6 +237,25 @@ def test_vms_outlive_the_daemon():
         assert len(d.taps()) == 1
 
 
+def set_in_store(d, sql, *values):
+    run("/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
+        "c.execute(sys.argv[2], sys.argv[3:])\nc.commit()", d.state / "master-controller.db", sql, *values)
+
+
+def test_a_clock_that_was_set_neither_ends_a_booting_vm_nor_keeps_it():
+    with idle(vm={"cli_boot_timeout": "8", "probe_timeout": "0.3"}) as d:
+        vms = [d.create(user=f"u{i}") for i in range(2)]
+        d.stop()
+        for vm, days in zip(vms, (-1, 1)):
+            set_in_store(d, "update vm set state_since_ms = state_since_ms + cast(? as integer) where id = ?",
+                         days * 86400000, vm["id"])
+        d.start()
+        assert [d.state_of(vm["id"]) for vm in vms] == ["booting", "booting"]
+        for vm in vms:
+            d.wait_state(vm["id"], "failed")
+            assert "not reachable within 8 s" in d.vm(vm["id"])["reason"]
+
+
 def test_a_vm_that_died_meanwhile():
     with idle() as d:
         vm = d.create()
@@ -247,9 +277,7 @@ def test_a_reused_pid_is_not_ours():
         os.kill(pid, signal.SIGKILL)
         stranger = subprocess.Popen(["sleep", "60"])
         try:
-            db = d.state / "master-controller.db"
-            run("/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
-                "c.execute('update vm set pid=?', (int(sys.argv[2]),))\nc.commit()", db, stranger.pid)
+            set_in_store(d, "update vm set pid = cast(? as integer)", stranger.pid)
             d.start()
             assert d.state_of(vm["id"]) == "failed" and stranger.poll() is None
         finally:
