@@ -33,13 +33,24 @@ static const struct {
 
 #define VERB_COUNT (sizeof verbs / sizeof *verbs)
 
-static void print_usage(FILE *to) {
+/* noun, verb: print these alone; NULL: all. */
+static void print_usage(FILE *to, const char *noun, const char *verb) {
     fprintf(to, "usage: mctl [--json] [--quiet] [--socket PATH] VERB …\n\n");
     for (size_t i = 0; i < VERB_COUNT; i++)
-        fprintf(to, "  mctl %s%s%s %s\n", verbs[i].noun, verbs[i].verb ? " " : "", verbs[i].verb ? verbs[i].verb : "",
-                verbs[i].usage);
+        if ((!noun || strcmp(noun, verbs[i].noun) == 0) &&
+            (!verb || (verbs[i].verb && strcmp(verb, verbs[i].verb) == 0)))
+            fprintf(to, "  mctl %s%s%s %s\n", verbs[i].noun, verbs[i].verb ? " " : "",
+                    verbs[i].verb ? verbs[i].verb : "", verbs[i].usage);
     fprintf(to, "\nID may be any unique beginning of a VM's id.\n"
                 "Exit status: 0 done, 1 failed, 2 usage, 3 no daemon, 4 not found, 5 refused.\n");
+}
+
+/* mctl --help, mctl help, mctl vm --help, mctl vm create --help; the doctor has more to say and its own. */
+static bool asks_for_help(int argc, char **argv) {
+    const char *last = argc >= 2 && argc <= 4 ? argv[argc - 1] : "";
+    if (argc > 2 && strcmp(argv[1], "doctor") == 0)
+        return false;
+    return strcmp(last, "--help") == 0 || (argc == 2 && strcmp(last, "help") == 0);
 }
 
 /* Takes the global options out, wherever they stand. Return: the number of words that are left, -1 for a wrong one. */
@@ -73,8 +84,8 @@ int main(int argc, char **argv) {
     argc = take_globals(&cli, argc, argv);
     if (argc < 0)
         return cli_usage(&cli, "--socket needs a path");
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0)) {
-        print_usage(stdout);
+    if (asks_for_help(argc, argv)) {
+        print_usage(stdout, argc > 2 ? argv[1] : NULL, argc > 3 ? argv[2] : NULL);
         return CLI_DONE;
     }
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
@@ -91,6 +102,6 @@ int main(int argc, char **argv) {
     }
     if (cli.json)
         return cli_usage(&cli, "there is no such verb");
-    print_usage(stderr);
+    print_usage(stderr, NULL, NULL);
     return CLI_USAGE;
 }

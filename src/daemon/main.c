@@ -195,6 +195,10 @@ static void handle(struct http_request *req, void *userdata) {
     api_handle(req, d->api);
 }
 
+static bool is_loopback(const char *listen) {
+    return str_starts(listen, "127.") || str_starts(listen, "[::1]:");
+}
+
 /* Before anything is made, so that a port in use changes nothing. */
 static int start_listening(struct daemon *d, struct err *err) {
     const struct config_api *config = &d->config.api;
@@ -204,6 +208,7 @@ static int start_listening(struct daemon *d, struct err *err) {
     limits.header_deadline_ms = (int)config->header_timeout_ms;
     limits.body_deadline_ms = (int)config->body_timeout_ms;
     limits.connections = config->connections;
+    limits.connections_per_ip = is_loopback(config->listen) ? config->connections : config->connections_per_address;
     limits.requests_per_second = config->requests_per_second;
     limits.burst = config->requests_per_second * 4;
     limits.always_path = "/health";

@@ -75,7 +75,8 @@ static int check_line(const struct http_head *head, struct http_refusal *ret) {
     if (strcmp(head->target, "*") == 0 && strcmp(head->method, "OPTIONS") == 0)
         return 0;
     if (!http_query_valid(head->target))
-        return refuse(ret, 400, "http.bad-query", "the request's query is not valid percent-encoded UTF-8");
+        return refuse(ret, 400, "http.bad-query",
+                      "the request's query has control characters, or is not valid percent-encoded UTF-8");
     struct http_path path;
     switch (http_path_parse(head->target, &path)) {
     case 0:

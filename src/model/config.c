@@ -90,6 +90,7 @@ static const struct key keys[] = {
     {"api", "body_timeout", "30", KIND_SECONDS, AT(api.body_timeout_ms), 100, 600000},
     {"api", "body_limit", "65536", KIND_U32, AT(api.body_bytes), 1024, 16777216},
     {"api", "connections", "1024", KIND_U32, AT(api.connections), 8, 60000},
+    {"api", "connections_per_address", "64", KIND_U32, AT(api.connections_per_address), 1, 60000},
 
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},
     {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},

@@ -70,6 +70,7 @@ struct config_api {
     uint32_t body_timeout_ms;
     uint32_t body_bytes;
     uint32_t connections;
+    uint32_t connections_per_address;
     char web_dir[CONFIG_TEXT];
 };
 

@@ -1,9 +1,11 @@
 """Who may call what, and what is made of wrong calls; the desktop's WebSocket as far as it goes without a guest."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import resource
 import socket
 import stat
 
@@ -118,12 +120,32 @@ def test_page_is_locked_down(d):
     assert b"<style" not in r.body and b"onload" not in r.body and b"<script>" not in r.body
 
 
+def test_each_verb_tells_its_usage(d):
+    assert d.mctl("vm", "create", "--help").out.count("mctl vm ") == 1
+    assert d.mctl("vm", "--help").out.count("mctl vm ") > 5 and "mctl image" not in d.mctl("vm", "--help").out
+    assert d.mctl("status", "--help").out.count("mctl status") == 1 and "mctl vm list" in d.mctl("--help").out
+
+
 def test_slow_clients_are_let_go():
     with idle(api={"header_timeout": "0.5"}) as d:
         with socket.create_connection(("127.0.0.1", d.port)) as s:
             s.settimeout(5)
             s.sendall(b"GET /health HTTP/1.1\r\nHo")
             assert b"200" not in s.recv(4096) and d.get("/health").status == 200
+
+
+def test_a_thousand_connections_keep_nobody_out():
+    """Behind a proxy on this host all clients have one address."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with idle(api={"header_timeout": "60"}) as d, contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection(("127.0.0.1", d.port)))
+        assert d.get("/health").status == 200 and d.admin("GET", "/api/vms").status == 200
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(("127.0.0.1", d.port)))
+        assert d.get("/health").status == 200 and d.admin("GET", "/api/vms", check=False).status == 503
+        assert d.request("GET", "/api/vms", unix=True).status == 200
 
 
 # ---- sessions ----
