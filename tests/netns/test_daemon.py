@@ -256,6 +256,33 @@ def test_a_clock_that_was_set_neither_ends_a_booting_vm_nor_keeps_it():
             assert "not reachable within 8 s" in d.vm(vm["id"])["reason"]
 
 
+def test_a_damaged_store_is_not_used_and_harms_no_vm():
+    with idle(vm={"quota_per_user": 100, "cli_boot_timeout": "3600"}) as d:
+        for i in range(12):
+            vm = d.create(user=f"u{i}")
+            if i < 10:
+                d.mctl("vm", "destroy", vm["id"], "--reason", "x" * 300)
+        pids = sorted(d.processes())
+        d.stop()
+        db = d.state / "master-controller.db"
+        run("/usr/bin/python3", "-c", "import sqlite3,sys\n"
+            "sqlite3.connect(sys.argv[1]).execute('pragma wal_checkpoint(truncate)')", db)
+        good = db.read_bytes()
+        assert len(good) > 10 * 4096
+        broken = [good[:len(good) - 1000], good[:len(good) // 2], good[:4096] + bytes(4096) + good[8192:],
+                  good[:4 * 4096] + os.urandom(4096) + good[5 * 4096:], os.urandom(8192)]
+        for data in broken:
+            for file in d.state.glob("master-controller.db*"):
+                file.unlink()
+            db.write_bytes(data)
+            said = d.fails()
+            assert "master-controller.db" in said and "damaged: keep a copy" in said, said
+            assert sorted(d.processes()) == pids
+        db.write_bytes(good)
+        d.start()
+        assert sorted(d.processes()) == pids and len(d.mctl("--json", "vm", "list").json["vms"]) == 2
+
+
 def test_a_vm_that_died_meanwhile():
     with idle() as d:
         vm = d.create()
