@@ -15,7 +15,6 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "agent/outbox.h"
@@ -41,6 +40,8 @@ struct agent {
     struct loop *loop;
     char folder[384], socket[64];
     uint32_t vsock_port;
+    uint32_t uid;
+    pid_t pid;
     int interval_ms;
     agent_changed_fn *changed;
     void *userdata;
@@ -440,12 +441,16 @@ static int attach(struct agent *agent) {
 }
 
 static void dial(struct agent *agent) {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    /* A unix socket's path holds 107 bytes only: the folder is entered through its descriptor. */
-    _cleanup_close_ int dir = open(agent->folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/%s", dir, agent->socket);
-    if (dir < 0 || fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0)
+    char path[sizeof agent->folder + sizeof agent->socket];
+    _cleanup_close_ int fd = -1;
+    snprintf(path, sizeof path, "%s/%s", agent->folder, agent->socket);
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    _cleanup_close_ int dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int r = dir < 0 ? -errno : fd_connect_unix(dir, slash + 1, agent->uid, agent->pid, &fd);
+    if (r == -EPERM)
+        set_state(agent, AGENT_CONNECTING, "somebody else than the VM's own VMM listens at its channel");
+    if (r < 0)
         return;
     agent->fd = fd_steal(&fd);
     if (attach(agent) < 0 || agent->vsock_port == 0)
@@ -524,6 +529,8 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
     }
     *agent = (struct agent){.loop = params->loop,
                             .vsock_port = params->vsock_port,
+                            .uid = params->uid,
+                            .pid = params->pid,
                             .interval_ms = params->interval_ms ? params->interval_ms : INTERVAL_DEFAULT_MS,
                             .changed = params->changed,
                             .userdata = params->userdata,

@@ -9,6 +9,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "agent/frame.h"
 #include "base/err.h"
@@ -35,6 +36,8 @@ struct agent_params {
     const char *folder;  /* of the VM */
     const char *socket;  /* the name of the channel's unix socket in it */
     uint32_t vsock_port; /* Firecracker's socket wants "CONNECT port" first; 0: QEMU's is the channel itself */
+    uint32_t uid;        /* whose the socket's other end must be; another's is not spoken to */
+    pid_t pid;           /* and of which process; 0: any of that uid */
     int fd;              /* a connected socket instead of folder and socket, taken over (tests); else -1 */
     int interval_ms;     /* how often it is asked whether it lives; 0: 10000. Silent for three of them, it is lost */
     agent_changed_fn *changed;

@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 void fd_close(int *fd) {
@@ -213,4 +215,22 @@ int dir_remove(const char *path) {
     if (lstat(path, &st) < 0)
         return errno == ENOENT ? 0 : -errno;
     return remove_at(AT_FDCWD, path, st.st_dev);
+}
+
+int fd_connect_unix(int folder_fd, const char *name, uint32_t uid, pid_t pid, int *ret_fd) {
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct ucred peer;
+    socklen_t len = sizeof peer;
+    _cleanup_close_ int inode = openat(folder_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (inode < 0)
+        return -errno;
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d", inode);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
+        return -errno;
+    if (peer.uid != uid || (pid && peer.pid != pid))
+        return -EPERM;
+    *ret_fd = fd_steal(&fd);
+    return 0;
 }

@@ -30,6 +30,12 @@ int fd_steal(int *fd);
 /* Writes all of data, restarting after EINTR and short writes. Return: 0 or -errno. */
 int fd_write_all(int fd, const void *data, size_t len);
 
+/* Connects to the unix socket `name`, one component, in a folder, without waiting and without following a symbolic link;
+ * a path may be longer than the 107 bytes of a socket's address so. Who listens there must be of that uid, and that
+ * process (0: any): else -EPERM, and nothing was said to it. Return: 0 with a non-blocking descriptor, or -errno.
+ * Source: unix(7), SO_PEERCRED: of a stream socket, who called listen(2). */
+int fd_connect_unix(int folder_fd, const char *name, uint32_t uid, pid_t pid, int *ret_fd);
+
 /* Reads a regular file of at most max bytes into a new NUL-terminated buffer (the caller frees). The last
  * component may not be a symbolic link.
  * Return: 0, -EFBIG when it is longer than max, -ELOOP for a symbolic link, or another -errno. */

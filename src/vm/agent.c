@@ -109,10 +109,13 @@ void machine_agent_start(struct machine *m) {
     snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, folder);
     if (access(path, F_OK) < 0)
         return;
+    bool is_vmms = ops->agent_vsock_port != 0; /* QEMU was given one that a daemon made */
     struct agent_params params = {.loop = m->vms->loop,
                                   .folder = folder,
                                   .socket = ops->agent_socket,
                                   .vsock_port = ops->agent_vsock_port,
+                                  .uid = is_vmms ? m->vm.uid : 0,
+                                  .pid = is_vmms ? m->vm.pid : 0,
                                   .fd = -1,
                                   .changed = on_changed,
                                   .userdata = m};

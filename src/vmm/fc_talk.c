@@ -6,7 +6,6 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -22,6 +21,7 @@ struct vmm_talk {
     struct loop_timer *deadline, *again;
     int folder_fd, fd;
     uint32_t uid;
+    pid_t pid;
     bool wait_for_socket;
     int timeout_ms;
     struct fc_request requests[FC_REQUESTS_MAX];
@@ -292,21 +292,13 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 
 /* ---- its socket ---- */
 
-/* A unix socket's path holds 107 bytes only: the folder is entered through its descriptor.
- * The folder belongs to the VMM's uid, so what is found there is asked who made it. */
+/* The folder belongs to the VMM's uid, so what is found there is asked who made it. */
 static int dial(struct vmm_talk *t) {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    struct ucred peer;
-    socklen_t len = sizeof peer;
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/" FC_SOCKET, t->folder_fd);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0)
-        return -errno;
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
-        return -errno;
-    if (peer.uid != t->uid)
-        return -EPERM;
-    int r = sd_event_add_io(loop_event(t->loop), &t->io, fd, EPOLLIN, on_io, t);
+    _cleanup_close_ int fd = -1;
+    int r = fd_connect_unix(t->folder_fd, FC_SOCKET, t->uid, t->pid, &fd);
+    if (r < 0)
+        return r;
+    r = sd_event_add_io(loop_event(t->loop), &t->io, fd, EPOLLIN, on_io, t);
     if (r >= 0)
         t->fd = fd_steal(&fd);
     return r < 0 ? r : 0;
@@ -322,7 +314,8 @@ static void on_again(void *userdata) {
     } else if (early && t->wait_for_socket) {
         loop_timer_again(t->again, CONNECT_PAUSE_MS);
     } else if (r == -EPERM) {
-        err_set(&err, EPERM, "vmm.foreign", "the API socket of Firecracker was made by somebody else than uid %u",
+        err_set(&err, EPERM, "vmm.foreign",
+                "the API socket of Firecracker was made by somebody else than its process, %d of uid %u", (int)t->pid,
                 t->uid);
         finish(t, &err);
     } else {
@@ -331,7 +324,7 @@ static void on_again(void *userdata) {
     }
 }
 
-int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, struct fc_request *requests, size_t n,
+int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, pid_t pid, struct fc_request *requests, size_t n,
                   bool wait_for_socket, int timeout_ms, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk,
                   struct err *err) {
     struct vmm_talk *t = n <= FC_REQUESTS_MAX ? calloc(1, sizeof *t) : NULL;
@@ -343,6 +336,7 @@ int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, struct fc
                            .folder_fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC),
                            .fd = -1,
                            .uid = uid,
+                           .pid = pid,
                            .wait_for_socket = wait_for_socket,
                            .timeout_ms = timeout_ms,
                            .n = n,

@@ -24,12 +24,12 @@ struct fc_request {
 };
 
 /* Takes the requests' bodies over, on failure too.
- * folder: where api.sock is. A symbolic link is followed here, and nowhere below it.
- * uid: who must have made the socket; another is not spoken to.
+ * folder: where api.sock is. A symbolic link is followed here, and not below it.
+ * uid, pid: who must have made the socket, pid 0: any process of the uid; another is not spoken to.
  * wait_for_socket: the process has just been started; else a socket that is not there is a failure at once.
  * timeout_ms: of all of it.
  * done: NULL where nobody wants to know. */
-int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, struct fc_request *requests, size_t n,
+int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, pid_t pid, struct fc_request *requests, size_t n,
                   bool wait_for_socket, int timeout_ms, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk,
                   struct err *err);
 

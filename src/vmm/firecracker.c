@@ -274,8 +274,8 @@ static int talk(struct loop *loop, const char *folder, const struct vm *vm, stru
                 bool wait, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk, struct err *err) {
     char root[PATH_MAX_HERE];
     snprintf(root, sizeof root, "%s/" FC_ROOT, folder);
-    return fc_talk_start(loop, root, vm->uid, requests, n, wait, wait ? API_TIMEOUT_MS : ASK_TIMEOUT_MS, done, userdata,
-                         ret_talk, err);
+    return fc_talk_start(loop, root, vm->uid, vm->pid, requests, n, wait, wait ? API_TIMEOUT_MS : ASK_TIMEOUT_MS, done,
+                         userdata, ret_talk, err);
 }
 
 static int check_version(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err) {

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -190,14 +189,11 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 /* ---- its socket ---- */
 
 static int dial(struct vmm_watch *w) {
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    /* A unix socket's path holds 107 bytes only: the folder is entered through its descriptor. */
-    _cleanup_close_ int dir = open(w->folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d/" QMP_SOCKET, dir);
-    if (dir < 0 || fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0)
-        return -errno;
-    int r = sd_event_add_io(loop_event(w->loop), &w->io, fd, EPOLLIN, on_io, w);
+    _cleanup_close_ int dir = open(w->folder, O_PATH | O_DIRECTORY | O_CLOEXEC), fd = -1;
+    int r = dir < 0 ? -errno : fd_connect_unix(dir, QMP_SOCKET, 0, 0, &fd); /* a daemon has made it, as root */
+    if (r < 0)
+        return r;
+    r = sd_event_add_io(loop_event(w->loop), &w->io, fd, EPOLLIN, on_io, w);
     if (r < 0)
         return r;
     /* A guest that makes its VMM talk comes after everything else. */

@@ -1,8 +1,11 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/err.h"
@@ -138,6 +141,33 @@ static void secrets_compare(void **state) {
     assert_false(str_equal_secret("abc", 3, "ab", 2));
 }
 
+/* Whoever may write into the folder could lead us to somebody else's socket, or listen in its owner's place. */
+static void a_unix_socket_is_only_its_owners(void **state) {
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    char folder[] = "/tmp/mc-unix-XXXXXX", link_path[64];
+    int fd;
+    assert_non_null(mkdtemp(folder));
+    snprintf(addr.sun_path, sizeof addr.sun_path, "%s/sock", folder);
+    snprintf(link_path, sizeof link_path, "%s/link", folder);
+    _cleanup_close_ int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    _cleanup_close_ int dir = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    assert_int_equal(bind(listener, (struct sockaddr *)&addr, sizeof addr), 0);
+    assert_int_equal(fd_connect_unix(dir, "sock", getuid(), 0, &fd), -ECONNREFUSED);
+    assert_int_equal(listen(listener, 4), 0);
+    assert_int_equal(fd_connect_unix(dir, "sock", getuid(), getpid(), &fd), 0);
+    close(fd);
+    assert_int_equal(fd_connect_unix(dir, "sock", getuid(), 0, &fd), 0);
+    close(fd);
+    fd = -7;
+    assert_int_equal(fd_connect_unix(dir, "sock", getuid() + 1, 0, &fd), -EPERM);
+    assert_int_equal(fd_connect_unix(dir, "sock", getuid(), getppid(), &fd), -EPERM);
+    assert_int_equal(symlink(addr.sun_path, link_path), 0);
+    assert_true(fd_connect_unix(dir, "link", getuid(), 0, &fd) < 0);
+    assert_int_equal(fd_connect_unix(dir, "none", getuid(), 0, &fd), -ENOENT);
+    assert_int_equal(fd, -7);
+    assert_int_equal(dir_remove(folder), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(err_keeps_the_chain),
@@ -150,6 +180,7 @@ int main(void) {
         cmocka_unit_test(time_is_rfc3339),
         cmocka_unit_test(files),
         cmocka_unit_test(secrets_compare),
+        cmocka_unit_test(a_unix_socket_is_only_its_owners),
     };
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);
 }

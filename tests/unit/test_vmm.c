@@ -179,6 +179,7 @@ struct rig {
     struct loop *loop;
     char folder[64];
     int listen_fd;
+    pid_t pid; /* who must listen; 0: any of the uid */
     bool is_done;
     struct err err;
 };
@@ -244,8 +245,9 @@ static void talk(struct rig *rig, uint32_t uid, int timeout_ms) {
     struct vmm_talk *t;
     rig->is_done = false;
     assert_int_equal(loop_new(&rig->loop, NULL), 0);
-    assert_int_equal(fc_talk_start(rig->loop, rig->folder, uid, requests, 3, false, timeout_ms, on_done, rig, &t, NULL),
-                     0);
+    assert_int_equal(
+        fc_talk_start(rig->loop, rig->folder, uid, rig->pid, requests, 3, false, timeout_ms, on_done, rig, &t, NULL),
+        0);
     assert_int_equal(loop_run(rig->loop, NULL), 0);
     loop_free(rig->loop);
     assert_true(rig->is_done);
@@ -295,6 +297,9 @@ static void who_does_not_answer_is_left(void **state) {
     talk(rig, getuid(), 200); /* nobody accepts */
     assert_string_equal(rig->err.code, "vmm.timeout");
     talk(rig, getuid() + 1, 5000);
+    assert_string_equal(rig->err.code, "vmm.foreign");
+    rig->pid = getppid();
+    talk(rig, getuid(), 5000);
     assert_string_equal(rig->err.code, "vmm.foreign");
     fd_close(&rig->listen_fd);
     talk(rig, getuid(), 5000);

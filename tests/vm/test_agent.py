@@ -8,6 +8,7 @@ import pty
 import random
 import re
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -339,3 +340,44 @@ def test_under_firecracker_it_is_reached_by_vsock():
         assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "done").json["vm"]["state"] == "stopped"
         said = json.loads((d.state / "evidence" / vm["id"] / "agent.json").read_text())
         assert said["note"] == "said by the guest itself" and said["health"]["agent"]
+
+
+def test_who_listens_in_the_vmms_place_is_not_spoken_to():
+    """Firecracker's folder is its uid's: another process of that uid can put a socket of its own there."""
+    with daemon(start=False) as d:
+        d.use_firecracker()
+        d.start()
+        vm = d.create(wait=True)
+        d.stop(signal.SIGKILL)
+        path = d.state / "users" / vm["id"] / "root" / "vsock.sock"
+        uid = path.stat().st_uid
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as impostor:
+            folder = os.open(path.parent, os.O_PATH)
+            impostor.bind(f"/proc/self/fd/{folder}/vsock.sock")
+            os.close(folder)
+            os.chown(path, uid, uid)
+            child = os.fork()
+            if child == 0:
+                os.setresuid(uid, uid, uid)
+                impostor.listen()
+                signal.pause()
+            try:
+                d.start()
+                impostor.settimeout(20)
+                client, _ = wait_for(lambda: accepted(impostor), 20)
+                with client:
+                    assert client.recv(100) == b""
+                said = mctl_exec(d, vm["id"], "true")
+                assert said.returncode == 5 and b"somebody else" in said.stderr, said
+            finally:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def accepted(listener):
+    """somebody connects"""
+    try:
+        return listener.accept()
+    except OSError:  # the child does not listen yet
+        return None
