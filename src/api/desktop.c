@@ -131,12 +131,17 @@ static void on_gone(struct http_request *req, void *userdata) {
     desktop_free(d);
 }
 
+/* What a browser reads when the session is over. */
+static void say_ended(struct relay_verdict *verdict, const struct session *session) {
+    say(verdict, session->status == SESSION_TIMEOUT ? 4408 : 1011, "The session has ended: %s",
+        *session->reason ? session->reason : session_status_name(session->status));
+}
+
 /* Says by what the session and its VM are whether the browser may go on; code 0: it may. */
 static void judge(struct api *api, struct desktop *d, struct session *session, struct vm *vm) {
     char line[VMS_LINE_MAX];
     if (session_status_is_end(session->status)) {
-        say(&d->verdict, session->status == SESSION_TIMEOUT ? 4408 : 1011, "The session has ended: %s",
-            *session->reason ? session->reason : session_status_name(session->status));
+        say_ended(&d->verdict, session);
         return;
     }
     if (!*session->vm_id || store_vm_get(api->store, session->vm_id, vm, NULL) < 0) {
@@ -308,8 +313,27 @@ void api_desktop_vm_changed(struct api *api, const struct vm *vm) {
     struct relay_verdict verdict;
     say(&verdict, 1011, "The VM was lost: %s", *vm->reason ? vm->reason : "it was stopped");
     for (struct desktop *d = api->desktops; d; d = d->next)
-        if (d->conn && strcmp(d->vm_id, vm->id) == 0)
+        if (d->conn && !d->verdict.code && strcmp(d->vm_id, vm->id) == 0)
             relay_close(api->relay, d->conn, verdict.code, verdict.reason);
+}
+
+void api_desktop_session_ended(struct api *api, const struct session *session) {
+    if (session->status == SESSION_FAILED) /* its VM was lost, or is ended now: that is said, with the reason */
+        return;
+    for (struct desktop *d = api->desktops; d; d = d->next) {
+        if (d->verdict.code || strcmp(d->session_id, session->id) != 0)
+            continue;
+        say_ended(&d->verdict, session);
+        if (d->conn)
+            relay_close(api->relay, d->conn, d->verdict.code, d->verdict.reason);
+    }
+}
+
+bool api_desktop_is_watched(struct api *api, const char *session_id) {
+    for (struct desktop *d = api->desktops; d; d = d->next)
+        if (d->conn && strcmp(d->session_id, session_id) == 0)
+            return true;
+    return false;
 }
 
 void api_relay_stop(struct api *api) {

@@ -66,6 +66,7 @@ json_t *api_time(int64_t realtime_ms); /* RFC 3339, null for 0 */
 json_t *api_vm_json(const struct vm *vm);
 /* vm_network.c: null where the VM is not on the bridge, such as after its end. */
 json_t *api_vm_network_json(struct api *api, const struct vm *vm);
+json_t *api_events_json(const struct store_event *events, size_t n);
 json_t *api_session_json(struct api *api, const struct session *session);
 
 /* wait.c */
@@ -88,6 +89,9 @@ void api_follow_free(struct api *api);
 int api_relay_start(struct api *api, struct err *err);
 void api_relay_stop(struct api *api);
 void api_desktop_vm_changed(struct api *api, const struct vm *vm);
+void api_desktop_session_ended(struct api *api, const struct session *session);
+/* Whether somebody is connected to the session's desktop. */
+bool api_desktop_is_watched(struct api *api, const char *session_id);
 
 /* doctor.c */
 void api_doctor_free(struct api *api);
@@ -109,4 +113,5 @@ http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, ro
 http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
+http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;

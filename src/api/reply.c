@@ -134,6 +134,15 @@ json_t *api_vm_json(const struct vm *vm) {
                      vm->host, "created_at", api_time(vm->created_ms), "reason", text_or_null(vm->reason));
 }
 
+json_t *api_events_json(const struct store_event *events, size_t n) {
+    json_t *list = json_array();
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_pack("{s:o, s:s, s:s, s:s, s:s, s:s}", "at", api_time(events[i].at_ms),
+                                              "actor", events[i].actor, "event", events[i].event, "from",
+                                              events[i].from, "to", events[i].to, "reason", events[i].reason));
+    return list;
+}
+
 json_t *api_session_json(struct api *api, const struct session *session) {
     char url[CONFIG_TEXT + 96];
     snprintf(url, sizeof url, "%s/api/auth/session/%s/novnc", api->base_url, session->id);

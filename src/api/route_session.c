@@ -101,13 +101,57 @@ static json_t *session_vm_json(struct api *api, const struct session *session) {
                      api_time(vms_boot_deadline_ms(api->vms, &vm)));
 }
 
+/* By the controller's clock: a browser's may be wrong. Null while no limit counts. */
+static json_t *seconds_left(const struct session *session) {
+    int64_t left_ms = session->timeout_ms - time_realtime_ms();
+    if (!session->timeout_ms || session_status_is_end(session->status))
+        return json_null();
+    return json_integer(left_ms > 0 ? (left_ms + 999) / 1000 : 0);
+}
+
 void route_session_get(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct session session;
     if (session_of(api, req, match, &session))
-        api_json(
-            req, 200,
-            json_pack("{s:o, s:o}", "session", api_session_json(api, &session), "vm", session_vm_json(api, &session)));
+        api_json(req, 200,
+                 json_pack("{s:o, s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
+                           seconds_left(&session), "vm", session_vm_json(api, &session)));
+}
+
+void route_session_heartbeat(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct session session;
+    struct err err = {0};
+    if (!session_of(api, req, match, &session))
+        return;
+    if (sessions_heartbeat(api->sessions, session.id, &session, &err) < 0)
+        api_fail(req, &err);
+    else
+        api_json(req, 200,
+                 json_pack("{s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
+                           seconds_left(&session)));
+}
+
+/* Who did what and why, and where the files of its VM are. */
+void route_session_events(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct session session;
+    struct vm vm;
+    _cleanup_free_ struct store_event *events = NULL;
+    size_t n;
+    struct err err = {0};
+    char folder[VMS_PATH_MAX] = "";
+    if (!session_of(api, req, match, &session))
+        return;
+    if (store_events(api->store, session.id, &events, &n, &err) < 0) {
+        api_fail(req, &err);
+        return;
+    }
+    if (store_vm_get(api->store, session.vm_id, &vm, NULL) == 0)
+        vms_folder(api->vms, &vm, folder);
+    api_json(req, 200,
+             json_pack("{s:o, s:o, s:o}", "session", api_session_json(api, &session), "events",
+                       api_events_json(events, n), "files", *folder ? json_string(folder) : json_null()));
 }
 
 void route_session_cancel(struct http_request *req, const struct http_match *match, void *userdata) {

@@ -201,15 +201,11 @@ void route_vm_events(struct http_request *req, const struct http_match *match, v
     char folder[VMS_PATH_MAX];
     if (!vm_of(api, req, match, &vm))
         return;
-    if (store_vm_events(api->store, vm.id, &events, &n, &err) < 0) {
+    if (store_events(api->store, vm.id, &events, &n, &err) < 0) {
         api_fail(req, &err);
         return;
     }
-    json_t *list = json_array();
-    for (size_t i = 0; i < n; i++)
-        json_array_append_new(list, json_pack("{s:o, s:s, s:s, s:s, s:s, s:s}", "at", api_time(events[i].at_ms),
-                                              "actor", events[i].actor, "event", events[i].event, "from",
-                                              events[i].from, "to", events[i].to, "reason", events[i].reason));
+    json_t *list = api_events_json(events, n);
     vms_folder(api->vms, &vm, folder);
     api_json(req, 200,
              json_pack("{s:o, s:o, s:o, s:s}", "vm", api_vm_json(&vm), "cause", cause_of(&vm, folder), "events", list,

@@ -30,6 +30,8 @@ static const struct http_route routes[] = {
     {"GET", "/api/auth/sessions", route_sessions_list, API_ADMIN, NULL},
     {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/cancel", route_session_cancel, API_SESSION, NULL},
+    {"POST", "/api/auth/session/{id}/heartbeat", route_session_heartbeat, API_SESSION, NULL},
+    {"GET", "/api/auth/session/{id}/events", route_session_events, API_ADMIN, NULL},
     {"POST", "/api/auth/session/{id}/ticket", route_session_ticket, API_PUBLIC, NULL},
     {"GET", "/api/auth/session/{id}/novnc", route_session_page, API_PUBLIC, NULL},
     /* Public here: a browser sees 1006 for a refused upgrade, so its handler accepts and then closes with a code. */
@@ -76,6 +78,14 @@ static void on_vm_changed(void *userdata, const struct vm *vm) {
     api_desktop_vm_changed(api, vm);
 }
 
+static bool is_watched(void *userdata, const char *id) {
+    return api_desktop_is_watched(userdata, id);
+}
+
+static void on_session_ended(void *userdata, const struct session *session) {
+    api_desktop_session_ended(userdata, session);
+}
+
 int api_new(const struct api_params *params, struct api **ret_api, struct err *err) {
     struct api *api = calloc(1, sizeof *api);
     if (!api)
@@ -105,6 +115,8 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
         return r;
     }
     vms_on_change(params->vms, on_vm_changed, api);
+    sessions_listen(params->sessions,
+                    &(struct sessions_listener){.watched = is_watched, .ended = on_session_ended, .userdata = api});
     *ret_api = api;
     return 0;
 }

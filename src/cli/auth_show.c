@@ -3,6 +3,21 @@
 #include "base/fd.h"
 #include "cli/cli.h"
 
+/* Who did what and why, and where the files are. */
+static int print_story(struct cli *cli, const char *id) {
+    _cleanup_free_ char *path = cli_path("/api/auth/session/", id, "/events");
+    json_t *answer, *event;
+    size_t i;
+    int status = cli_call(cli, "GET", path, NULL, &answer);
+    if (status != CLI_DONE)
+        return status;
+    json_array_foreach(json_object_get(answer, "events"), i, event) cli_print_event(event);
+    if (*cli_text(answer, "files"))
+        printf("files: %s\n", cli_text(answer, "files"));
+    json_decref(answer);
+    return CLI_DONE;
+}
+
 int verb_auth_show(struct cli *cli, int argc, char **argv) {
     if (argc != 2)
         return cli_usage(cli, "mctl auth show needs one session id");
@@ -20,7 +35,8 @@ int verb_auth_show(struct cli *cli, int argc, char **argv) {
         printf("%s", *cli_text(session, "reason") ? ": " : "");
         cli_print_safe(stdout, cli_text(session, "reason"));
         printf("\nVM %s is %s\n", cli_text(session, "vm_id"), cli_text(vm, "state"));
+        status = print_story(cli, cli_text(session, "id"));
     }
     json_decref(answer);
-    return CLI_DONE;
+    return status;
 }

@@ -5,7 +5,7 @@
 #include "base/fd.h"
 #include "cli/cli.h"
 
-static void print_event(json_t *event) {
+void cli_print_event(json_t *event) {
     const char *from = cli_text(event, "from"), *to = cli_text(event, "to");
     printf("%s  %-12s ", cli_text(event, "at"), cli_text(event, "event"));
     if (*to)
@@ -40,7 +40,7 @@ int verb_vm_why(struct cli *cli, int argc, char **argv) {
             cli_print_safe(stdout, cli_text(cause, "words"));
             printf(" [%s]\n", cli_text(cause, "code"));
         }
-        json_array_foreach(json_object_get(answer, "events"), i, event) print_event(event);
+        json_array_foreach(json_object_get(answer, "events"), i, event) cli_print_event(event);
         printf("files: %s%s\n", cli_text(answer, "files"),
                access(cli_text(answer, "files"), F_OK) == 0 ? "" : " (not there any more, or not for you to see)");
     }

@@ -246,7 +246,8 @@ static int start_vms(struct daemon *d, struct err *err) {
                                 .state_dir = d->state_dir,
                                 .image_dir = d->image_dir};
     r = vms_new(&params, &d->vms, err);
-    return r < 0 ? r : sessions_new(d->store, d->vms, &d->config, &d->sessions, err);
+    struct sessions_params sessions = {.loop = d->loop, .store = d->store, .vms = d->vms, .config = &d->config};
+    return r < 0 ? r : sessions_new(&sessions, &d->sessions, err);
 }
 
 static int start_api(struct daemon *d, struct err *err) {

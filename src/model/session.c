@@ -14,7 +14,15 @@ static const char *const status_names[SESSION_STATUS_COUNT] = {
     [SESSION_TIMEOUT] = "timeout",
 };
 
-/* A demo session's whole life; the login itself adds its rows when it is built. */
+static const char *const event_names[SESSION_EVENT_COUNT] = {
+    [SESSION_EVENT_VM_CREATED] = "vm-created",   [SESSION_EVENT_DESKTOP_READY] = "desktop-ready",
+    [SESSION_EVENT_LOGIN_BEGUN] = "login-begun", [SESSION_EVENT_LOGIN_AGAIN] = "login-again",
+    [SESSION_EVENT_COMPLETE] = "completed",      [SESSION_EVENT_FAIL] = "failed",
+    [SESSION_EVENT_CANCEL] = "cancelled",        [SESSION_EVENT_TIMEOUT] = "timeout",
+};
+
+/* Before the desktop can be used a session has no time limit of its own: a VM that does not come up fails by the VM's
+ * boot deadline, and its session with it. */
 static const struct {
     enum session_status from;
     enum session_event event;
@@ -26,8 +34,16 @@ static const struct {
     {SESSION_VM_CREATED, SESSION_EVENT_DESKTOP_READY, SESSION_AWAITING_USER_AUTH},
     {SESSION_VM_CREATED, SESSION_EVENT_FAIL, SESSION_FAILED},
     {SESSION_VM_CREATED, SESSION_EVENT_CANCEL, SESSION_CANCELLED},
+    {SESSION_AWAITING_USER_AUTH, SESSION_EVENT_LOGIN_BEGUN, SESSION_AUTHENTICATING},
+    {SESSION_AWAITING_USER_AUTH, SESSION_EVENT_COMPLETE, SESSION_COMPLETED},
     {SESSION_AWAITING_USER_AUTH, SESSION_EVENT_FAIL, SESSION_FAILED},
     {SESSION_AWAITING_USER_AUTH, SESSION_EVENT_CANCEL, SESSION_CANCELLED},
+    {SESSION_AWAITING_USER_AUTH, SESSION_EVENT_TIMEOUT, SESSION_TIMEOUT},
+    {SESSION_AUTHENTICATING, SESSION_EVENT_LOGIN_AGAIN, SESSION_AWAITING_USER_AUTH},
+    {SESSION_AUTHENTICATING, SESSION_EVENT_COMPLETE, SESSION_COMPLETED},
+    {SESSION_AUTHENTICATING, SESSION_EVENT_FAIL, SESSION_FAILED},
+    {SESSION_AUTHENTICATING, SESSION_EVENT_CANCEL, SESSION_CANCELLED},
+    {SESSION_AUTHENTICATING, SESSION_EVENT_TIMEOUT, SESSION_TIMEOUT},
 };
 
 const char *session_status_name(enum session_status status) {
@@ -41,6 +57,10 @@ int session_status_parse(const char *name, enum session_status *ret_status) {
             return 0;
         }
     return -EINVAL;
+}
+
+const char *session_event_name(enum session_event event) {
+    return event_names[event];
 }
 
 bool session_status_is_end(enum session_status status) {

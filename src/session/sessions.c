@@ -1,5 +1,6 @@
 #include "session/sessions.h"
 
+#include <jansson.h>
 #include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,13 +11,40 @@
 #include "base/str.h"
 #include "base/time.h"
 
+#define CONTROLLER "controller"
+/* Deadlines are real time, as people read them: after a step of the clock they are looked at again this soon. */
+#define LOOK_AGAIN_MS 30000
+
 struct sessions {
     struct store *store;
     struct vms *vms;
+    struct loop *loop;
     const struct config *config;
+    struct sessions_listener listener;
+    struct loop_timer *timer; /* for the next deadline of all sessions */
+    int64_t started_ms;       /* no page can have told a daemon that was not there */
+    bool armed;
+    int64_t armed_ms; /* real time, when armed */
 };
 
-/* The one place where a session's status changes. */
+static void log_change(const struct session *before, const struct session *next, const char *actor) {
+    log_event(
+        next->status == SESSION_FAILED ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO,
+        (struct log_about){.event = "session", .session_id = next->id, .vm_id = *next->vm_id ? next->vm_id : NULL},
+        "%s -> %s by %s%s%s", session_status_name(before->status), session_status_name(next->status), actor,
+        *next->reason ? ": " : "", next->reason);
+}
+
+static struct store_event event_of(const struct session *next, const char *name, const char *actor) {
+    struct store_event e = {.at_ms = time_realtime_ms()};
+    str_copy(e.actor, sizeof e.actor, actor);
+    str_copy(e.event, sizeof e.event, name);
+    str_copy(e.to, sizeof e.to, session_status_name(next->status));
+    str_copy(e.reason, sizeof e.reason, next->reason);
+    return e;
+}
+
+/* The one place where a session's status changes: the status and its event are one transaction. */
 static int change(struct sessions *all, struct session *session, enum session_event event, const char *actor,
                   const char *reason, struct err *err) {
     struct session next = *session;
@@ -24,97 +52,252 @@ static int change(struct sessions *all, struct session *session, enum session_ev
         return err_set(err, EPROTO, "session.state", "session %s is %s: that cannot happen to it now", session->id,
                        session_status_name(session->status));
     str_escape(reason, strlen(reason), next.reason, sizeof next.reason);
-    int r = store_session_update(all->store, &next, err);
+    if (event == SESSION_EVENT_DESKTOP_READY && all->config->session.timeout_ms)
+        next.timeout_ms = time_realtime_ms() + all->config->session.timeout_ms;
+    struct store_event e = event_of(&next, session_event_name(event), actor);
+    str_copy(e.from, sizeof e.from, session_status_name(session->status));
+    int r = store_session_update(all->store, &next, &e, err);
     if (r < 0)
         return r;
-    log_event(event == SESSION_EVENT_FAIL ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO,
-              (struct log_about){
-                  .event = "session", .session_id = session->id, .vm_id = *session->vm_id ? session->vm_id : NULL},
-              "%s -> %s by %s%s%s", session_status_name(session->status), session_status_name(next.status), actor,
-              *reason ? ": " : "", reason);
+    log_change(session, &next, actor);
     *session = next;
     return 0;
 }
 
-/* A session that did not come to be: its VM, if there is one, ends too. A session that cannot even be written as failed
- * stays "started", and is abandoned again when its user starts another one or the controller does. */
-static void abandon(struct sessions *all, struct session *session, const char *reason) {
-    struct err err = {0};
+/* Into the VM's folder, which becomes its evidence. What cannot be written is only missed there: the store has it. */
+static void write_evidence(struct sessions *all, const struct session *session, const char *actor) {
+    char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16], at[TIME_RFC3339_SIZE];
     struct vm vm;
-    vms_destroy(all->vms, session->vm_id, "controller", "its session did not come to be", &vm, NULL);
-    if (change(all, session, SESSION_EVENT_FAIL, "controller", reason, &err) < 0)
+    if (store_vm_get(all->store, session->vm_id, &vm, NULL) < 0 || vm_state_is_end(vm.state))
+        return;
+    vms_folder(all->vms, &vm, folder);
+    snprintf(path, sizeof path, "%s/session.json", folder);
+    time_format_rfc3339(time_realtime_ms(), at);
+    json_t *document = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "id", session->id, "user", session->user,
+                                 "provider", session->provider, "status", session_status_name(session->status),
+                                 "ended_at", at, "actor", actor, "reason", session->reason);
+    char *text = document ? json_dumps(document, JSON_INDENT(2)) : NULL;
+    int r = text ? file_write_atomic(path, text, strlen(text), 0600) : -ENOMEM;
+    if (r < 0)
+        log_warning("session %s: %s: %s", session->id, path, strerror(-r));
+    json_decref(document);
+    free(text);
+}
+
+/* Ends the VM of a session that has ended. Not being there any more is fine. */
+static void end_vm(struct sessions *all, const struct session *session, const char *actor) {
+    char reason[VM_REASON_MAX];
+    struct vm vm;
+    struct err err = {0};
+    snprintf(reason, sizeof reason, "its session %s%s%.300s",
+             session->status == SESSION_COMPLETED   ? "was completed"
+             : session->status == SESSION_CANCELLED ? "was cancelled"
+             : session->status == SESSION_TIMEOUT   ? "timed out"
+                                                    : "failed",
+             *session->reason ? ": " : "", session->reason);
+    int r = vms_destroy(all->vms, session->vm_id, actor, reason, &vm, &err);
+    if (r < 0 && r != -ENOENT && r != -EALREADY)
+        log_warning("session %s: %s", session->id, err.detail);
+}
+
+static int end(struct sessions *all, struct session *session, enum session_event event, const char *actor,
+               const char *reason, struct err *err) {
+    int r = change(all, session, event, actor, reason, err);
+    if (r < 0)
+        return r;
+    write_evidence(all, session, actor);
+    if (all->listener.ended)
+        all->listener.ended(all->listener.userdata, session);
+    end_vm(all, session, actor);
+    return 0;
+}
+
+/* For ends that nobody waits for. One that cannot be stored is tried again by the timer, or at the next start. */
+static void end_alone(struct sessions *all, struct session *session, enum session_event event, const char *reason) {
+    struct err err = {0};
+    if (end(all, session, event, CONTROLLER, reason, &err) < 0)
         log_error("session %s: %s", session->id, err.detail);
 }
+
+/* --- deadlines --- */
+
+/* When the session's page counts as gone; 0: never. */
+static int64_t abandoned_ms(const struct sessions *all, const struct session *session) {
+    if (!session->seen_ms || !all->config->session.abandoned_ms)
+        return 0;
+    int64_t since = session->seen_ms > all->started_ms ? session->seen_ms : all->started_ms;
+    return since + all->config->session.abandoned_ms;
+}
+
+static void on_timer(void *userdata);
+
+/* Sees to it that the timer comes at due_ms or before. */
+static void arm(struct sessions *all, int64_t due_ms) {
+    if (!due_ms || (all->armed && all->armed_ms <= due_ms))
+        return;
+    int64_t delay = due_ms - time_realtime_ms();
+    delay = delay < 1 ? 1 : delay > LOOK_AGAIN_MS ? LOOK_AGAIN_MS : delay;
+    if (all->timer)
+        loop_timer_again(all->timer, delay);
+    else if (loop_timer_new(all->loop, delay, on_timer, all, &all->timer) < 0)
+        return;
+    all->armed = true;
+    all->armed_ms = due_ms;
+}
+
+static void check_page(struct sessions *all, struct session *session, int64_t now_ms) {
+    char reason[120];
+    int64_t due = abandoned_ms(all, session);
+    if (!due || due > now_ms)
+        return;
+    if (all->listener.watched && all->listener.watched(all->listener.userdata, session->id)) {
+        if (store_session_seen(all->store, session->id, now_ms, NULL) == 0)
+            session->seen_ms = now_ms;
+        return;
+    }
+    snprintf(reason, sizeof reason, "its page was closed: no sign of it for %u s",
+             all->config->session.abandoned_ms / 1000);
+    end_alone(all, session, SESSION_EVENT_CANCEL, reason);
+}
+
+static void check_deadlines(struct sessions *all, struct session *session, int64_t now_ms) {
+    char reason[120];
+    if (session->timeout_ms && session->timeout_ms <= now_ms) {
+        snprintf(reason, sizeof reason, "nobody had logged in %u s after the desktop could be used",
+                 all->config->session.timeout_ms / 1000);
+        end_alone(all, session, SESSION_EVENT_TIMEOUT, reason);
+    } else {
+        check_page(all, session, now_ms);
+    }
+}
+
+static void on_timer(void *userdata) {
+    struct sessions *all = userdata;
+    _cleanup_free_ struct session *list = NULL;
+    size_t n;
+    struct err err = {0};
+    int64_t now_ms = time_realtime_ms();
+    all->armed = false;
+    if (store_session_list(all->store, STORE_LIVE, &list, &n, &err) < 0) {
+        log_error("%s", err.detail);
+        arm(all, now_ms + 1000);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        check_deadlines(all, &list[i], now_ms);
+        if (session_status_is_end(list[i].status))
+            continue;
+        /* What is due and could not be stored: once a second. */
+        int64_t soon = now_ms + 1000, timeout = list[i].timeout_ms, page = abandoned_ms(all, &list[i]);
+        arm(all, timeout && timeout < soon ? soon : timeout);
+        arm(all, page && page < soon ? soon : page);
+    }
+}
+
+/* --- its VM --- */
 
 /* What a VM's state means for the session that it serves. */
 static void follow_vm(struct sessions *all, struct session *session, const struct vm *vm) {
     struct err err = {0};
     char reason[VM_REASON_MAX];
-    int r = 0;
     if (vm->state == VM_STATE_RUNNING && session->status == SESSION_VM_CREATED) {
-        r = change(all, session, SESSION_EVENT_DESKTOP_READY, "controller", "", &err);
+        if (change(all, session, SESSION_EVENT_DESKTOP_READY, CONTROLLER, "", &err) < 0)
+            log_error("session %s: %s", session->id, err.detail);
+        arm(all, session->timeout_ms);
     } else if (vm_state_is_end(vm->state)) {
         snprintf(reason, sizeof reason, "its VM %s: %.360s", vm->state == VM_STATE_FAILED ? "failed" : "was stopped",
                  vm->reason);
-        r = change(all, session, SESSION_EVENT_FAIL, "controller", reason, &err);
+        end_alone(all, session, SESSION_EVENT_FAIL, reason);
     }
-    if (r < 0)
-        log_error("%s", err.detail);
-}
-
-static void each_of_vm(struct sessions *all, const struct vm *vm) {
-    _cleanup_free_ struct session *list = NULL;
-    size_t n;
-    struct err err = {0};
-    if (store_session_list(all->store, STORE_LIVE, &list, &n, &err) < 0) {
-        log_error("%s", err.detail);
-        return;
-    }
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(list[i].vm_id, vm->id) == 0)
-            follow_vm(all, &list[i], vm);
 }
 
 static void on_vm_changed(void *userdata, const struct vm *vm) {
-    if (vm->type == VM_TYPE_BROWSER)
-        each_of_vm(userdata, vm);
+    struct sessions *all = userdata;
+    struct session session;
+    struct err err = {0};
+    if (vm->type != VM_TYPE_BROWSER)
+        return;
+    int r = store_session_of_vm(all->store, vm->id, &session, &err);
+    if (r == 0 && !session_status_is_end(session.status))
+        follow_vm(all, &session, vm);
+    else if (r < 0 && r != -ENOENT)
+        log_error("%s", err.detail);
+}
+
+/* --- a new daemon --- */
+
+static void catch_up_with(struct sessions *all, struct session *session) {
+    struct vm vm;
+    struct err err = {0};
+    if (session->status == SESSION_STARTED) {
+        end_alone(all, session, SESSION_EVENT_FAIL, "the controller ended while it was started");
+        return;
+    }
+    int r = store_vm_get(all->store, session->vm_id, &vm, &err);
+    if (r == 0)
+        follow_vm(all, session, &vm);
+    else if (r == -ENOENT)
+        end_alone(all, session, SESSION_EVENT_FAIL, "there is no record of its VM");
+    else
+        log_error("session %s: %s", session->id, err.detail);
+}
+
+/* VMs whose session ended, and then the daemon before it could end them too. */
+static int end_leftovers(struct sessions *all, struct err *err) {
+    _cleanup_free_ struct vm *vms = NULL;
+    size_t n;
+    struct session session;
+    int r = store_vm_list(all->store, NULL, STORE_LIVE, &vms, &n, err);
+    for (size_t i = 0; r == 0 && i < n; i++)
+        if (vms[i].type == VM_TYPE_BROWSER && store_session_of_vm(all->store, vms[i].id, &session, NULL) == 0 &&
+            session_status_is_end(session.status))
+            end_vm(all, &session, CONTROLLER);
+    return r;
 }
 
 static int catch_up(struct sessions *all, struct err *err) {
     _cleanup_free_ struct session *list = NULL;
     size_t n;
     int r = store_session_list(all->store, STORE_LIVE, &list, &n, err);
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        struct vm vm;
-        if (list[i].status == SESSION_STARTED)
-            abandon(all, &list[i], "the controller ended while it was started");
-        else if (store_vm_get(all->store, list[i].vm_id, &vm, err) == 0)
-            follow_vm(all, &list[i], &vm);
-    }
-    return r;
+    for (size_t i = 0; r == 0 && i < n; i++)
+        catch_up_with(all, &list[i]);
+    return r < 0 ? r : end_leftovers(all, err);
 }
 
-int sessions_new(struct store *store, struct vms *vms, const struct config *config, struct sessions **ret_sessions,
-                 struct err *err) {
+int sessions_new(const struct sessions_params *params, struct sessions **ret_sessions, struct err *err) {
     struct sessions *all = calloc(1, sizeof *all);
     if (!all || sodium_init() < 0) {
         free(all);
         return err_set(err, ENOMEM, "session.start", "start the session manager");
     }
-    *all = (struct sessions){.store = store, .vms = vms, .config = config};
+    *all = (struct sessions){.store = params->store,
+                             .vms = params->vms,
+                             .loop = params->loop,
+                             .config = params->config,
+                             .started_ms = time_realtime_ms()};
     int r = catch_up(all, err);
     if (r < 0) {
-        free(all);
+        sessions_free(all);
         return r;
     }
-    vms_on_change(vms, on_vm_changed, all);
+    vms_on_change(all->vms, on_vm_changed, all);
+    arm(all, all->started_ms + 1);
     *ret_sessions = all;
     return 0;
 }
 
 void sessions_free(struct sessions *all) {
+    if (!all)
+        return;
+    loop_timer_free(all->timer);
     free(all);
 }
+
+void sessions_listen(struct sessions *all, const struct sessions_listener *listener) {
+    all->listener = *listener;
+}
+
+/* --- what callers want --- */
 
 static void random_hex(char *ret_text, size_t bytes) {
     uint8_t random[32];
@@ -126,12 +309,23 @@ static void random_hex(char *ret_text, size_t bytes) {
 static int make_vm(struct sessions *all, struct session *session, const char *actor, struct err *err) {
     struct vms_request request = {.user = session->user, .type = VM_TYPE_BROWSER, .id = session->vm_id};
     struct vm vm;
-    int r = vms_create(all->vms, &request, actor, &vm, err);
+    struct err own = {0};
+    int r = vms_create(all->vms, &request, actor, &vm, &own);
     if (r == 0)
-        r = change(all, session, SESSION_EVENT_VM_CREATED, actor, "", err);
+        r = change(all, session, SESSION_EVENT_VM_CREATED, actor, "", &own);
     if (r < 0)
-        abandon(all, session, err ? err->detail : "no VM could be made");
+        end_alone(all, session, SESSION_EVENT_FAIL, own.detail);
+    if (r < 0 && err)
+        *err = own;
     return r;
+}
+
+/* The VM's id first: a crash never leaves a VM that no session knows. */
+static int add(struct sessions *all, struct session *session, const char *actor, struct err *err) {
+    random_hex(session->id, 16);
+    int r = vms_new_id(session->vm_id, err);
+    struct store_event event = event_of(session, "started", actor);
+    return r < 0 ? r : store_session_add(all->store, session, &event, err);
 }
 
 int sessions_start(struct sessions *all, const char *user, const char *provider, const char *actor,
@@ -153,41 +347,56 @@ int sessions_start(struct sessions *all, const char *user, const char *provider,
     if (r < 0 && r != -ENOENT)
         return r;
     if (r == 0) /* nobody is at work on it: this function starts them in one go */
-        abandon(all, &former, "it was not started to its end");
-    *ret_is_new = true;
-    random_hex(session.id, 16);
+        end_alone(all, &former, SESSION_EVENT_FAIL, "it was not started to its end");
     str_copy(session.user, sizeof session.user, user);
     str_copy(session.provider, sizeof session.provider, provider);
-    /* The VM's id first: a crash never leaves a VM that no session knows. */
-    r = vms_new_id(session.vm_id, err);
-    if (r == 0)
-        r = store_session_add(all->store, &session, err);
+    r = add(all, &session, actor, err);
     if (r == 0)
         r = make_vm(all, &session, actor, err);
-    if (r == 0)
-        *ret_session = session;
-    return r;
+    if (r < 0)
+        return r;
+    *ret_is_new = true;
+    *ret_session = session;
+    return 0;
 }
 
 int sessions_get(struct sessions *all, const char *id, struct session *ret_session, struct err *err) {
     return store_session_get(all->store, id, ret_session, err);
 }
 
-int sessions_cancel(struct sessions *all, const char *id, const char *actor, const char *reason,
-                    struct session *ret_session, struct err *err) {
+static int get_live(struct sessions *all, const char *id, struct session *ret_session, struct err *err) {
     struct session session;
-    struct vm vm;
     int r = sessions_get(all, id, &session, err);
     if (r < 0)
         return r;
     if (session_status_is_end(session.status))
         return err_set(err, EALREADY, "session.ended", "session %s is %s already", id,
                        session_status_name(session.status));
-    r = change(all, &session, SESSION_EVENT_CANCEL, actor, reason, err);
+    *ret_session = session;
+    return 0;
+}
+
+int sessions_cancel(struct sessions *all, const char *id, const char *actor, const char *reason,
+                    struct session *ret_session, struct err *err) {
+    struct session session = {0};
+    int r = get_live(all, id, &session, err);
+    if (r == 0)
+        r = end(all, &session, SESSION_EVENT_CANCEL, actor, reason, err);
+    if (r == 0)
+        *ret_session = session;
+    return r;
+}
+
+int sessions_heartbeat(struct sessions *all, const char *id, struct session *ret_session, struct err *err) {
+    struct session session = {0};
+    int r = get_live(all, id, &session, err);
     if (r < 0)
         return r;
-    if (*session.vm_id && vms_destroy(all->vms, session.vm_id, actor, "its session was cancelled", &vm, err) < 0)
-        log_warning("session %s: %s", id, err ? err->detail : "its VM could not be ended");
+    session.seen_ms = time_realtime_ms();
+    r = store_session_seen(all->store, id, session.seen_ms, err);
+    if (r < 0)
+        return r;
+    arm(all, abandoned_ms(all, &session));
     *ret_session = session;
     return 0;
 }

@@ -31,4 +31,8 @@ static const char *const store_migrations[] = {
     "CREATE TABLE secret ("
     "  hash BLOB NOT NULL, kind INTEGER NOT NULL, session_id TEXT NOT NULL, expires_ms INTEGER NOT NULL,"
     "  PRIMARY KEY (hash, kind)) WITHOUT ROWID;",
+    /* 2: events are about sessions too, and a session knows when its page was last there */
+    "ALTER TABLE event RENAME COLUMN vm_id TO about;"
+    "ALTER TABLE session ADD COLUMN seen_ms INTEGER NOT NULL DEFAULT 0;"
+    "CREATE INDEX session_vm ON session (vm_id);",
 };

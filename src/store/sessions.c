@@ -5,7 +5,7 @@
 #include "base/str.h"
 #include "store/sqlite.h"
 
-#define SESSION_COLUMNS "id, user, provider, status, vm_id, created_ms, timeout_ms, reason"
+#define SESSION_COLUMNS "id, user, provider, status, vm_id, created_ms, timeout_ms, seen_ms, reason"
 
 static int read_session(struct query *q, struct session *ret_session, struct err *err) {
     struct session s = {0};
@@ -17,6 +17,7 @@ static int read_session(struct query *q, struct session *ret_session, struct err
     query_get_text(q, s.vm_id, sizeof s.vm_id);
     s.created_ms = query_get_int(q);
     s.timeout_ms = query_get_int(q);
+    s.seen_ms = query_get_int(q);
     query_get_text(q, s.reason, sizeof s.reason);
     if (session_status_parse(status, &s.status) < 0)
         return err_set(err, EPROTO, "store.failed", "the record of session %s has status \"%s\"", s.id, status);
@@ -24,10 +25,11 @@ static int read_session(struct query *q, struct session *ret_session, struct err
     return 0;
 }
 
-int store_session_add(struct store *store, const struct session *s, struct err *err) {
+static int insert_session(struct store *store, const struct session *s, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(
-        &q, store, "INSERT INTO session (" SESSION_COLUMNS ", ended, host) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?)", err);
+        &q, store, "INSERT INTO session (" SESSION_COLUMNS ", ended, host) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+        err);
     if (r < 0)
         return r;
     query_text(&q, s->id);
@@ -37,12 +39,23 @@ int store_session_add(struct store *store, const struct session *s, struct err *
     query_text(&q, s->vm_id);
     query_int(&q, s->created_ms);
     query_int(&q, s->timeout_ms);
+    query_int(&q, s->seen_ms);
     query_text(&q, s->reason);
     query_text(&q, store->host);
     r = query_step(&q, err);
     if (r == -EEXIST)
         return err_set(err, EEXIST, "session.active", "user %s has an active session with %s", s->user, s->provider);
     return r;
+}
+
+int store_session_add(struct store *store, const struct session *s, const struct store_event *event, struct err *err) {
+    int r = store_begin(store, err);
+    if (r < 0)
+        return r;
+    r = insert_session(store, s, err);
+    if (r == 0)
+        r = store_event_add(store, s->id, event, err);
+    return store_end(store, r, err);
 }
 
 static int no_session(struct err *err) {
@@ -72,18 +85,52 @@ int store_session_find(struct store *store, const char *user, const char *provid
     return r < 0 ? r : r == 0 ? no_session(err) : read_session(&q, ret_session, err);
 }
 
-int store_session_update(struct store *store, const struct session *s, struct err *err) {
+int store_session_of_vm(struct store *store, const char *vm_id, struct session *ret_session, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store,
+                       "SELECT " SESSION_COLUMNS " FROM session WHERE vm_id = ? ORDER BY created_ms DESC LIMIT 1", err);
+    if (r < 0)
+        return r;
+    query_text(&q, vm_id);
+    r = query_step(&q, err);
+    return r < 0 ? r : r == 0 ? no_session(err) : read_session(&q, ret_session, err);
+}
+
+/* One that has ended stays as it is, whoever comes late. */
+static int update_session(struct store *store, const struct session *s, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(
-        &q, store, "UPDATE session SET status = ?, ended = ?, vm_id = ?, timeout_ms = ?, reason = ? WHERE id = ?", err);
+        &q, store, "UPDATE session SET status = ?, ended = ?, timeout_ms = ?, reason = ? WHERE id = ? AND ended = 0",
+        err);
     if (r < 0)
         return r;
     query_text(&q, session_status_name(s->status));
     query_int(&q, session_status_is_end(s->status));
-    query_text(&q, s->vm_id);
     query_int(&q, s->timeout_ms);
     query_text(&q, s->reason);
     query_text(&q, s->id);
+    r = query_step(&q, err);
+    return r == 0 && sqlite3_changes(store->db) != 1 ? no_session(err) : r;
+}
+
+int store_session_update(struct store *store, const struct session *s, const struct store_event *event,
+                         struct err *err) {
+    int r = store_begin(store, err);
+    if (r < 0)
+        return r;
+    r = update_session(store, s, err);
+    if (r == 0)
+        r = store_event_add(store, s->id, event, err);
+    return store_end(store, r, err);
+}
+
+int store_session_seen(struct store *store, const char *id, int64_t seen_ms, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store, "UPDATE session SET seen_ms = ? WHERE id = ? AND ended = 0", err);
+    if (r < 0)
+        return r;
+    query_int(&q, seen_ms);
+    query_text(&q, id);
     return query_step(&q, err);
 }
 

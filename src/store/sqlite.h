@@ -41,6 +41,9 @@ int store_end(struct store *store, int r, struct err *err);
 /* Makes room for one more item of `size` bytes behind the n that a list has. Return: 0 or -ENOMEM. */
 int store_grow(void *list, size_t n, size_t *cap, size_t size, struct err *err);
 
+/* Writes an event about a VM or a session. */
+int store_event_add(struct store *store, const char *about, const struct store_event *event, struct err *err);
+
 int store_exec(struct store *store, const char *sql, struct err *err);
 
 /* After -ENOSPC: lets the write-ahead log begin anew in the room that it has. Return: 0 when it is worth to try again. */

@@ -62,7 +62,7 @@ struct store_event {
     int64_t at_ms;
     char actor[STORE_ACTOR_MAX];
     char event[24];
-    char from[16], to[16]; /* state names; empty where the state did not change */
+    char from[24], to[24]; /* state names; empty where the state did not change */
     char reason[VM_REASON_MAX];
 };
 int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err);
@@ -71,16 +71,27 @@ int store_vm_update(struct store *store, const struct vm *vm, const struct store
  * *ret_n is the number of VMs. */
 int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t *ret_n, struct err *err);
 
-/* A VM's story, oldest first. The caller frees *ret_events. */
-int store_vm_events(struct store *store, const char *id, struct store_event **ret_events, size_t *ret_n,
-                    struct err *err);
+/* The story of a VM or a session, oldest first. The caller frees *ret_events. */
+int store_events(struct store *store, const char *about, struct store_event **ret_events, size_t *ret_n,
+                 struct err *err);
 
 /* --- Sessions --- */
 
 /* Errors: -EEXIST "session.active" when the user has an active one with this provider. */
-int store_session_add(struct store *store, const struct session *session, struct err *err);
+int store_session_add(struct store *store, const struct session *session, const struct store_event *event,
+                      struct err *err);
 int store_session_get(struct store *store, const char *id, struct session *ret_session, struct err *err);
-int store_session_update(struct store *store, const struct session *session, struct err *err);
+
+/* Writes status, timeout_ms and reason of a session that has not ended, and the event, in one transaction. Only
+ * session/'s one function that changes a status calls it. Errors: -ENOENT "session.not-found", for an ended one too. */
+int store_session_update(struct store *store, const struct session *session, const struct store_event *event,
+                         struct err *err);
+
+/* Its page was there at seen_ms (real time). */
+int store_session_seen(struct store *store, const char *id, int64_t seen_ms, struct err *err);
+
+/* The session that a VM was made for. Return: 0 or -ENOENT. */
+int store_session_of_vm(struct store *store, const char *vm_id, struct session *ret_session, struct err *err);
 
 /* The user's active session with this provider. Return: 0 or -ENOENT. */
 int store_session_find(struct store *store, const char *user, const char *provider, struct session *ret_session,

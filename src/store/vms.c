@@ -41,15 +41,15 @@ static int read_vm(struct query *q, struct vm *ret_vm, struct err *err) {
     return 0;
 }
 
-static int add_event(struct store *store, const char *vm_id, const struct store_event *event, struct err *err) {
+int store_event_add(struct store *store, const char *about, const struct store_event *event, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "INSERT INTO event (vm_id, at_ms, actor, event, from_state, to_state, reason)"
+                       "INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason)"
                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
                        err);
     if (r < 0)
         return r;
-    query_text(&q, vm_id);
+    query_text(&q, about);
     query_int(&q, event->at_ms);
     query_text(&q, event->actor);
     query_text(&q, event->event);
@@ -63,8 +63,8 @@ static int add_event(struct store *store, const char *vm_id, const struct store_
 static int trim_events(struct store *store, const char *vm_id, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "DELETE FROM event WHERE vm_id = ?1 AND n <="
-                       " (SELECT n FROM event WHERE vm_id = ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)",
+                       "DELETE FROM event WHERE about = ?1 AND n <="
+                       " (SELECT n FROM event WHERE about = ?1 ORDER BY n DESC LIMIT 1 OFFSET ?2)",
                        err);
     if (r < 0)
         return r;
@@ -131,7 +131,7 @@ int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, con
     if (r == 0)
         r = insert_vm(store, vm, err);
     if (r == 0)
-        r = add_event(store, vm->id, &event, err);
+        r = store_event_add(store, vm->id, &event, err);
     return store_end(store, r, err);
 }
 
@@ -278,7 +278,7 @@ static int update_once(struct store *store, const struct vm *vm, const struct st
         return r;
     r = update_vm(store, vm, err);
     if (r == 0 && event)
-        r = add_event(store, vm->id, event, err);
+        r = store_event_add(store, vm->id, event, err);
     if (r == 0 && event && !*event->to)
         r = trim_events(store, vm->id, err);
     return store_end(store, r, err);
@@ -307,10 +307,14 @@ static int delete_some(struct store *store, const char *sql, int64_t before_ms, 
 int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t *ret_n, struct err *err) {
     static const char old[] =
         "(SELECT id FROM vm WHERE ended = 1 AND state_since_ms < ?1 ORDER BY created_ms LIMIT ?2)";
-    char events[256], vms[256];
+    static const char old_sessions[] =
+        "(SELECT id FROM session WHERE ended = 1 AND created_ms < ?1 ORDER BY id LIMIT ?2)";
+    char events[256], vms[256], session_events[256], sessions[256];
     uint32_t n = 0, other = 0;
-    snprintf(events, sizeof events, "DELETE FROM event WHERE vm_id IN %s", old);
+    snprintf(events, sizeof events, "DELETE FROM event WHERE about IN %s", old);
     snprintf(vms, sizeof vms, "DELETE FROM vm WHERE id IN %s", old);
+    snprintf(session_events, sizeof session_events, "DELETE FROM event WHERE about IN %s", old_sessions);
+    snprintf(sessions, sizeof sessions, "DELETE FROM session WHERE id IN %s", old_sessions);
     int r = store_begin(store, err);
     if (r < 0)
         return r;
@@ -318,25 +322,24 @@ int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t 
     if (r == 0)
         r = delete_some(store, vms, before_ms, max, &n, err);
     if (r == 0)
-        r = delete_some(store,
-                        "DELETE FROM session WHERE id IN"
-                        " (SELECT id FROM session WHERE ended = 1 AND created_ms < ?1 LIMIT ?2)",
-                        before_ms, max, &other, err);
+        r = delete_some(store, session_events, before_ms, max, &other, err);
+    if (r == 0)
+        r = delete_some(store, sessions, before_ms, max, &other, err);
     r = store_end(store, r, err);
     if (r == 0)
         *ret_n = n;
     return r;
 }
 
-int store_vm_events(struct store *store, const char *id, struct store_event **ret_events, size_t *ret_n,
-                    struct err *err) {
+int store_events(struct store *store, const char *about, struct store_event **ret_events, size_t *ret_n,
+                 struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "SELECT at_ms, actor, event, from_state, to_state, reason FROM event WHERE vm_id = ? ORDER BY n",
+                       "SELECT at_ms, actor, event, from_state, to_state, reason FROM event WHERE about = ? ORDER BY n",
                        err);
     if (r < 0)
         return r;
-    query_text(&q, id);
+    query_text(&q, about);
     _cleanup_free_ struct store_event *events = NULL;
     size_t n = 0, cap = 0;
     while ((r = query_step(&q, err)) > 0) {

@@ -170,7 +170,7 @@ static char *last_events(struct vms *vms, const char *id) {
     _cleanup_free_ struct store_event *events = NULL;
     size_t n = 0;
     char at[TIME_RFC3339_SIZE];
-    if (store_vm_events(vms->store, id, &events, &n, NULL) < 0)
+    if (store_events(vms->store, id, &events, &n, NULL) < 0)
         return NULL;
     json_t *list = json_array();
     for (size_t i = n > EVENTS_KEPT ? n - EVENTS_KEPT : 0; i < n; i++) {

@@ -116,6 +116,7 @@ export class MockDaemon {
     if (request.method === 'GET' && pathname.startsWith('/static/')) return this.#static(response, pathname);
     if (request.method === 'POST' && pathname === `${base}/ticket`) return this.#ticket(request, response, base);
     if (request.method === 'GET' && pathname === base) return this.#status(request, response);
+    if (request.method === 'POST' && pathname === `${base}/heartbeat`) return this.#heartbeat(request, response);
     return problem(response, 404, 'not_found', 'No such session.');
   }
 
@@ -152,6 +153,13 @@ export class MockDaemon {
     if (this.problem) return problem(response, this.problem.status, 'mock', this.problem.detail, this.problem.hint);
     response.writeHead(200, { 'Content-Type': 'application/json', 'Cache-Control': 'no-store' });
     return response.end(JSON.stringify({ session: this.session, vm: this.vm }));
+  }
+
+  #heartbeat(request, response) {
+    if (!this.#admitted(request)) return problem(response, 401, 'unauthorized', 'No cookie.');
+    if (this.problem) return problem(response, this.problem.status, 'mock', this.problem.detail, this.problem.hint);
+    response.writeHead(200, { 'Content-Type': 'application/json' });
+    return response.end('{}');
   }
 
   #admitted(request) {

@@ -73,7 +73,7 @@ static void vm_goes_in_and_comes_out(void **state) {
     assert_memory_equal(&out, &vm, sizeof vm);
     struct store_event *events;
     size_t n;
-    assert_int_equal(store_vm_events(f->store, vm.id, &events, &n, &err), 0);
+    assert_int_equal(store_events(f->store, vm.id, &events, &n, &err), 0);
     assert_int_equal(n, 2);
     assert_string_equal(events[0].event, "claimed");
     assert_memory_equal(&events[1], &event, sizeof event);
@@ -126,7 +126,7 @@ static void what_is_old_goes(void **state) {
         size_t count;
         vm = make_vm(i);
         assert_int_equal(store_vm_get(f->store, vm.id, &out, NULL), i < 3 ? -ENOENT : 0);
-        assert_int_equal(store_vm_events(f->store, vm.id, &events, &count, &err), 0);
+        assert_int_equal(store_events(f->store, vm.id, &events, &count, &err), 0);
         assert_int_equal(count, i < 3 ? 0 : 2);
         free(events);
     }
@@ -143,7 +143,7 @@ static void a_vm_that_comes_and_goes_does_not_fill_the_disk(void **state) {
         event.at_ms = i;
         assert_int_equal(store_vm_update(f->store, &vm, &event, &err), 0);
     }
-    assert_int_equal(store_vm_events(f->store, vm.id, &events, &n, &err), 0);
+    assert_int_equal(store_events(f->store, vm.id, &events, &n, &err), 0);
     assert_int_equal(n, STORE_EVENTS_MAX);
     assert_int_equal(events[n - 1].at_ms, STORE_EVENTS_MAX + 50); /* the newest are kept */
     free(events);
@@ -206,16 +206,31 @@ static void one_active_session_a_user_and_provider(void **state) {
     struct fixture *f = *state;
     struct err err;
     struct session s = {.id = "00000000000000000000000000000001", .user = "u", .provider = "demo"}, out;
-    assert_int_equal(store_session_add(f->store, &s, &err), 0);
+    struct store_event event = {.at_ms = 1, .actor = "me", .event = "started", .to = "awaiting_user_auth"};
+    assert_int_equal(store_session_add(f->store, &s, &event, &err), 0);
     struct session second = s;
     strcpy(second.id, "00000000000000000000000000000002");
-    assert_int_equal(store_session_add(f->store, &second, &err), -EEXIST);
+    assert_int_equal(store_session_add(f->store, &second, &event, &err), -EEXIST);
     assert_int_equal(store_session_find(f->store, "u", "demo", &out, &err), 0);
     assert_memory_equal(&out, &s, sizeof s);
     s.status = SESSION_CANCELLED;
-    assert_int_equal(store_session_update(f->store, &s, &err), 0);
+    assert_int_equal(store_session_update(f->store, &s, &event, &err), 0);
+    /* An end is an end: whoever comes late changes nothing, and writes no event. */
+    s.status = SESSION_FAILED;
+    assert_int_equal(store_session_update(f->store, &s, &event, &err), -ENOENT);
+    assert_int_equal(store_session_get(f->store, s.id, &out, &err), 0);
+    assert_int_equal(out.status, SESSION_CANCELLED);
+    struct store_event *events;
+    size_t n;
+    assert_int_equal(store_events(f->store, s.id, &events, &n, &err), 0);
+    assert_int_equal(n, 2);
+    assert_memory_equal(&events[0], &event, sizeof event);
+    free(events);
+    assert_int_equal(store_events(f->store, second.id, &events, &n, &err), 0);
+    assert_int_equal(n, 0);
+    free(events);
     assert_int_equal(store_session_find(f->store, "u", "demo", &out, &err), -ENOENT);
-    assert_int_equal(store_session_add(f->store, &second, &err), 0);
+    assert_int_equal(store_session_add(f->store, &second, &event, &err), 0);
 }
 
 static void values(void **state) {

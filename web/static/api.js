@@ -1,4 +1,4 @@
-/* The controller's API as this page uses it: two calls, each answered by plain data, none throws.
+/* The controller's API as this page uses it: three calls, answered by plain data, none throws.
  *
  * Answers: {kind: 'ok', session, vm}   the status
  *          {kind: 'done'}              the ticket was taken, the cookie is set
@@ -40,6 +40,11 @@ export class Api {
     if (typeof session?.status !== 'string')
       return { kind: 'trouble', status: answer.status, detail: 'Its answer is not a session\'s status' };
     return { kind: 'ok', session, vm: vm ?? null };
+  }
+
+  /* This page is there. Nothing depends on the answer: the status tells all. */
+  async heartbeat() {
+    await this.#call('/heartbeat', { method: 'POST' });
   }
 
   /* One-use ticket for a cookie that script cannot read. */

@@ -17,6 +17,7 @@ const STEADY_MS = 10000;    // a connection that lasted this long makes up for t
 const BOOT_RETRY_MS = 2000; // between attempts while the VM boots
 const PICTURE_MS = 2000;    // between looks for a picture
 const RELOAD_MS = 5000;
+const HEARTBEAT_MS = 20000; // hidden pages are slowed down to one a minute, which the controller knows
 
 const OWN = { advice: '', command: '', step: null, next: 'poll', retry: false };
 const CONNECTED = { ...OWN, state: 'connected', tone: 'good', title: 'The desktop is connected', text: '' };
@@ -64,6 +65,13 @@ class Page {
 
   async run() {
     await this.#exchangeTicket();
+    this.#api.heartbeat();
+    const beats = setInterval(() => this.#api.heartbeat(), HEARTBEAT_MS);
+    await this.#untilItEnds();
+    clearInterval(beats);
+  }
+
+  async #untilItEnds() {
     for (let answered = true;;) {
       const answer = await this.#api.status();
       if (answer.kind === 'ok' && !answered) this.#forgive(); // it is back: connect at once

@@ -1,0 +1,218 @@
+"""Sessions in a real daemon: kills, deadlines, and what a browser reads then. The VMM does nothing; where a desktop is
+needed, a small one answers in the VM's place, at the VM's address on the bridge."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+import websockets
+
+import harness
+from harness import idle, wait_for
+from test_api import closed, cookie, start
+
+DESKTOP = r"""
+import asyncio, socket, sys, websockets
+async def serve(ws):
+    await ws.send(b"RFB 003.008\n")
+    await ws.wait_closed()
+async def main():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # As the daemon's own sockets to guests: so that both ends' packets count as the bridge's.
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"br0")
+    s.bind((sys.argv[1], 6080))
+    async with websockets.serve(serve, sock=s, subprotocols=["binary"]):
+        print("up", flush=True)
+        await asyncio.Future()
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def desktop(d, vm):
+    """Something that speaks RFB at the VM's address."""
+    d.netns("ip", "address", "add", f"{vm['ip']}/32", "dev", "br0")
+    process = subprocess.Popen(["nsenter", f"--net=/run/netns/{d.name}", "/usr/bin/python3", "-c", DESKTOP, vm["ip"]],
+                               stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        d.netns("ip", "address", "del", f"{vm['ip']}/32", "dev", "br0", check=False)
+
+
+@pytest.fixture(scope="module")
+def plain_image(tmp_path_factory):
+    """The test guest's image without its agent: then a VM whose desktop answers is running."""
+    folder = tmp_path_factory.mktemp("image")
+    build = (harness.TEST_GUEST / "current").resolve()
+    shutil.copytree(build, folder / build.name)
+    manifest = folder / build.name / "manifest.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "agent"}))
+    (folder / "current").symlink_to(build.name)
+    return folder
+
+
+def shown(d, sid):
+    return d.admin("GET", f"/api/auth/session/{sid}").json
+
+
+def status_of(d, sid):
+    return shown(d, sid)["session"]["status"]
+
+
+def story(d, sid):
+    return d.admin("GET", f"/api/auth/session/{sid}/events").json
+
+
+def ready(d, user):
+    """A session whose desktop can be used; with its page's cookie."""
+    sid, ticket = start(d, user)
+    vm = d.vm(shown(d, sid)["vm"]["id"])
+    return sid, cookie(d, sid, ticket), vm
+
+
+def wait_status(d, sid, status, timeout_s=20):
+    wait_for(lambda: status_of(d, sid) == status, timeout_s)
+
+
+async def until_closed(d, sid, jar, then):
+    """Connects to the desktop, calls then(), and says how it was closed."""
+    own = f"http://127.0.0.1:{d.port}"
+    uri = f"ws://127.0.0.1:{d.port}/api/auth/session/{sid}/novnc/websock"
+    async with websockets.connect(uri, extra_headers=jar, origin=own, subprotocols=["binary"]) as ws:
+        assert await asyncio.wait_for(ws.recv(), 10) == b"RFB 003.008\n"
+        await asyncio.get_running_loop().run_in_executor(None, then)
+        with pytest.raises(websockets.ConnectionClosed):
+            await asyncio.wait_for(ws.recv(), 20)
+        return ws.close_code, ws.close_reason
+
+
+def test_the_limit_counts_from_the_desktop_and_the_page_reads_why(plain_image):
+    with idle(image=plain_image, session={"timeout": "4"}) as d:
+        sid, jar, vm = ready(d, "s1")
+        time.sleep(4.5)
+        said = shown(d, sid)
+        assert said["session"]["status"] == "vm_created" and said["seconds_left"] is None
+        with desktop(d, vm):
+            wait_status(d, sid, "awaiting_user_auth")
+            said = shown(d, sid)
+            assert said["session"]["timeout_at"] and 0 <= said["seconds_left"] <= 4
+            beat = lambda: d.request("POST", f"/api/auth/session/{sid}/heartbeat", headers=jar)
+            assert beat().json["session"]["timeout_at"] == said["session"]["timeout_at"], "a heartbeat extends nothing"
+            code, reason = asyncio.run(until_closed(d, sid, jar, lambda: None))
+            assert code == 4408 and "4 s" in reason
+            assert status_of(d, sid) == "timeout" and beat().status == 409
+            d.wait_state(vm["id"], "stopped")
+            assert closed(d, sid, jar, f"http://127.0.0.1:{d.port}")[0] == 4408
+        told = story(d, sid)
+        assert [e["event"] for e in told["events"]] == ["started", "vm-created", "desktop-ready", "timeout"]
+        assert told["events"][-1]["actor"] == "controller" and told["events"][-1]["reason"]
+        sealed = json.loads((pathlib.Path(told["files"]) / "session.json").read_text())
+        assert sealed["id"] == sid and sealed["status"] == "timeout" and sealed["actor"] == "controller"
+        assert "timed out" in d.vm(vm["id"])["reason"]
+
+
+def test_a_page_that_was_left(plain_image):
+    with idle(image=plain_image, session={"abandoned_after": "2", "timeout": "0"}) as d:
+        sid, jar, vm = ready(d, "s1")
+        silent, _ = start(d, "s2")
+        with desktop(d, vm):
+            wait_status(d, sid, "awaiting_user_auth")
+            assert d.request("POST", f"/api/auth/session/{sid}/heartbeat", headers=jar).status == 200
+
+            def looks_on():
+                time.sleep(4.5)
+                assert status_of(d, sid) == "awaiting_user_auth", "who is connected is there"
+                d.mctl("auth", "cancel", silent)
+                threading.Thread(target=lambda: d.mctl("vm", "destroy", vm["id"], "--reason", "noon")).start()
+            code, reason = asyncio.run(until_closed(d, sid, jar, looks_on))
+            assert code == 1011 and "noon" in reason
+        sid, jar, vm = ready(d, "s3")
+        assert d.request("POST", f"/api/auth/session/{sid}/heartbeat", headers=jar).status == 200
+        wait_status(d, sid, "cancelled")
+        end = story(d, sid)["events"][-1]
+        assert end["actor"] == "controller" and "page was closed" in end["reason"]
+
+
+def test_cancel_is_read_by_who_looks(plain_image):
+    with idle(image=plain_image) as d:
+        sid, jar, vm = ready(d, "s1")
+        with desktop(d, vm):
+            wait_status(d, sid, "awaiting_user_auth")
+            cancel = lambda: d.mctl("auth", "cancel", sid, "--reason", "wrong account")
+            code, reason = asyncio.run(until_closed(d, sid, jar, cancel))
+        assert code == 1011 and "wrong account" in reason
+        end = story(d, sid)["events"][-1]
+        assert end["event"] == "cancelled" and "uid 0" in end["actor"] and end["reason"] == "wrong account"
+        assert "wrong account" in d.mctl("auth", "show", sid).out
+
+
+def test_a_killed_daemon_keeps_its_sessions(plain_image):
+    with idle(image=plain_image) as d:
+        sid, jar, vm = ready(d, "s1")
+        other, ticket = start(d, "s2")
+        with desktop(d, vm):
+            wait_status(d, sid, "awaiting_user_auth")
+            before = shown(d, sid)["session"]
+            d.stop(signal.SIGKILL)
+            d.start()
+            assert d.get(f"/api/auth/session/{sid}", headers=jar).json["session"] == before
+            assert status_of(d, other) == "vm_created"
+            cookie(d, other, ticket)  # a ticket from before
+            code, reason = asyncio.run(until_closed(d, sid, jar, lambda: d.mctl("auth", "cancel", sid)))
+            assert code == 1011
+        again = d.admin("POST", "/api/auth/start", {"userId": "s2", "provider": "demo"})
+        assert again.status == 200 and again.json["sessionId"] == other
+
+
+def test_killed_at_any_moment_nothing_is_half_ended():
+    """The daemon is killed while sessions are started and cancelled: each ends up live with a live VM, or ended with an
+    actor, a reason and no VM."""
+    with idle() as d:
+        ids = set()
+        for round in range(6):
+            halt = threading.Event()
+
+            def busy(user):
+                while not halt.is_set():
+                    with contextlib.suppress(OSError, http.client.HTTPException, KeyError):
+                        sid = d.admin("POST", "/api/auth/start", {"userId": user, "provider": "demo"},
+                                      check=False).json["sessionId"]
+                        ids.add(sid)
+                        d.admin("POST", f"/api/auth/session/{sid}/cancel", {"reason": "again"}, check=False)
+            threads = [threading.Thread(target=busy, args=(f"u{i}",)) for i in range(3)]
+            for t in threads:
+                t.start()
+            time.sleep(0.2 + 0.13 * round)
+            d.stop(signal.SIGKILL)
+            halt.set()
+            for t in threads:
+                t.join()
+            d.start()
+        assert ids
+        wait_for(lambda: all(v["state"] not in ("stopping", "creating") for v in d.mctl("--json", "vm", "list").json["vms"]))
+        live_vms = {v["id"] for v in d.mctl("--json", "vm", "list").json["vms"]}
+        live_sessions = set()
+        for sid in ids:
+            session = shown(d, sid)["session"]
+            end = story(d, sid)["events"][-1]
+            assert end["to"] == session["status"]
+            if session["status"] in ("cancelled", "failed"):
+                assert end["actor"] and end["reason"] and session["vm_id"] not in live_vms
+            else:
+                live_sessions.add(session["vm_id"])
+        assert live_sessions <= live_vms
+        known = {s["vm_id"] for s in d.admin("GET", "/api/auth/sessions").json["sessions"]}
+        assert live_vms == known, "no VM without its session"
