@@ -28,7 +28,7 @@ static bool is_operation(const char *name) {
 static struct agent *agent_of(struct api *api, struct http_request *req, const struct http_match *match) {
     struct err err = {0};
     struct vm vm;
-    int r = store_vm_find(api->store, http_match_param(match, "id"), &vm, &err);
+    int r = api_vm_find(api, match, &vm, &err);
     struct agent *agent = r == 0 ? vms_agent(api->vms, vm.id) : NULL;
     if (r == 0 && !agent && vm_state_is_end(vm.state))
         err_set(&err, EALREADY, "vm.ended", "VM %s is %s", vm.id, vm_state_name(vm.state));

@@ -8,9 +8,11 @@
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "base/time.h"
 
 #define TOKEN_BYTES 32
 #define TOKEN_TEXT (2 * TOKEN_BYTES)
+#define TOKEN_PREFIX "mct_" /* a user's: so that people and scanners of leaks know it */
 
 static void hash_token(const char *token, size_t len, char ret_hex[2 * STORE_HASH_SIZE + 1]) {
     uint8_t hash[STORE_HASH_SIZE];
@@ -76,20 +78,53 @@ int api_token_load(struct api *api, struct err *err) {
     return r < 0 ? r : store_value_set(api->store, "admin_token_hash", api->token_hash, err);
 }
 
-static bool has_token(struct api *api, struct http_request *req) {
-    char hash[2 * STORE_HASH_SIZE + 1];
-    const char *header = http_request_header(req, "Authorization");
-    if (!header || strncasecmp(header, "Bearer ", 7) != 0)
-        return false;
-    const char *token = header + 7;
-    while (*token == ' ')
-        token++;
-    hash_token(token, strlen(token), hash);
-    return str_equal_secret(hash, sizeof hash - 1, api->token_hash, sizeof hash - 1);
+int api_token_make(struct api *api, struct token *token, char ret_secret[API_TOKEN_TEXT], struct err *err) {
+    uint8_t random[TOKEN_BYTES], id[4], hash[STORE_HASH_SIZE];
+    char secret[API_TOKEN_TEXT] = TOKEN_PREFIX;
+    int r;
+    randombytes_buf(random, sizeof random);
+    str_hex(random, sizeof random, secret + strlen(TOKEN_PREFIX));
+    crypto_generichash(hash, sizeof hash, (const uint8_t *)secret, strlen(secret), NULL, 0);
+    do {
+        randombytes_buf(id, sizeof id);
+        str_hex(id, sizeof id, token->id);
+        r = store_token_add(api->store, token, hash, err);
+    } while (r == -EEXIST);
+    if (r == 0)
+        memcpy(ret_secret, secret, sizeof secret);
+    sodium_memzero(secret, sizeof secret);
+    sodium_memzero(random, sizeof random);
+    return r;
 }
 
-bool api_is_admin(struct api *api, struct http_request *req) {
-    return http_request_peer(req)->local || has_token(api, req);
+/* Who the bearer of a token is. Every token takes the same way: its hash is compared, and looked up. */
+static enum api_role role_of(struct api *api, const char *text, struct token *ret_token) {
+    char hex[2 * STORE_HASH_SIZE + 1];
+    uint8_t hash[STORE_HASH_SIZE];
+    hash_token(text, strlen(text), hex);
+    crypto_generichash(hash, sizeof hash, (const uint8_t *)text, strlen(text), NULL, 0);
+    bool is_admin = str_equal_secret(hex, sizeof hex - 1, api->token_hash, sizeof hex - 1);
+    bool is_user = store_token_use(api->store, hash, time_realtime_ms(), ret_token, NULL) == 0;
+    return is_admin ? CALLER_ADMIN : is_user ? CALLER_USER : CALLER_NOBODY;
+}
+
+static void identify(struct api *api, struct http_request *req) {
+    const char *header = http_request_header(req, "Authorization");
+    api->caller = (struct api_caller){0};
+    if (http_request_peer(req)->local) {
+        api->caller.role = CALLER_ADMIN;
+    } else if (header && strncasecmp(header, "Bearer ", 7) == 0) {
+        const char *text = header + 7;
+        api->caller.role = role_of(api, text + strspn(text, " "), &api->caller.token);
+    }
+}
+
+const char *api_only_user(const struct api *api) {
+    return api->caller.role == CALLER_USER ? api->caller.token.user : NULL;
+}
+
+bool api_may_see(const struct api *api, const char *user) {
+    return api->caller.role != CALLER_USER || strcmp(api->caller.token.user, user) == 0;
 }
 
 bool api_has_cookie(struct api *api, struct http_request *req, const char *session_id) {
@@ -106,23 +141,38 @@ bool api_origin_is_ours(struct api *api, struct http_request *req, bool required
 
 bool api_allowed(struct api *api, struct http_request *req, const struct http_match *match) {
     enum api_access access = (enum api_access)match->route->flags;
-    if (access == API_PUBLIC || api_is_admin(api, req))
+    identify(api, req);
+    if (access == API_PUBLIC || api->caller.role == CALLER_ADMIN)
         return true;
+    if (api->caller.role == CALLER_USER && access != API_ADMIN)
+        return true;
+    if (api->caller.role == CALLER_USER) {
+        http_problem(req, 403, "auth.forbidden", NULL, "this is for administrators: a user's token does not open it",
+                     "use the token of the admin token file, or the unix socket");
+        return false;
+    }
     if (access == API_SESSION && api_origin_is_ours(api, req, false) &&
-        api_has_cookie(api, req, http_match_param(match, "id")))
+        api_has_cookie(api, req, http_match_param(match, "id"))) {
+        api->caller.role = CALLER_PAGE;
         return true;
+    }
     struct http_header challenge = {"WWW-Authenticate", "Bearer"};
-    http_problem_with(req, 401, "auth.required", NULL, "this needs a credential that was not given or is not valid",
-                      "send Authorization: Bearer with the token of the admin token file, or use the unix socket",
-                      &challenge, 1);
+    http_problem_with(
+        req, 401, "auth.required", NULL, "this needs a credential that was not given or is not valid",
+        "send Authorization: Bearer with a token (mctl token create) or the admin token, or use the unix socket",
+        &challenge, 1);
     return false;
 }
 
 void api_actor(struct api *api, struct http_request *req, char ret_actor[STORE_ACTOR_MAX]) {
     const struct http_peer *peer = http_request_peer(req);
+    char text[STORE_ACTOR_MAX + VM_USER_MAX + 32];
     if (peer->local)
-        snprintf(ret_actor, STORE_ACTOR_MAX, "uid %u (pid %d, unix socket)", peer->uid, peer->pid);
+        snprintf(text, sizeof text, "uid %u (pid %d, unix socket)", peer->uid, peer->pid);
+    else if (api->caller.role == CALLER_USER)
+        snprintf(text, sizeof text, "token %s from %s of %s", api->caller.token.id, peer->ip, api->caller.token.user);
     else
-        snprintf(ret_actor, STORE_ACTOR_MAX, "%s from %s", has_token(api, req) ? "admin token" : "session page",
+        snprintf(text, sizeof text, "%s from %s", api->caller.role == CALLER_ADMIN ? "admin token" : "session page",
                  peer->ip);
+    str_copy(ret_actor, STORE_ACTOR_MAX, text);
 }

@@ -173,11 +173,13 @@ static void judge(struct api *api, struct desktop *d, struct session *session, s
 /* Who asks, and for what. A cookie counts only from our own page. */
 static void judge_request(struct api *api, struct http_request *req, const char *id, struct desktop *d, struct vm *vm) {
     struct session session;
-    bool may = api_is_admin(api, req) ? api_origin_is_ours(api, req, false)
-                                      : api_origin_is_ours(api, req, true) && api_has_cookie(api, req, id);
+    bool bearer = api->caller.role == CALLER_ADMIN || api->caller.role == CALLER_USER;
+    bool may = bearer ? api_origin_is_ours(api, req, false)
+                      : api_origin_is_ours(api, req, true) && api_has_cookie(api, req, id);
     if (!may)
         say(&d->verdict, 4401, "No credential was given. Ask for a new link: mctl auth start");
-    else if (!session_id_is_valid(id) || sessions_get(api->sessions, id, &session, NULL) < 0)
+    else if (!session_id_is_valid(id) || sessions_get(api->sessions, id, &session, NULL) < 0 ||
+             !api_may_see(api, session.user))
         say(&d->verdict, 4404, "There is no such session.");
     else
         judge(api, d, &session, vm);

@@ -234,7 +234,7 @@ void route_vm_diagnostics(struct http_request *req, const struct http_match *mat
     struct doctor_words words;
     struct vm vm;
     struct err err = {0};
-    int r = store_vm_find(api->store, http_match_param(match, "id"), &vm, &err);
+    int r = api_vm_find(api, match, &vm, &err);
     if (r == 0 && vm_state_is_end(vm.state)) {
         err_set(&err, EALREADY, "vm.ended", "VM %s is %s: there is no way to it any more", vm.id,
                 vm_state_name(vm.state));

@@ -237,7 +237,7 @@ void route_vm_exec(struct http_request *req, const struct http_match *match, voi
     const char *upgrade = http_request_header(req, "Upgrade");
     struct err err = {0};
     struct vm vm;
-    if (store_vm_find(api->store, http_match_param(match, "id"), &vm, &err) < 0 || check(api, &vm, &err) < 0) {
+    if (api_vm_find(api, match, &vm, &err) < 0 || check(api, &vm, &err) < 0) {
         api_fail(req, &err);
         return;
     }

@@ -11,8 +11,22 @@
 enum api_access {
     API_PUBLIC,  /* anybody */
     API_ADMIN,   /* the unix socket, or the admin token */
+    API_USER,    /* these, or a user's token; what is not that user's is not there for it: the handler asks */
     API_SESSION, /* these, or the cookie of the session {id} */
 };
+
+/* Who a request is from. */
+struct api_caller {
+    enum api_role {
+        CALLER_NOBODY,
+        CALLER_PAGE,  /* a session's cookie: that session alone */
+        CALLER_USER,  /* a user's token */
+        CALLER_ADMIN, /* the unix socket, or the admin token */
+    } role;
+    struct token token; /* CALLER_USER */
+};
+
+#define API_TOKEN_TEXT 69 /* "mct_" and 256 random bits in hex */
 
 struct waiter;
 struct follower;
@@ -40,14 +54,19 @@ struct api {
     char base_url[CONFIG_TEXT + 8];           /* http://127.0.0.1:4000, without a slash at its end */
     int64_t started_ms;
     uint64_t next_tag;
+    struct api_caller caller; /* of the request whose handler runs; a request that waits asks no more */
 };
 
 /* auth.c */
 int api_token_load(struct api *api, struct err *err);
-/* Answers the request itself when the caller may not go on. Return: whether it may. */
+/* Fills in the token's id and gives the secret; only its hash is stored. */
+int api_token_make(struct api *api, struct token *token, char ret_secret[API_TOKEN_TEXT], struct err *err);
+/* Finds out who calls. Answers the request itself when the caller may not go on. Return: whether it may. */
 bool api_allowed(struct api *api, struct http_request *req, const struct http_match *match);
-/* Whether the caller has the unix socket or the admin token. */
-bool api_is_admin(struct api *api, struct http_request *req);
+/* Whose things the caller may see: a user's id, or NULL for everybody's. */
+const char *api_only_user(const struct api *api);
+/* Whether what belongs to the user is there for the caller. */
+bool api_may_see(const struct api *api, const char *user);
 bool api_has_cookie(struct api *api, struct http_request *req, const char *session_id);
 /* Whether the request's Origin is exactly our own address; required false: an absent one is fine. */
 bool api_origin_is_ours(struct api *api, struct http_request *req, bool required);
@@ -66,6 +85,8 @@ json_t *api_time(int64_t realtime_ms); /* RFC 3339, null for 0 */
 json_t *api_vm_json(const struct vm *vm);
 /* vm_network.c: null where the VM is not on the bridge, such as after its end. */
 json_t *api_vm_network_json(struct api *api, const struct vm *vm);
+/* The caller's VM of {id}, which may be any unique prefix. Error: "vm.not-found", for another's VM too. */
+int api_vm_find(struct api *api, const struct http_match *match, struct vm *ret_vm, struct err *err);
 json_t *api_events_json(const struct store_event *events, size_t n);
 json_t *api_session_json(struct api *api, const struct session *session);
 
@@ -113,5 +134,6 @@ http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, ro
 http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
+http_route_fn route_token_create, route_tokens_list, route_token_revoke;
 http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;

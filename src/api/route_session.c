@@ -17,10 +17,15 @@ static bool session_of(struct api *api, struct http_request *req, const struct h
                        struct session *ret_session) {
     const char *id = http_match_param(match, "id");
     struct err err = {0};
-    int r = session_id_is_valid(id) ? sessions_get(api->sessions, id, ret_session, &err) : -ENOENT;
-    if (r == -ENOENT)
+    struct session session;
+    int r = session_id_is_valid(id) ? sessions_get(api->sessions, id, &session, &err) : -ENOENT;
+    if (r == 0 && !api_may_see(api, session.user))
+        r = -ENOENT;
+    if (r == 0)
+        *ret_session = session;
+    else if (r == -ENOENT)
         no_session(req);
-    else if (r < 0)
+    else
         api_fail(req, &err);
     return r == 0;
 }
@@ -49,6 +54,8 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
     }
     api_actor(api, req, actor);
     int r = vm_user_check(user, user_len, &err);
+    if (r == 0 && !api_may_see(api, user))
+        r = err_set(&err, ENOENT, "user.not-found", "there is no such user");
     if (r == 0)
         r = sessions_start(api->sessions, user, provider, actor, &session, &is_new, &err);
     json_decref(body);
@@ -81,7 +88,8 @@ void route_sessions_list(struct http_request *req, const struct http_match *matc
     }
     json_t *array = json_array();
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(array, api_session_json(api, &list[i]));
+        if (api_may_see(api, list[i].user))
+            json_array_append_new(array, api_session_json(api, &list[i]));
     api_json(req, 200, json_pack("{s:o}", "sessions", array));
 }
 

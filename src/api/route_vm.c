@@ -12,12 +12,15 @@
 #define CONSOLE_DEFAULT_BYTES 65536
 #define CONSOLE_MAX_BYTES (4U << 20)
 
-/* Answers and returns false when it is no user id. */
-static bool user_of(struct http_request *req, const char *user) {
+/* Answers and returns false when it is no user id, or not the caller's. */
+static bool user_of(struct api *api, struct http_request *req, const char *user) {
     struct err err;
-    if (vm_user_check(user, strlen(user), &err) == 0)
+    if (vm_user_check(user, strlen(user), &err) < 0)
+        api_fail(req, &err);
+    else if (!api_may_see(api, user))
+        http_problem(req, 404, "user.not-found", NULL, "there is no such user", NULL);
+    else
         return true;
-    api_fail(req, &err);
     return false;
 }
 
@@ -76,7 +79,8 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
     struct err err = {0};
     bool wait;
     int status = 200;
-    if (!user_of(req, user) || !api_query_known(req, parameters) || !wait_of(req, &wait) || !request_of(req, &request))
+    if (!user_of(api, req, user) || !api_query_known(req, parameters) || !wait_of(req, &wait) ||
+        !request_of(req, &request))
         return;
     int r = request.type == VM_TYPE_CLI ? find_cli_vm(api, user, &vm, &err) : -ENOENT;
     if (r == -ENOENT) {
@@ -116,7 +120,7 @@ void route_user_vm_get(struct http_request *req, const struct http_match *match,
     const char *user = http_match_param(match, "user");
     struct vm vm;
     struct err err = {0};
-    if (!user_of(req, user))
+    if (!user_of(userdata, req, user))
         return;
     if (find_cli_vm(userdata, user, &vm, &err) < 0)
         api_fail(req, &err);
@@ -128,7 +132,7 @@ void route_user_vm_delete(struct http_request *req, const struct http_match *mat
     const char *user = http_match_param(match, "user");
     struct vm vm;
     struct err err = {0};
-    if (!user_of(req, user))
+    if (!user_of(userdata, req, user))
         return;
     if (find_cli_vm(userdata, user, &vm, &err) < 0)
         api_fail(req, &err);
@@ -150,7 +154,13 @@ void route_vms_list(struct http_request *req, const struct http_match *match, vo
         http_problem(req, 400, "query.bad-value", NULL, "the parameter all is 1 or not there, user is a user id", NULL);
         return;
     }
-    if (store_vm_list(api->store, *user ? user : NULL, *all ? STORE_ALL : STORE_LIVE, &vms, &n, &err) < 0) {
+    /* Somebody else's are as none. */
+    const char *only = api_only_user(api), *whose = *user ? user : NULL;
+    if (only && whose && strcmp(only, whose) != 0) {
+        api_json(req, 200, json_pack("{s:[]}", "vms"));
+        return;
+    }
+    if (store_vm_list(api->store, only ? only : whose, *all ? STORE_ALL : STORE_LIVE, &vms, &n, &err) < 0) {
         api_fail(req, &err);
         return;
     }
@@ -160,10 +170,14 @@ void route_vms_list(struct http_request *req, const struct http_match *match, vo
     api_json(req, 200, json_pack("{s:o}", "vms", list));
 }
 
-/* The VM of {id}, which may be any unique prefix. Answers and returns false when there is none. */
+int api_vm_find(struct api *api, const struct http_match *match, struct vm *ret_vm, struct err *err) {
+    return store_vm_find(api->store, http_match_param(match, "id"), api_only_user(api), ret_vm, err);
+}
+
+/* Answers and returns false when there is none. */
 static bool vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm) {
     struct err err = {0};
-    if (store_vm_find(api->store, http_match_param(match, "id"), ret_vm, &err) == 0)
+    if (api_vm_find(api, match, ret_vm, &err) == 0)
         return true;
     api_fail(req, &err);
     return false;

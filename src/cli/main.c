@@ -24,6 +24,9 @@ static const struct {
     {"auth", "start", verb_auth_start, "--user U --provider P [--ticket-lifetime SECONDS] [--wait]"},
     {"auth", "show", verb_auth_show, "SESSION"},
     {"auth", "cancel", verb_auth_cancel, "SESSION [--reason TEXT]"},
+    {"token", "create", verb_token_create, "--user U [--days N] [--note TEXT]"},
+    {"token", "list", verb_token_list, "[--user U]"},
+    {"token", "revoke", verb_token_revoke, "ID"},
     {"status", NULL, verb_status, ""},
     {"doctor", NULL, verb_doctor,
      "[--netns NAME] [--bridge br0] [--vm ID | --tap NAME --guest-ip A [--guest-mac M] [--guest-port P]]\n"

@@ -35,4 +35,8 @@ static const char *const store_migrations[] = {
     "ALTER TABLE event RENAME COLUMN vm_id TO about;"
     "ALTER TABLE session ADD COLUMN seen_ms INTEGER NOT NULL DEFAULT 0;"
     "CREATE INDEX session_vm ON session (vm_id);",
+    /* 3: tokens of users */
+    "CREATE TABLE token ("
+    "  id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQUE, user TEXT NOT NULL, note TEXT NOT NULL,"
+    "  created_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, used_ms INTEGER NOT NULL) WITHOUT ROWID;",
 };

@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "model/session.h"
+#include "model/token.h"
 #include "model/vm.h"
 
 #define STORE_HASH_SIZE 32
@@ -33,8 +34,9 @@ int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, con
 /* Return: 0 or -ENOENT, or another -errno with err. */
 int store_vm_get(struct store *store, const char *id, struct vm *ret_vm, struct err *err);
 
-/* The VM whose id begins with `prefix` (an id itself is its own prefix). Errors: -ENOENT, -ENOTUNIQ "vm.ambiguous". */
-int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, struct err *err);
+/* The VM whose id begins with `prefix` (an id itself is its own prefix). With a user, only that user's VMs are there:
+ * another's is told, and takes as long, as one that nobody has. Errors: -ENOENT, -ENOTUNIQ "vm.ambiguous". */
+int store_vm_find(struct store *store, const char *prefix, const char *user, struct vm *ret_vm, struct err *err);
 
 /* The address of the VM that was made last, ended ones included; 0 when there was none. */
 int store_vm_last_ip(struct store *store, uint32_t *ret_ip, struct err *err);
@@ -115,6 +117,22 @@ int store_secret_add(struct store *store, enum store_secret kind, const uint8_t 
  * Return: 0, or -ENOENT. Expired ones are removed when a ticket is looked for. */
 int store_secret_use(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
                      const char *session_id, int64_t now_ms, struct err *err);
+
+/* --- Users' tokens: only hashes are kept --- */
+
+/* Errors: -EEXIST "store.taken": the id is another's. */
+int store_token_add(struct store *store, const struct token *token, const uint8_t hash[STORE_HASH_SIZE],
+                    struct err *err);
+
+/* The token with that hash that has not expired at now_ms; notes that it was used. Return: 0, or -ENOENT. */
+int store_token_use(struct store *store, const uint8_t hash[STORE_HASH_SIZE], int64_t now_ms, struct token *ret_token,
+                    struct err *err);
+
+/* A user's tokens, or everybody's (NULL), expired ones included. The caller frees *ret_tokens. */
+int store_token_list(struct store *store, const char *user, struct token **ret_tokens, size_t *ret_n, struct err *err);
+
+/* Errors: -ENOENT "token.not-found". */
+int store_token_remove(struct store *store, const char *id, struct token *ret_token, struct err *err);
 
 /* --- Single values, such as the admin token's hash --- */
 

@@ -151,7 +151,7 @@ int store_vm_get(struct store *store, const char *id, struct vm *ret_vm, struct 
     return r < 0 ? r : r == 0 ? no_vm(id, err) : read_vm(&q, ret_vm, err);
 }
 
-int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, struct err *err) {
+int store_vm_find(struct store *store, const char *prefix, const char *user, struct vm *ret_vm, struct err *err) {
     char pattern[VM_ID_TEXT];
     size_t len = strlen(prefix);
     if (len == 0 || len >= VM_ID_TEXT || strspn(prefix, "0123456789abcdefvm-") != len)
@@ -162,11 +162,14 @@ int store_vm_find(struct store *store, const char *prefix, struct vm *ret_vm, st
         return no_vm(prefix, err);
     strcat(pattern, prefix);
     _cleanup_query_ struct query q;
-    int r = query_open(
-        &q, store, "SELECT " VM_COLUMNS " FROM vm WHERE substr(id, 1, length(?1)) = ?1 ORDER BY ended LIMIT 2", err);
+    int r = query_open(&q, store,
+                       "SELECT " VM_COLUMNS " FROM vm WHERE substr(id, 1, length(?1)) = ?1 AND (?2 = '' OR user = ?2)"
+                       " ORDER BY ended LIMIT 2",
+                       err);
     if (r < 0)
         return r;
     query_text(&q, pattern);
+    query_text(&q, user ? user : "");
     r = query_step(&q, err);
     if (r <= 0)
         return r < 0 ? r : no_vm(prefix, err);

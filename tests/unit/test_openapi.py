@@ -8,7 +8,8 @@ import yaml
 
 HERE = pathlib.Path(__file__).resolve().parents[2]
 SPEC = yaml.safe_load((HERE / "doc/openapi.yaml").read_text())
-CALLERS = {"API_PUBLIC": [], "API_ADMIN": [{"admin": []}], "API_SESSION": [{"admin": []}, {"session": []}]}
+CALLERS = {"API_PUBLIC": [], "API_ADMIN": [{"admin": []}], "API_USER": [{"admin": []}, {"user": []}],
+           "API_SESSION": [{"admin": []}, {"user": []}, {"session": []}]}
 
 
 def rows():

@@ -169,20 +169,20 @@ static void a_prefix_finds_one(void **state) {
     struct vm a = make_vm(0x1234), b = make_vm(0x1235), out;
     assert_int_equal(store_vm_claim(f->store, &a, 5, "a", &err), 0);
     assert_int_equal(store_vm_claim(f->store, &b, 5, "a", &err), 0);
-    assert_int_equal(store_vm_find(f->store, "vm-1234", &out, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-1234", NULL, &out, &err), 0);
     assert_string_equal(out.id, a.id);
-    assert_int_equal(store_vm_find(f->store, "1235", &out, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "1235", NULL, &out, &err), 0);
     assert_string_equal(out.id, b.id);
-    assert_int_equal(store_vm_find(f->store, b.id, &out, &err), 0);
-    assert_int_equal(store_vm_find(f->store, "vm-123", &out, &err), -ENOTUNIQ);
-    assert_int_equal(store_vm_find(f->store, "v", &out, &err), -ENOTUNIQ);
+    assert_int_equal(store_vm_find(f->store, b.id, NULL, &out, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-123", NULL, &out, &err), -ENOTUNIQ);
+    assert_int_equal(store_vm_find(f->store, "v", NULL, &out, &err), -ENOTUNIQ);
     const char *none[] = {
         "", "vm-9", "%", "vm-123_", "vm-1234'", "xyz", "vm-1234-0000-4000-8000-000000000000-and-more"};
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
-        assert_int_equal(store_vm_find(f->store, none[i], &out, &err), -ENOENT);
+        assert_int_equal(store_vm_find(f->store, none[i], NULL, &out, &err), -ENOENT);
     b.state = VM_STATE_FAILED;
     assert_int_equal(store_vm_update(f->store, &b, NULL, &err), 0);
-    assert_int_equal(store_vm_find(f->store, "vm-123", &out, &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-123", NULL, &out, &err), 0);
     assert_string_equal(out.id, a.id);
 }
 
@@ -233,6 +233,64 @@ static void one_active_session_a_user_and_provider(void **state) {
     assert_int_equal(store_session_add(f->store, &second, &event, &err), 0);
 }
 
+static void tokens(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    uint8_t hash[2][STORE_HASH_SIZE] = {{1}, {2}};
+    struct token a = {.id = "0000000a",
+                      .user = "ann",
+                      .note = "her \x01 'laptop'",
+                      .created_ms = 1,
+                      .expires_ms = 200000},
+                 b = {.id = "0000000b", .user = "bob", .created_ms = 2, .expires_ms = 100}, out, *list;
+    size_t n;
+    assert_int_equal(store_token_add(f->store, &a, hash[0], &err), 0);
+    assert_int_equal(store_token_add(f->store, &a, hash[1], &err), -EEXIST);
+    assert_int_equal(store_token_add(f->store, &b, hash[1], &err), 0);
+    assert_int_equal(store_token_use(f->store, hash[0], 60000, &out, &err), 0);
+    a.used_ms = 60000;
+    assert_memory_equal(&out, &a, sizeof a);
+    /* To the minute. */
+    assert_int_equal(store_token_use(f->store, hash[0], 119999, &out, &err), 0);
+    assert_int_equal(out.used_ms, 60000);
+    assert_int_equal(store_token_use(f->store, hash[0], 120000, &out, &err), 0);
+    assert_int_equal(out.used_ms, 120000);
+    assert_int_equal(store_token_use(f->store, hash[0], 200000, &out, &err), -ENOENT);
+    assert_int_equal(store_token_use(f->store, hash[1], 99, &out, &err), 0);
+    assert_int_equal(store_token_use(f->store, hash[1], 100, &out, &err), -ENOENT);
+    assert_int_equal(store_token_list(f->store, NULL, &list, &n, &err), 0);
+    assert_int_equal(n, 2);
+    free(list);
+    assert_int_equal(store_token_list(f->store, "bob", &list, &n, &err), 0);
+    assert_int_equal(n, 1);
+    assert_string_equal(list[0].id, "0000000b");
+    free(list);
+    assert_int_equal(store_token_remove(f->store, "0000000a", &out, &err), 0);
+    assert_string_equal(out.user, "ann");
+    assert_int_equal(store_token_remove(f->store, "0000000a", &out, &err), -ENOENT);
+    assert_int_equal(store_token_use(f->store, hash[0], 60000, &out, &err), -ENOENT);
+    /* It is gone for good. */
+    store_close(f->store);
+    assert_int_equal(store_open(f->path, "host-a", &f->store, &err), 0);
+    assert_int_equal(store_token_list(f->store, NULL, &list, &n, &err), 0);
+    assert_int_equal(n, 1);
+    free(list);
+}
+
+static void only_the_users_vms_are_found(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm mine = make_vm(1), other = make_vm(2), out;
+    strcpy(other.user, "v");
+    assert_int_equal(store_vm_claim(f->store, &mine, 5, "a", &err), 0);
+    assert_int_equal(store_vm_claim(f->store, &other, 5, "a", &err), 0);
+    assert_int_equal(store_vm_find(f->store, "vm-", NULL, &out, &err), -ENOTUNIQ);
+    assert_int_equal(store_vm_find(f->store, "vm-", "u", &out, &err), 0);
+    assert_string_equal(out.id, mine.id);
+    assert_int_equal(store_vm_find(f->store, other.id, "u", &out, &err), -ENOENT);
+    assert_int_equal(store_vm_find(f->store, other.id, "v", &out, &err), 0);
+}
+
 static void values(void **state) {
     struct fixture *f = *state;
     struct err err;
@@ -272,6 +330,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_vm_that_comes_and_goes_does_not_fill_the_disk, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_prefix_finds_one, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_ticket_is_used_once_and_gets_old, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(tokens, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(only_the_users_vms_are_found, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_active_session_a_user_and_provider, set_up, tear_down),
         cmocka_unit_test_setup_teardown(values, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_newer_or_foreign_database_is_left_alone, set_up, tear_down),

@@ -1,0 +1,197 @@
+"""Who may call what: every route by every caller. A route of src/api/routes.c that has no row here fails."""
+
+import pathlib
+import re
+import sqlite3
+import statistics
+import time
+
+import pytest
+
+import harness
+from harness import idle
+from test_api import closed, cookie, start
+
+UNKNOWN_VM = "vm-00000000-0000-4000-8000-000000000000"
+UNKNOWN_SESSION = "0" * 32
+# Callers, in this order: nobody, another user, the session's own page, the owner, an administrator. An expired or
+# revoked token, and the page of another session, are nobody.
+CALLERS = ("nobody", "other", "page", "owner", "admin")
+ALL = (200, 200, 200, 200, 200)
+ADMIN = (401, 403, 401, 403, 200)
+USER = (401, 404, 401, 200, 200)
+LIST = (401, 200, 401, 200, 200)
+PAGE = (401, 404, 200, 200, 200)
+
+
+def like(statuses, good):
+    return tuple(good if s == 200 else s for s in statuses)
+
+
+TABLE = {
+    ("GET", "/health"): (ALL, None),
+    ("GET", "/metrics"): (ADMIN, None),
+    ("GET", "/api/status"): (ADMIN, None),
+    ("POST", "/api/users/{user}/vm"): (USER, {}),
+    ("GET", "/api/users/{user}/vm"): (USER, None),
+    ("DELETE", "/api/users/{user}/vm"): (USER, None),
+    ("GET", "/api/vms"): (LIST, None),
+    ("GET", "/api/vms/{id}"): (USER, None),
+    ("DELETE", "/api/vms/{id}"): (USER, None),
+    ("GET", "/api/vms/{id}/events"): (USER, None),
+    ("GET", "/api/vms/{id}/console"): (USER, None),
+    ("GET", "/api/vms/{id}/evidence"): (like(USER, 404), None),  # it lives
+    ("GET", "/api/vms/{id}/diagnostics"): (USER, None),
+    ("GET", "/api/vms/{id}/agent"): (USER, None),
+    ("POST", "/api/vms/{id}/agent"): (like(USER, 503), {"op": "health"}),  # its agent does not answer
+    ("GET", "/api/vms/{id}/exec"): (like(USER, 409), None),
+    ("GET", "/api/admin/health/network"): (ADMIN, None),
+    ("POST", "/api/admin/doctor"): (ADMIN, {}),
+    ("POST", "/api/tokens"): (like(ADMIN, 201), {"user": "carl"}),
+    ("GET", "/api/tokens"): (ADMIN, None),
+    ("DELETE", "/api/tokens/{id}"): (like(ADMIN, 404), None),
+    ("POST", "/api/auth/start"): (USER, {"userId": "{user}", "provider": "demo"}),
+    ("GET", "/api/auth/sessions"): (LIST, None),
+    ("GET", "/api/auth/session/{id}"): (PAGE, None),
+    ("POST", "/api/auth/session/{id}/cancel"): (PAGE, {}),
+    ("POST", "/api/auth/session/{id}/heartbeat"): (PAGE, None),
+    ("GET", "/api/auth/session/{id}/events"): (USER, None),
+    ("POST", "/api/auth/session/{id}/ticket"): (like(ALL, 403), {"ticket": "x"}),
+    ("GET", "/api/auth/session/{id}/novnc"): (ALL, None),
+    # Not an upgrade here; as a WebSocket below.
+    ("GET", "/api/auth/session/{id}/novnc/websock"): (like(ALL, 400), None),
+}
+
+
+def routes():
+    text = (harness.HERE / "src/api/routes.c").read_text()
+    return re.findall(r'\{"([A-Z]+)",\s*"([^"]+)",\s*\w+,\s*API_\w+,', text)
+
+
+def bearer(secret):
+    return {"Authorization": f"Bearer {secret}"}
+
+
+class World:
+    """A daemon with what ann has, and tokens for her, for bob, and for nobody any more."""
+
+    def __init__(self, d):
+        self.d = d
+        make = lambda user: d.mctl("--json", "token", "create", "--user", user).json
+        self.ann, self.bob, self.late, self.gone = make("ann"), make("bob"), make("ann"), make("ann")
+        d.mctl("token", "revoke", self.gone["token"]["id"])
+        with sqlite3.connect(d.state / "master-controller.db", timeout=5) as db:
+            db.execute("UPDATE token SET expires_ms = 1 WHERE id = ?", (self.late["token"]["id"],))
+        other, ticket = start(d, "eve")
+        self.foreign_page = cookie(d, other, ticket)
+        self.refresh()
+
+    def refresh(self):
+        """What a former request has ended is there again."""
+        d = self.d
+        self.vm = d.admin("POST", "/api/users/ann/vm", {}).json["vm"]["id"]
+        answer = d.admin("POST", "/api/auth/start", {"userId": "ann", "provider": "demo"}).json
+        self.session = answer["sessionId"]
+        self.page = cookie(d, self.session, answer["novncURL"].split("#ticket=")[1])
+
+    def headers(self, caller):
+        return {"nobody": {}, "other": bearer(self.bob["secret"]), "page": self.page,
+                "owner": bearer(self.ann["secret"]), "admin": bearer(self.d.token), "expired": bearer(self.late["secret"]),
+                "revoked": bearer(self.gone["secret"]), "foreign page": self.foreign_page}[caller]
+
+    def call(self, method, path, body, caller, user="ann", vm=None, session=None):
+        ident = (session or self.session) if "/session/" in path else "00000000" if "/tokens/" in path else (vm or self.vm)
+        path = path.replace("{user}", user).replace("{id}", ident)
+        if body:
+            body = {k: v.replace("{user}", user) for k, v in body.items()}
+        return self.d.request(method, path, body, self.headers(caller))
+
+
+@pytest.fixture(scope="module")
+def world():
+    with idle(vm={"quota_per_user": "200"}) as d:
+        yield World(d)
+
+
+def test_every_route_has_a_row():
+    assert set(routes()) == set(TABLE)
+
+
+@pytest.mark.parametrize("route", TABLE, ids=lambda r: f"{r[0]} {r[1]}")
+def test_route(world, route):
+    (method, path), (expected, body) = route, TABLE[route]
+    for caller, status in zip(CALLERS, expected):
+        world.refresh()
+        answer = world.call(method, path, body, caller)
+        assert answer.status == status, (caller, answer.body)
+    for caller in ("expired", "revoked", "foreign page"):
+        answer = world.call(method, path, body, caller)
+        assert answer.status == expected[0], (caller, answer.body)
+        if answer.status == 401:
+            assert answer.body == world.call(method, path, body, "nobody").body
+    if expected[1] == 404:
+        # What is another's is answered as what nobody has.
+        foreign = world.call(method, path, body, "other")
+        unknown = world.call(method, path, body, "other", user="nobody", vm=UNKNOWN_VM, session=UNKNOWN_SESSION)
+        same = lambda r, *ids: re.sub("|".join(ids), "ID", r.body.decode())
+        assert same(foreign, world.vm, world.session) == same(unknown, UNKNOWN_VM, UNKNOWN_SESSION)
+        names = lambda r: sorted(r.headers.keys())
+        assert (foreign.status, names(foreign)) == (unknown.status, names(unknown))
+
+
+def test_lists_show_only_what_is_the_callers(world):
+    d = world.d
+    world.refresh()
+    get = lambda path, caller: d.get(path, headers=world.headers(caller)).json
+    for path in ("/api/vms", "/api/vms?all=1", "/api/vms?user=ann", "/api/vms?user=bob"):
+        assert get(path, "other") == {"vms": []}
+    assert {v["user"] for v in get("/api/vms?all=1", "owner")["vms"]} == {"ann"}
+    assert {v["user"] for v in get("/api/vms", "admin")["vms"]} == {"ann", "eve"}
+    assert get("/api/auth/sessions", "other") == {"sessions": []}
+    assert {s["user"] for s in get("/api/auth/sessions", "owner")["sessions"]} == {"ann"}
+
+
+def test_a_prefix_finds_only_the_callers(world):
+    """Others' VMs make a prefix neither ambiguous nor longer."""
+    d = world.d
+    world.refresh()
+    mine = d.request("POST", "/api/users/bob/vm", {}, bearer(world.bob["secret"])).json["vm"]
+    found = d.get("/api/vms/vm-", headers=bearer(world.bob["secret"]))
+    assert found.status == 200 and found.json["vm"]["id"] == mine["id"]
+    why = d.get(f"/api/vms/{mine['id']}/events", headers=bearer(world.bob["secret"])).json
+    assert world.bob["token"]["id"] in why["events"][0]["actor"] and "bob" in why["events"][0]["actor"]
+    assert d.request("DELETE", "/api/users/bob/vm", None, bearer(world.bob["secret"])).status == 200
+
+
+def test_the_websocket(world):
+    d = world.d
+    world.refresh()
+    own = f"http://127.0.0.1:{d.port}"
+    code = lambda sid, headers, origin=None: closed(d, sid, headers, origin)[0]
+    assert code(world.session, {}) == 4401
+    for caller in ("expired", "revoked"):
+        assert code(world.session, world.headers(caller)) == 4401
+    assert code(world.session, world.foreign_page, own) == 4401
+    assert code(world.session, world.page, own) == 1013
+    for caller in ("owner", "admin"):
+        assert code(world.session, world.headers(caller)) == 1013
+        assert code(world.session, world.headers(caller), "http://evil.example") == 4401
+    other = world.headers("other")
+    assert closed(d, world.session, other) == closed(d, UNKNOWN_SESSION, other) == (4404, "There is no such session.", None)
+
+
+@pytest.mark.parametrize("path,known,unknown", [("/api/vms/{}", "vm", UNKNOWN_VM),
+                                                ("/api/auth/session/{}", "session", UNKNOWN_SESSION)])
+def test_a_foreign_id_takes_as_long_as_an_unknown_one(world, path, known, unknown):
+    """Medians of interleaved requests, so that a busy machine slows both."""
+    world.refresh()
+    times = {True: [], False: []}
+    for i in range(300):
+        for foreign in (i % 2 == 0, i % 2 == 1):
+            ident = getattr(world, known) if foreign else unknown
+            begin = time.perf_counter()
+            answer = world.d.get(path.format(ident), headers=world.headers("other"), check=False)
+            times[foreign].append(time.perf_counter() - begin)
+            assert answer.status == 404
+    ratio = statistics.median(times[True]) / statistics.median(times[False])
+    assert 0.7 < ratio < 1.4, ratio
