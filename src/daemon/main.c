@@ -22,6 +22,8 @@
 #include "image/image.h"
 
 #define STATE_DIR_DEFAULT "/var/lib/firecracker"
+#define LOCK_ATTEMPTS 50
+#define LOCK_PAUSE_US 20000
 
 struct options {
     const char *config_file;
@@ -174,7 +176,12 @@ static int lock_state(struct daemon *d, struct err *err) {
     d->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (d->lock_fd < 0)
         return err_sys(err, errno, "state.folder", "open %s", path);
-    if (flock(d->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+    /* A daemon that was killed may have left a child between its fork and its exec, which ends at once but still has the
+     * lock for that moment. */
+    int attempts = LOCK_ATTEMPTS;
+    while ((r = flock(d->lock_fd, LOCK_EX | LOCK_NB)) < 0 && --attempts > 0)
+        usleep(LOCK_PAUSE_US);
+    if (r < 0) {
         err_set(err, EBUSY, "daemon.running", "another master-controller uses the state folder %s", d->state_dir);
         return err_hint(err, "stop that one, or give this one another --state-dir");
     }
@@ -281,6 +288,7 @@ static int serve(struct daemon *d, struct err *err) {
         r = start_api(d, err);
     if (r < 0)
         return r;
+    store_started(d->store);
     log_event(LOG_LEVEL_INFO, (struct log_about){.event = "started"}, "listening on %s and %s, state in %s",
               d->config.api.listen, d->config.api.socket, d->state_dir);
     sd_event_set_watchdog(loop_event(d->loop), true);

@@ -10,6 +10,11 @@
 
 #define MIGRATION_COUNT ((int)(sizeof store_migrations / sizeof *store_migrations))
 
+/* Nobody else is to write to it; who does all the same (sqlite3, a backup) may not hold up the loop for long, nor keep the
+ * daemon from starting. */
+#define BUSY_MS 250
+#define BUSY_STARTING_MS 5000
+
 static const char *hint_of(int code) {
     switch (code) {
     case SQLITE_FULL:
@@ -205,8 +210,7 @@ int store_open(const char *path, const char *host, struct store **ret_store, str
     int opened = sqlite3_open_v2(path, &store->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL);
     umask(mask);
     int r = opened == SQLITE_OK ? 0 : fail(store, "open", err);
-    /* Nobody else is to write to it; who does all the same (sqlite3, a backup) may not hold up the loop for long. */
-    sqlite3_busy_timeout(store->db, 250);
+    sqlite3_busy_timeout(store->db, BUSY_STARTING_MS);
     if (r == 0)
         r = store_exec(store,
                        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;"
@@ -224,6 +228,10 @@ int store_open(const char *path, const char *host, struct store **ret_store, str
     reserve(store);
     *ret_store = store;
     return 0;
+}
+
+void store_started(struct store *store) {
+    sqlite3_busy_timeout(store->db, BUSY_MS);
 }
 
 void store_close(struct store *store) {

@@ -22,6 +22,10 @@ struct store;
 /* Opens or makes the database and brings its schema up to date. A schema that is newer than this program is refused
  * and left alone ("store.newer"). `host` is written into every record made here. */
 int store_open(const char *path, const char *host, struct store **ret_store, struct err *err);
+
+/* Until then somebody else's lock is waited for for seconds; from then on for a moment, as the event loop waits too. */
+void store_started(struct store *store);
+
 void store_close(struct store *store);
 
 /* --- VMs --- */

@@ -220,6 +220,24 @@ def test_a_console_cannot_grow_without_end():
 
 # ---- restarts ----
 
+def test_who_holds_the_store_for_a_moment_does_not_keep_it_from_starting():
+    with idle() as d:
+        vm = d.create()
+        d.stop(signal.SIGKILL)
+        # A backup, and a child of the daemon that was killed between its fork and its exec.
+        backup = subprocess.Popen(["/usr/bin/python3", "-c", "import sqlite3,sys,time\nc=sqlite3.connect(sys.argv[1])\n"
+                                   "c.execute('begin immediate')\nprint('held', flush=True)\ntime.sleep(1)",
+                                   d.state / "master-controller.db"], stdout=subprocess.PIPE)
+        child = subprocess.Popen(["flock", d.state / "lock", "sh", "-c", "echo held; exec sleep 0.3"],
+                                 stdout=subprocess.PIPE)
+        assert backup.stdout.read(4) == child.stdout.read(4) == b"held"
+        d.start()
+        assert d.state_of(vm["id"]) == "booting"
+        backup.wait()
+        child.wait()
+
+
+
 def test_vms_outlive_the_daemon():
     with idle() as d:
         vms = [d.create(user=f"u{i}") for i in range(3)]
