@@ -12,9 +12,11 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <net/if.h>
 #include <net/route.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -32,6 +34,9 @@
 #define MODULES_DIR "/modules"
 #define MODULES_ORDER "/etc/modules-order"
 #define NEW_ROOT "/newroot"
+/* linux/ext4.h of newer kernels has it */
+#define EXT4_IOC_RESIZE_FS _IOW('f', 16, uint64_t)
+
 #define LOWER "/lower" /* the image, where it is shared */
 #define UPPER "/upper" /* the VM's own disk over it */
 
@@ -362,12 +367,38 @@ static void mount_joined(const struct guest_cmdline *cmdline) {
     say("root %s shared, %s for what is written", cmdline->root, cmdline->overlay);
 }
 
+/* A VM's disk may be larger than the file system of the image on it: the kernel lets a mounted one grow in one call.
+ * Where that fails, the guest has what the image has. Source: Documentation/filesystems/ext4/super.rst,
+ * Documentation/admin-guide/ext4.rst (EXT4_IOC_RESIZE_FS) */
+static void grow_root(const char *device) {
+    struct {
+        uint32_t inodes, blocks_low, reserved, free_blocks, free_inodes, first, log_block_size;
+        uint8_t between[0x150 - 0x1c];
+        uint32_t blocks_high;
+    } super;
+    uint64_t bytes = 0;
+    int disk = open(device, O_RDONLY | O_CLOEXEC), root = open(NEW_ROOT, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (disk >= 0 && root >= 0 && ioctl(disk, BLKGETSIZE64, &bytes) == 0 &&
+        pread(disk, &super, sizeof super, 1024) == (ssize_t)sizeof super && super.log_block_size <= 6) {
+        uint64_t now = (uint64_t)super.blocks_high << 32 | super.blocks_low;
+        uint64_t blocks = bytes / (1024U << super.log_block_size);
+        if (blocks > now && ioctl(root, EXT4_IOC_RESIZE_FS, &blocks) < 0)
+            say("%s: grow its file system to the disk's %llu MiB: %s", device, (unsigned long long)bytes >> 20,
+                strerror(errno));
+    }
+    close(disk);
+    close(root);
+}
+
 static void mount_root(const struct guest_cmdline *cmdline) {
     wait_for_disk("root device", cmdline->root);
-    if (cmdline->overlay[0])
+    if (cmdline->overlay[0]) {
         mount_joined(cmdline);
-    else
-        mount_disk(cmdline->root, NEW_ROOT, cmdline->rootfstype, cmdline->writable ? 0 : MS_RDONLY, NULL);
+        return;
+    }
+    mount_disk(cmdline->root, NEW_ROOT, cmdline->rootfstype, cmdline->writable ? 0 : MS_RDONLY, NULL);
+    if (cmdline->writable && strcmp(cmdline->rootfstype, "ext4") == 0)
+        grow_root(cmdline->root);
 }
 
 /* The rootfs cannot be unmounted or pivoted away, so the new root is moved over it.

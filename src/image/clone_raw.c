@@ -12,14 +12,15 @@
 #define OVERLAY_MIN_BYTES (64ULL << 20)
 
 /* cp --reflink=always. Return: 0, or -errno where the file system cannot (EOPNOTSUPP, EXDEV, …): nothing is left. */
-static int reflink(const char *from, const char *to) {
-    _cleanup_close_ int source = open(from, O_RDONLY | O_CLOEXEC);
+static int reflink(const struct image *image, const char *to) {
+    _cleanup_close_ int source = open(image->rootfs, O_RDONLY | O_CLOEXEC);
     if (source < 0)
         return -errno;
     _cleanup_close_ int fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return -errno;
-    if (ioctl(fd, FICLONE, source) == 0)
+    if (ioctl(fd, FICLONE, source) == 0 &&
+        (image->disk_bytes <= image->rootfs_bytes || ftruncate(fd, (off_t)image->disk_bytes) == 0))
         return 0;
     int r = -errno;
     unlink(to);
@@ -29,8 +30,8 @@ static int reflink(const char *from, const char *to) {
 /* The template beside the image: an empty file system of the image's size, of which little more than the superblocks is on
  * the disk. The journal is small, because it is written in every VM. */
 static int make_template(const struct image *image, const char *path, struct err *err) {
-    char tmp[IMAGE_PATH_MAX + 64], size[32];
-    unsigned long long bytes = image->rootfs_bytes > OVERLAY_MIN_BYTES ? image->rootfs_bytes : OVERLAY_MIN_BYTES;
+    char tmp[IMAGE_TEMPLATE_MAX + 24], size[32];
+    unsigned long long bytes = image->disk_bytes > OVERLAY_MIN_BYTES ? image->disk_bytes : OVERLAY_MIN_BYTES;
     snprintf(tmp, sizeof tmp, "%s.%d.tmp", path, gettid());
     snprintf(size, sizeof size, "%lluk", bytes / 1024);
     const char *const argv[] = {MKE2FS,
@@ -84,10 +85,10 @@ static int copy_sparse(const char *from, const char *to) {
 }
 
 static int clone_overlay(const struct image *image, const char *folder, struct err *err) {
-    char template[IMAGE_PATH_MAX + 16], base[IMAGE_PATH_MAX], overlay[IMAGE_PATH_MAX];
+    char template[IMAGE_TEMPLATE_MAX], base[IMAGE_PATH_MAX], overlay[IMAGE_PATH_MAX];
     snprintf(base, sizeof base, "%s/base.ext4", folder);
     snprintf(overlay, sizeof overlay, "%s/overlay.ext4", folder);
-    snprintf(template, sizeof template, "%s/overlay.ext4", image->dir);
+    image_template(image, "ext4", template);
     if (link(image->rootfs, base) < 0) {
         int errnum = errno;
         err_sys(err, errnum, "image.clone", "link %s to %s", image->rootfs, base);
@@ -108,7 +109,7 @@ int image_clone_raw(const struct image *image, const char *folder, struct err *e
     if (snprintf(disk, sizeof disk, "%s/overlay.ext4", folder) >= (int)sizeof disk)
         return err_set(err, ENAMETOOLONG, "image.clone", "the path %s is too long", folder);
     snprintf(disk, sizeof disk, "%s/disk.ext4", folder);
-    int r = reflink(image->rootfs, disk);
+    int r = reflink(image, disk);
     if (r == -ENOSPC || r == -EDQUOT)
         return err_sys(err, -r, "image.clone", "make %s", disk);
     return r < 0 ? clone_overlay(image, folder, err) : 0;

@@ -105,6 +105,7 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
     json_decref(manifest);
     if (r == 0)
         r = image_verdict(image.dir, err);
+    image.disk_bytes = image.rootfs_bytes;
     if (r == 0)
         *ret_image = image;
     return r;
@@ -146,12 +147,20 @@ int image_run(const char *const *argv, const char *package, struct err *err) {
     return 0;
 }
 
+/* A template for each size that is asked for: what is configured, not what a caller wishes. */
+void image_template(const struct image *image, const char *kind, char ret_path[IMAGE_TEMPLATE_MAX]) {
+    char size[32] = "";
+    if (image->disk_bytes != image->rootfs_bytes)
+        snprintf(size, sizeof size, "-%llu", (unsigned long long)image->disk_bytes);
+    snprintf(ret_path, IMAGE_TEMPLATE_MAX, "%s/overlay%s.%s", image->dir, size, kind);
+}
+
 /* The template beside the image: an overlay whose backing file is "base.ext4" in whatever folder it is copied to.
  * qemu-img create -f qcow2 -u -b base.ext4 -F raw overlay.qcow2 SIZE */
 static int make_template(const struct image *image, const char *path, struct err *err) {
-    char tmp[IMAGE_PATH_MAX + 48], size[32];
-    snprintf(tmp, sizeof tmp, "%s.%d.tmp", path, getpid());
-    snprintf(size, sizeof size, "%llu", (unsigned long long)image->rootfs_bytes);
+    char tmp[IMAGE_TEMPLATE_MAX + 24], size[32];
+    snprintf(tmp, sizeof tmp, "%s.%d.tmp", path, gettid());
+    snprintf(size, sizeof size, "%llu", (unsigned long long)image->disk_bytes);
     const char *const argv[] = {QEMU_IMG,    "create", "-q",  "-f", "qcow2", "-u", "-b",
                                 "base.ext4", "-F",     "raw", tmp,  size,    NULL};
     int r = image_run(argv, "qemu-utils", err);
@@ -163,8 +172,8 @@ static int make_template(const struct image *image, const char *path, struct err
 }
 
 static int copy_template(const struct image *image, const char *to, struct err *err) {
-    char path[IMAGE_PATH_MAX + 16];
-    snprintf(path, sizeof path, "%s/overlay.qcow2", image->dir);
+    char path[IMAGE_TEMPLATE_MAX];
+    image_template(image, "qcow2", path);
     if (access(path, F_OK) < 0) {
         int r = make_template(image, path, err);
         if (r < 0)

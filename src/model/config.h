@@ -33,8 +33,10 @@ struct config_network {
 struct config_vm_type {
     uint32_t memory_mib;
     uint32_t vcpus;
-    uint32_t boot_timeout_ms; /* from the start of the VMM until the path works */
-    uint16_t port;            /* TCP port by which the path is proven; 0: an ICMP echo */
+    uint32_t disk_mib;           /* what the guest can write to, with the image; 0, or less than the image: as that */
+    char image_dir[CONFIG_TEXT]; /* folder of the image's builds; empty: [image] directory */
+    uint32_t boot_timeout_ms;    /* from the start of the VMM until the path works */
+    uint16_t port;               /* TCP port by which the path is proven; 0: an ICMP echo */
 };
 
 struct config_vm {
