@@ -302,6 +302,20 @@ static void read_note(const struct nftnl_expr *e, struct snap_nft_expr *x) {
     x->op = SNAP_NFT_NOTE;
 }
 
+/* Adding to a set decides nothing, but for a limit or the like that stands there for each element. */
+static void read_dynset(const struct nftnl_expr *e, struct snap_nft_expr *x) {
+    bool decides = nftnl_expr_is_set(e, NFTNL_EXPR_DYNSET_EXPR) || nftnl_expr_is_set(e, NFTNL_EXPR_DYNSET_EXPRESSIONS);
+    x->op = decides ? SNAP_NFT_OTHER : SNAP_NFT_NOTE;
+    str_copy(x->name, sizeof x->name, "dynset");
+}
+
+/* Of named objects, limits and quotas and the like decide; a counter does not. */
+static void read_object(const struct nftnl_expr *e, struct snap_nft_expr *x) {
+    bool counts = u32(e, NFTNL_EXPR_OBJREF_IMM_TYPE) == NFT_OBJECT_COUNTER;
+    x->op = counts ? SNAP_NFT_NOTE : SNAP_NFT_OTHER;
+    str_copy(x->name, sizeof x->name, "object");
+}
+
 static void read_away(const struct nftnl_expr *e, struct snap_nft_expr *x) {
     x->op = SNAP_NFT_FWD;
     str_copy(x->name, sizeof x->name, nftnl_expr_get_str(e, NFTNL_EXPR_NAME));
@@ -318,7 +332,7 @@ static const struct {
     {"target", read_target},       {"nat", read_nat},         {"masq", read_nat},
     {"redir", read_nat},           {"fib", read_fib},         {"byteorder", read_byteorder},
     {"reject", read_reject},       {"log", read_note},        {"notrack", read_note},
-    {"last", read_note},           {"objref", read_note},     {"dynset", read_note},
+    {"last", read_note},           {"objref", read_object},   {"dynset", read_dynset},
     {"flow_offload", read_note},   {"dup", read_note},        {"fwd", read_away},
     {"queue", read_away},          {"tproxy", read_away},
 };

@@ -1,5 +1,6 @@
 /* Packet filters: every packet under test is led through every hook on its way, over the rules as they were read. */
 #include <linux/if_link.h>
+#include <linux/neighbour.h>
 #include <linux/netfilter.h>
 #include <stdio.h>
 #include <string.h>
@@ -269,6 +270,10 @@ static void blame_change(struct judge *j, const struct nft_result *result, enum 
 
 /* --- leading packets through --- */
 
+static bool is_hidden(const struct scene *scene, enum place place) {
+    return place == AT_PEER && !scene->peer;
+}
+
 static void lead_one(struct judge *j, const struct scene *scene, const struct hook *hook, const struct packet *p,
                      uint32_t flow) {
     struct packet packet = *p;
@@ -276,6 +281,8 @@ static void lead_one(struct judge *j, const struct scene *scene, const struct ho
     int32_t ignored;
     str_copy(packet.iif, sizeof packet.iif, name_at(scene, hook->iif, &packet.iif_index));
     str_copy(packet.oif, sizeof packet.oif, name_at(scene, hook->oif, &packet.oif_index));
+    packet.iif_hidden = is_hidden(scene, hook->iif);
+    packet.oif_hidden = is_hidden(scene, hook->oif);
     if (hook->family == NFPROTO_BRIDGE) {
         str_copy(packet.ibr, sizeof packet.ibr, hook->iif == AT_NONE ? "" : scene->bridge);
         str_copy(packet.obr, sizeof packet.obr, hook->oif == AT_NONE ? "" : scene->bridge);
@@ -361,15 +368,41 @@ static void peer_to_guest(struct judge *j, const struct scene *scene, uint32_t a
 }
 
 static const struct snap_link *find_peer(const struct judge *j) {
-    const struct snap_link *any = NULL;
     for (uint32_t i = 0; i < j->s->links_count; i++) {
         const struct snap_link *link = &j->s->links[i];
-        if (link == j->tap || !link->is_tap || !snap_is_port(link, j->bridge->index) || !link->carrier)
-            continue;
-        if (!any)
-            any = link;
+        if (link != j->tap && link->is_tap && snap_is_port(link, j->bridge->index) && link->carrier)
+            return link;
     }
-    return any;
+    return NULL;
+}
+
+/* Who is behind another VM's TAP: by its record, else the one MAC that the bridge learned there and the address that
+ * the host knows for it. What is not known stays zero: a rule that allows only what is the VM's own must not be tried
+ * with what is not. */
+static void describe_peer(const struct judge *j, const struct snap_link *peer, struct packet_ends *ends) {
+    const struct snap_vm *vm = peer ? snap_vm_of_tap(j->s, peer->name) : NULL;
+    uint32_t learned = 0;
+    if (vm) {
+        ends->source = vm->ip;
+        ends->source_mac = vm->mac;
+        return;
+    }
+    for (uint32_t i = 0; peer && i < j->s->fdbs_count; i++) {
+        const struct snap_fdb *fdb = &j->s->fdbs[i];
+        if (fdb->link != peer->index || !fdb->master || (fdb->state & NUD_PERMANENT) || mac_equal(fdb->mac, peer->mac))
+            continue;
+        ends->source_mac = fdb->mac;
+        learned++;
+    }
+    if (learned != 1) {
+        ends->source_mac = (struct net_mac){{0}};
+        return;
+    }
+    for (uint32_t i = 0; i < j->s->neighs_count; i++) {
+        const struct snap_neigh *n = &j->s->neighs[i];
+        if (n->has_mac && n->link == j->bridge->index && !(n->flags & NTF_PROXY) && mac_equal(n->mac, ends->source_mac))
+            ends->source = n->ip;
+    }
 }
 
 /* The guest asks for the host, as it does before it sends anything. */
@@ -383,24 +416,14 @@ static void guest_asks(struct judge *j, const struct scene *scene) {
 
 static void peers(struct judge *j, struct scene scene) {
     const struct snap_link *peer = find_peer(j);
-    char like[SNAP_NAME];
-    /* With no other VM here, one like this one, of another name. */
-    str_copy(like, sizeof like, j->tap->name);
-    if (*like)
-        like[strlen(like) - 1] ^= 1;
-    {
-        const struct snap_vm *vm = peer ? snap_vm_of_tap(j->s, peer->name) : NULL;
-        scene.peer = peer ? peer->name : like;
-        scene.peer_index = peer ? peer->index : 0;
-        scene.there = (struct packet_ends){.source = vm ? vm->ip : j->target->ip ^ 3,
-                                           .destination = j->target->ip,
-                                           .destination_mac = j->mac,
-                                           .port = j->target->port};
-        if (vm)
-            scene.there.source_mac = vm->mac;
-        swap_ends(&scene);
-        peer_to_guest(j, &scene, FLOW_PEER, FLOW_PEER_UNICAST, true);
-    }
+    /* With no other VM here, one of whom nothing is known. */
+    scene.peer = peer ? peer->name : NULL;
+    scene.peer_index = peer ? peer->index : 0;
+    scene.there =
+        (struct packet_ends){.destination = j->target->ip, .destination_mac = j->mac, .port = j->target->port};
+    describe_peer(j, peer, &scene.there);
+    swap_ends(&scene);
+    peer_to_guest(j, &scene, FLOW_PEER, FLOW_PEER_UNICAST, true);
     if (!j->probe || !j->probe->canary.made)
         return;
     const struct probe_canary *canary = &j->probe->canary;

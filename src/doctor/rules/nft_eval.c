@@ -27,6 +27,21 @@ struct machine {
     struct nft_result *result;
 };
 
+/* Whether any rule gives packets or connections marks. */
+static bool sets_marks(const struct snapshot *s) {
+    static const char *const targets[] = {"MARK", "CONNMARK", "mark"};
+    for (uint32_t i = 0; i < s->exprs_count; i++) {
+        const struct snap_nft_expr *x = &s->exprs[i];
+        if (x->set &&
+            ((x->op == SNAP_NFT_META && x->key == NFT_META_MARK) || (x->op == SNAP_NFT_CT && x->key == NFT_CT_MARK)))
+            return true;
+        for (size_t k = 0; x->op == SNAP_NFT_TARGET && k < sizeof targets / sizeof *targets; k++)
+            if (strcmp(x->name, targets[k]) == 0)
+                return true;
+    }
+    return false;
+}
+
 int nft_index_make(const struct snapshot *s, struct nft_index *ret) {
     struct snap_range *rules = calloc(s->chains_count ? s->chains_count : 1, sizeof *rules);
     uint32_t chain = 0;
@@ -46,7 +61,7 @@ int nft_index_make(const struct snapshot *s, struct nft_index *ret) {
         if (rules[chain].first + rules[chain].count == i)
             rules[chain].count++;
     }
-    *ret = (struct nft_index){.s = s, .rules = rules};
+    *ret = (struct nft_index){.s = s, .rules = rules, .marks = sets_marks(s)};
     return 0;
 }
 
@@ -102,8 +117,14 @@ static void do_meta(struct machine *m, const struct snap_nft_expr *x) {
     const struct packet *p = m->packet;
     uint8_t byte;
     uint32_t zero = 0;
+    bool in = x->key == NFT_META_IIF || x->key == NFT_META_IIFNAME;
+    bool out = x->key == NFT_META_OIF || x->key == NFT_META_OIFNAME;
     if (x->set)
         return;
+    if ((in && p->iif_hidden) || (out && p->oif_hidden)) {
+        forget(m, x->dreg, 16);
+        return;
+    }
     switch (x->key) {
     case NFT_META_LEN:
         forget(m, x->dreg, 4);
@@ -112,9 +133,14 @@ static void do_meta(struct machine *m, const struct snap_nft_expr *x) {
         put(m, x->dreg, p->eth + 12, 2);
         break;
     case NFT_META_MARK:
+        /* A packet carries none, unless a rule gave it one before. */
+        if (m->index->marks)
+            forget(m, x->dreg, sizeof zero);
+        else
+            put(m, x->dreg, &zero, sizeof zero);
+        break;
     case NFT_META_PRIORITY:
     case NFT_META_SECMARK:
-        /* Ours carries none, unless a rule before this one gives it one. */
         put(m, x->dreg, &zero, sizeof zero);
         break;
     case NFT_META_IIF:
@@ -169,6 +195,7 @@ static void do_payload(struct machine *m, const struct snap_nft_expr *x) {
     const struct packet *p = m->packet;
     const uint8_t *base = p->net;
     size_t len = p->net_len;
+    bool known = true;
     if (x->set) {
         if (m->match == MATCH_YES && !m->result->changes)
             m->result->changes = m->rule;
@@ -177,23 +204,17 @@ static void do_payload(struct machine *m, const struct snap_nft_expr *x) {
     if (x->base == NFT_PAYLOAD_LL_HEADER) {
         base = p->eth;
         len = sizeof p->eth;
-        bool destination = x->offset < 6, source = x->offset < 12 && x->offset + x->len > 6;
-        static const uint8_t none[6];
         /* A MAC that is not known, or that the frame does not have yet. */
-        if ((destination && memcmp(p->eth, none, 6) == 0) || (source && memcmp(p->eth + 6, none, 6) == 0)) {
-            forget(m, x->dreg, x->len);
-            return;
-        }
+        known = packet_eth_is_known(p, x->offset, x->len);
     } else if (x->base == NFT_PAYLOAD_TRANSPORT_HEADER) {
         base = p->transport;
         len = p->transport_len;
         if (packet_is_arp(p))
             narrow(m, MATCH_NO);
-    } else if (x->base != NFT_PAYLOAD_NETWORK_HEADER) {
-        forget(m, x->dreg, x->len);
-        return;
+    } else {
+        known = x->base == NFT_PAYLOAD_NETWORK_HEADER && packet_net_is_known(p, x->offset, x->len);
     }
-    if ((size_t)x->offset + x->len > len)
+    if (!known || (size_t)x->offset + x->len > len)
         forget(m, x->dreg, x->len);
     else
         put(m, x->dreg, base + x->offset, x->len);
@@ -406,7 +427,7 @@ static void do_ct(struct machine *m, const struct snap_nft_expr *x) {
     } else if (tracked && x->key == NFT_CT_DIRECTION) {
         put(m, x->dreg,
             &(uint8_t){p->kind == PACKET_ECHO_REPLY || p->kind == PACKET_SYN_ACK || p->kind == PACKET_DNS_REPLY}, 1);
-    } else if (tracked && (x->key == NFT_CT_STATUS || x->key == NFT_CT_MARK)) {
+    } else if (tracked && (x->key == NFT_CT_STATUS || (x->key == NFT_CT_MARK && !m->index->marks))) {
         put(m, x->dreg, &value, 4);
     } else {
         forget(m, x->dreg, 16);
@@ -469,6 +490,8 @@ static void do_expr(struct machine *m, const struct snap_nft_expr *x) {
         do_byteorder(m, x);
         break;
     case SNAP_NFT_FWD:
+        if (strcmp(x->name, "fwd") != 0)
+            narrow(m, MATCH_MAY); /* whoever gets it from the queue, or as a proxy, may let it go on */
         if (m->match == MATCH_YES && !m->result->changes)
             m->result->changes = m->rule;
         m->verdict = NF_DROP;

@@ -29,6 +29,7 @@ struct nft_result {
 struct nft_index {
     const struct snapshot *s;
     struct snap_range *rules; /* of each chain */
+    bool marks;               /* some rule gives packets marks */
 };
 int nft_index_make(const struct snapshot *s, struct nft_index *ret);
 void nft_index_free(struct nft_index *index);

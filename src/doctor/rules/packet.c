@@ -14,6 +14,24 @@ bool packet_is_arp(const struct packet *packet) {
     return packet->kind == PACKET_ARP_REQUEST || packet->kind == PACKET_ARP_REPLY;
 }
 
+/* Whether bytes [at, at + len) touch a field that is there and holds nothing but zeros. */
+static bool touches_unknown(const uint8_t *bytes, size_t field, size_t size, size_t at, size_t len) {
+    static const uint8_t none[6];
+    return at < field + size && field < at + len && memcmp(bytes + field, none, size) == 0;
+}
+
+bool packet_eth_is_known(const struct packet *p, size_t at, size_t len) {
+    return !touches_unknown(p->eth, 0, 6, at, len) && !touches_unknown(p->eth, 6, 6, at, len);
+}
+
+bool packet_net_is_known(const struct packet *p, size_t at, size_t len) {
+    if (!packet_is_arp(p))
+        return !touches_unknown(p->net, 12, 4, at, len) && !touches_unknown(p->net, 16, 4, at, len);
+    bool asks = p->kind == PACKET_ARP_REQUEST; /* whose target MAC is zero as it should be */
+    return !touches_unknown(p->net, 8, 6, at, len) && !touches_unknown(p->net, 14, 4, at, len) &&
+           (asks || !touches_unknown(p->net, 18, 6, at, len)) && !touches_unknown(p->net, 24, 4, at, len);
+}
+
 static void put16(uint8_t *at, uint16_t value) {
     at[0] = (uint8_t)(value >> 8);
     at[1] = (uint8_t)value;

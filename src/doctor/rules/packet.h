@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "model/net.h"
@@ -35,10 +36,11 @@ struct packet {
     /* Where it is looked at; empty, 0: not known there. */
     char iif[16], oif[16], ibr[16], obr[16];
     int32_t iif_index, oif_index;
-    bool local_out; /* the host's own: it has a socket */
+    bool iif_hidden, oif_hidden; /* there is one, and nobody knows its name */
+    bool local_out;              /* the host's own: it has a socket */
 };
 
-/* Who talks to whom. A MAC that is not known is zero and never equals one in a rule for sure. */
+/* Who talks to whom. A MAC or an address that is not known is zero: whether a rule's equals it cannot be told. */
 struct packet_ends {
     uint32_t source, destination;
     struct net_mac source_mac, destination_mac;
@@ -47,3 +49,7 @@ struct packet_ends {
 
 void packet_build(enum packet_kind kind, const struct packet_ends *ends, struct packet *ret);
 bool packet_is_arp(const struct packet *packet);
+
+/* Whether all of these bytes are known. at, len: within the Ethernet header, or within what follows it. */
+bool packet_eth_is_known(const struct packet *packet, size_t at, size_t len);
+bool packet_net_is_known(const struct packet *packet, size_t at, size_t len);
