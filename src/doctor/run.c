@@ -18,6 +18,7 @@
 #define WORLD 0x08080808U
 #define BUSY_FRAMES 2000 /* on a TAP during the probe */
 #define BUSY_AGAIN 3
+#define TURN_WAIT_MS 5000 /* for another doctor: it needs 2 s at most, or a sweep's time */
 
 void doctor_case_free(struct doctor_case *c) {
     if (!c)
@@ -409,6 +410,10 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
                                       .ips = &o->guest_ip,
                                       .ip_count = o->guest_ip != 0,
                                       .state_dir = o->state_dir};
+    /* One that holds its turn and does not end (stopped, say) costs the time, not the answer. */
+    _cleanup_close_ int turn = -1;
+    if (!o->no_probe)
+        probe_turn_take(nsfd, TURN_WAIT_MS, &turn);
     r = collect_snapshot(&collect, &c->before, err);
     if (r < 0)
         return r;

@@ -172,6 +172,15 @@ const struct snap_vm *snap_vm_of_tap(const struct snapshot *s, const char *tap) 
     return NULL;
 }
 
+/* It lives as long as its doctor's descriptor: a TAP of that name that stays is somebody else's. */
+static bool is_canary(const struct snap_link *link) {
+    return link->is_tap && !link->tun_persist && str_starts(link->name, NET_CANARY_PORT);
+}
+
 bool snap_is_port(const struct snap_link *link, int32_t bridge) {
-    return link->master == bridge && bridge != 0;
+    return link->master == bridge && bridge != 0 && !is_canary(link);
+}
+
+bool snap_is_tap(const struct snap_link *link) {
+    return link->is_tap && !is_canary(link);
 }

@@ -483,4 +483,6 @@ const struct snap_holder *snap_holder_of(const struct snapshot *s, const char *t
 const struct snap_gap *snap_gap_of(const struct snapshot *s, const char *what);
 const struct snap_prog *snap_prog_get(const struct snapshot *s, uint32_t id);
 const struct snap_vm *snap_vm_of_tap(const struct snapshot *s, const char *tap);
+/* Whether it is a bridge's port for somebody's use: the canary of another doctor, which is gone in a moment, is not. */
 bool snap_is_port(const struct snap_link *link, int32_t bridge);
+bool snap_is_tap(const struct snap_link *link); /* likewise */

@@ -13,6 +13,7 @@ build's).
 """
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import json
 import os
@@ -389,6 +390,15 @@ class Lab(Space):
         else:  # not for a batch's own quoting
             for line in lines:
                 self.ip(*line)
+
+    def open_tap(self, name):
+        """A TAP that is not persistent: it goes with the descriptor that is returned."""
+        def attach():
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000))  # TUNSETIFF: IFF_TAP, IFF_NO_PI
+            return fd
+
+        return inside(self.name, attach)
 
     def guest(self, ip=None, tap=None, mac=None, start=True, boot=True, tap_kind="", **options):
         """One more VM. Its number n gives address 192.168.0.(n+1), TAP and MAC."""

@@ -8,6 +8,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from faults import BY_KEY, XDP_PASS
 import lab as lab_module
-from lab import MCTL, WIRE, Lab
+from lab import MCTL, WIRE, Lab, inside
 from test_catalogue import ONLY_INJECT, named
 
 pytestmark = pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
@@ -157,6 +158,58 @@ def test_two_doctors_at_once():
         assert [a.status for a in answers] == [0] * 4, [str(a) for a in answers]
         time.sleep(0.2)
         assert set(lab.links()) == {"lo", "br0", guest.tap}
+
+
+def test_doctors_of_all_and_of_one_at_once():
+    """Whatever the others do meanwhile: nobody's canary is a VM, and a neighbour entry that another doctor forgets is no loss."""
+    with Lab() as lab:
+        guests = [lab.guest(), lab.guest()]
+        lab.warm()
+        answers = []
+        asked = [None, guests[0], None, guests[1]]
+        threads = [threading.Thread(target=lambda g=g: answers.append(lab.doctor(g))) for g in asked]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for answer in answers:
+            assert (answer.status, answer.roots) == (0, []), answer
+            assert {t["tap"] for t in answer.json["targets"]} <= {g.tap for g in guests}, answer
+
+
+def test_canary_of_another_doctor():
+    """One that is there while we look: a TAP that goes with its process. One of that name that stays is somebody's."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        tun = lab.open_tap("mc-dr-1")
+        lab.ip("link", "set", "mc-dr-1", "master", "br0", "up")
+        lab.bridge("link", "set", "dev", "mc-dr-1", "isolated", "on")
+        lab.bridge("link", "set", "dev", guest.tap, "isolated", "on")
+        try:
+            for args in ((), ("--no-probe",)):
+                answer = lab.doctor(None, *args)
+                assert (answer.status, answer.roots) == (0, []), answer
+                assert [t["tap"] for t in answer.json["targets"]] == [guest.tap], answer
+        finally:
+            os.close(tun)
+        lab.tap("mc-dr-2")
+        answer = lab.doctor(None)
+        assert {t["tap"] for t in answer.json["targets"]} == {guest.tap, "mc-dr-2"}, answer
+        assert [f["id"] for f in answer.findings] == ["tap.leaked"], answer
+
+
+def test_a_doctor_that_never_ends():
+    """Others wait for their turn, but not for ever."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        with lab.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as turn:
+            inside(lab.name, lambda: turn.bind("\0master-controller doctor"))
+            assert lab.doctor(guest, "--no-probe").seconds < 4
+            answer = lab.doctor(guest)
+            assert (answer.status, answer.roots) == (0, []), answer
+            assert answer.seconds > 4, answer
 
 
 def test_odd_name_of_a_process(tmp_path, monkeypatch):

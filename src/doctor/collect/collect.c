@@ -31,7 +31,7 @@ static bool is_bridge(const struct snap_link *link) {
 static uint32_t taps_of(const struct snapshot *s, int32_t bridge) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < s->links_count; i++)
-        count += s->links[i].is_tap && s->links[i].master == bridge;
+        count += snap_is_tap(&s->links[i]) && s->links[i].master == bridge;
     return count;
 }
 

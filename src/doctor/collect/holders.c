@@ -280,7 +280,7 @@ void collect_claimants(struct snapshot *s, const char *tap) {
     if (*tap && !snap_holder_of(s, tap))
         taps[count++] = tap;
     for (uint32_t i = 0; i < s->links_count && count < sizeof taps / sizeof *taps; i++)
-        if (s->links[i].is_tap && !s->links[i].carrier && strcmp(s->links[i].name, tap) != 0)
+        if (snap_is_tap(&s->links[i]) && !s->links[i].carrier && strcmp(s->links[i].name, tap) != 0)
             taps[count++] = s->links[i].name;
     DIR *proc = count ? opendir("/proc") : NULL;
     for (struct dirent *e; proc && (e = readdir(proc));)

@@ -255,6 +255,10 @@ static inline int32_t probe_tag(size_t target, enum probe_kind kind) {
 /* The answer to one question; `target` is not looked at for those that are asked once. */
 const struct probe_answer *probe_answer(const struct probe_result *result, size_t target, enum probe_kind kind);
 
+/* Waits until no other doctor asks in this namespace, at most wait_ms, and makes the others wait until the caller closes
+ * *ret_fd, or ends. Return: 0; -EBUSY: one still does; or -errno. */
+int probe_turn_take(int nsfd, int wait_ms, int *ret_fd);
+
 /* Asks everything. What could not be asked is told by the answers (why_not), what could not be seen by capture_errno
  * and the trace's own words. Return: 0 with a result that the caller frees, or -errno ("probe.failed": no sockets at
  * all, no memory, the namespace cannot be entered). */

@@ -491,7 +491,9 @@ static void judge_kernel_arp(struct run *run, size_t i) {
     if (run->second[i] == SECOND_UNCLEAR &&
         (answer->request_bridge.count || run->result->capture_errno || run->result->frames_truncated))
         answer->asked = false;
-    answer->answered = answer->asked && (after->state & NUD_REACHABLE) && run->second[i] != SECOND_DEAD;
+    /* Seen to be good is good: whoever looks after the table may have taken the entry away since. */
+    bool good = (after->state & NUD_REACHABLE) || run->second[i] == SECOND_GOOD;
+    answer->answered = answer->asked && good && run->second[i] != SECOND_DEAD;
     answer->answers = answer->answered;
     if (answer->answered && answer->reply_bridge.first_ns && answer->request_bridge.first_ns)
         answer->rtt_us = (answer->reply_bridge.first_ns - answer->request_bridge.first_ns) / 1000;

@@ -21,7 +21,7 @@ static uint32_t count_ports(const struct snapshot *s, int32_t bridge, bool taps_
 static uint32_t count_orphans(const struct snapshot *s) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < s->links_count; i++)
-        count += s->links[i].is_tap && s->links[i].master == 0;
+        count += snap_is_tap(&s->links[i]) && s->links[i].master == 0;
     return count;
 }
 
@@ -75,7 +75,7 @@ static void rule_recreated(struct judge *j, uint32_t orphans) {
     cause_evidence(c, "link", j->tap->name, "is a port of no bridge, and so are %u other TAPs", orphans - 1);
     enslave(j, c, j->tap->name);
     for (uint32_t i = 0; i < j->s->links_count; i++)
-        if (j->s->links[i].is_tap && j->s->links[i].master == 0 && &j->s->links[i] != j->tap)
+        if (snap_is_tap(&j->s->links[i]) && j->s->links[i].master == 0 && &j->s->links[i] != j->tap)
             enslave(j, c, j->s->links[i].name);
 }
 
@@ -122,7 +122,7 @@ static const struct snap_claimant *find_claimant(const struct judge *j, bool orp
 static bool others_are_single(const struct judge *j) {
     for (uint32_t i = 0; i < j->s->links_count; i++) {
         const struct snap_link *link = &j->s->links[i];
-        if (link->is_tap && link != j->tap && link->carrier && !link->tun_multi_queue)
+        if (snap_is_tap(link) && link != j->tap && link->carrier && !link->tun_multi_queue)
             return true;
     }
     return false;
