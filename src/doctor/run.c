@@ -332,6 +332,16 @@ static void ask_from_beyond(const struct doctor_case *c, struct heard *heard) {
     }
 }
 
+/* Where nothing comes back from the outside and the gateway's MAC is one that somebody has fixed: is it that? */
+static void ask_gateway(const struct doctor_case *c, int nsfd) {
+    const struct snap_lookup *world = to_world(c->before);
+    const struct probe_answer *egress = c->probe ? probe_answer(c->probe, 0, PROBE_EGRESS) : NULL;
+    const struct snap_link *uplink = world ? snap_link_by_index(c->before, world->link) : NULL;
+    if (egress && egress->asked && !egress->answered && uplink && world->gateway &&
+        snap_neigh_fixed(c->after, uplink->index, world->gateway))
+        heard_who_has(c->after, nsfd, uplink, world->source, world->gateway);
+}
+
 /* Asks, collects again, judges. */
 static int examine(struct doctor_case *c, const struct doctor_options *o, int nsfd, struct collect_options collect,
                    struct err *err) {
@@ -347,6 +357,8 @@ static int examine(struct doctor_case *c, const struct doctor_options *o, int ns
     collect.light = true;
     int r = collect_snapshot(&collect, &c->after, err);
     heard_take(heard, c->after);
+    if (r == 0)
+        ask_gateway(c, nsfd);
     return r < 0 ? r : doctor_case_judge(c, err);
 }
 

@@ -1,5 +1,6 @@
 #include "doctor/snapshot.h"
 
+#include <linux/neighbour.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -148,6 +149,16 @@ const struct snap_holder *snap_holder_of(const struct snapshot *s, const char *t
     for (uint32_t i = 0; i < s->holders_count; i++)
         if (!s->holders[i].gone && strcmp(s->holders[i].tap, tap) == 0)
             return &s->holders[i];
+    return NULL;
+}
+
+const struct snap_neigh *snap_neigh_fixed(const struct snapshot *s, int32_t link, uint32_t ip) {
+    for (uint32_t i = 0; i < s->neighs_count; i++) {
+        const struct snap_neigh *n = &s->neighs[i];
+        bool fixed = n->state & (NUD_PERMANENT | NUD_NOARP) || n->flags & NTF_EXT_LEARNED;
+        if (n->ip == ip && n->link == link && fixed && n->has_mac && !(n->flags & NTF_PROXY))
+            return n;
+    }
     return NULL;
 }
 

@@ -480,6 +480,8 @@ const char *snap_sysctl_get(const struct snapshot *s, const char *key);
 int snap_conf(const struct snapshot *s, const char *link, const char *name, int otherwise);
 int snap_sysctl_int(const struct snapshot *s, const char *key, int otherwise);
 const struct snap_holder *snap_holder_of(const struct snapshot *s, const char *tap);
+/* The host's entry for an address on a device that the kernel never verifies: somebody has fixed it. */
+const struct snap_neigh *snap_neigh_fixed(const struct snapshot *s, int32_t link, uint32_t ip);
 const struct snap_gap *snap_gap_of(const struct snapshot *s, const char *what);
 const struct snap_prog *snap_prog_get(const struct snapshot *s, uint32_t id);
 const struct snap_vm *snap_vm_of_tap(const struct snapshot *s, const char *tap);

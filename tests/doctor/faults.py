@@ -667,6 +667,8 @@ for kind in ("blackhole", "unreachable", "prohibit"):
     simple(f"host.blackhole-route {kind}", "host.route", "ip", f"route add {kind} $GUEST/32", f"$GUEST {kind}", repair="named")
 
 simple("host.uplink-down", "host.uplink", "ip", "link set wan0 down", "wan0", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+simple("host.neigh-wrong gateway", "host.uplink", "ip", "neigh replace 203.0.113.1 lladdr 02:de:ad:be:ef:01 dev wan0 nud permanent",
+       "203.0.113.1 02:de:ad:be:ef:01 wan0", dead=("egress",), alive=("ping", "tcp"), repair="named", **UPLINK)
 
 
 @fault("host.uplink-down peer", "host.uplink", dead=("egress",), alive=("ping", "tcp"), **UPLINK)

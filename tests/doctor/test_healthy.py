@@ -10,7 +10,7 @@ import time
 import pytest
 
 from faults import TC_OK, XDP_PASS, Fault
-from lab import GATEWAY, MCTL, Lab
+from lab import GATEWAY, MCTL, UPLINK_GATEWAY, Lab
 from test_catalogue import ONLY_INJECT
 
 HEALTHY = []
@@ -289,6 +289,12 @@ def _(bed):
     bed.lab.net.ip("address", "add", "192.168.0.99/16", "dev", "peer0")
     for guest in (bed.vm, bed.other):
         guest.ip("route", "replace", "default", "via", "192.168.0.99")
+
+
+@healthy("a fixed gateway that ignores ping", **UPLINK)
+def _(bed):
+    bed.lab.net.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip daddr {UPLINK_GATEWAY} icmp type echo-request drop")
+    bed.lab.ip("neigh", "replace", UPLINK_GATEWAY, "lladdr", bed.lab.net.link("peer0")["address"], "dev", "wan0", "nud", "permanent")
 
 
 @healthy("a guest that answers whom it knows")

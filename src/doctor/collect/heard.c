@@ -4,13 +4,16 @@
 #include <linux/if_packet.h>
 #include <net/ethernet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/time.h"
 #include "doctor/collect/collect.h"
+#include "doctor/probe/frame.h"
 #include "netlink/netns.h"
 
 #define TAPS_MAX 32
@@ -20,6 +23,7 @@
 #define SOLICITATION_SIZE 86
 #define AGAIN_MS 40
 #define ECHO_SIZE 60
+#define WHO_HAS_MS 200 /* for an answer; asked twice */
 
 #ifndef PACKET_IGNORE_OUTGOING
 #define PACKET_IGNORE_OUTGOING 23
@@ -256,6 +260,42 @@ static void drain(const struct heard *heard, int fd, struct snapshot *s) {
             tap++;
         if (n >= 14 && tap < heard->count && taken[tap]++ < FRAMES_MAX)
             add_frame(s, from.sll_ifindex, frame, (size_t)n);
+    }
+}
+
+/* Return: whether the answer came. */
+static bool hear_is_at(struct snapshot *s, int fd, int32_t link, uint32_t ip) {
+    uint8_t frame[FRAME_KEPT];
+    int64_t end_ms = time_monotonic_ms() + WHO_HAS_MS, left_ms;
+    while ((left_ms = end_ms - time_monotonic_ms()) > 0) {
+        struct pollfd ready = {.fd = fd, .events = POLLIN};
+        struct snap_heard row = {0};
+        if (poll(&ready, 1, (int)left_ms) <= 0)
+            return false;
+        ssize_t n = recv(fd, frame, sizeof frame, MSG_DONTWAIT);
+        if (n < 42)
+            continue;
+        parse(frame, (size_t)n, &row);
+        if (row.kind == SNAP_HEARD_IS_AT && row.source_ip == ip) {
+            add_frame(s, link, frame, (size_t)n);
+            return true;
+        }
+    }
+    return false;
+}
+
+void heard_who_has(struct snapshot *s, int nsfd, const struct snap_link *link, uint32_t source, uint32_t ip) {
+    struct heard_tap device = {.link = link->index};
+    struct sockaddr_ll to = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ARP), .sll_ifindex = link->index};
+    struct frame_ends ends = {link->mac, FRAME_BROADCAST, source, ip};
+    uint8_t frame[FRAME_MAX];
+    size_t length = frame_who_has(frame, &ends);
+    _cleanup_close_ int fd = -1;
+    int r = listen_to(nsfd, &device, 1, &fd);
+    for (int i = 0; r == 0 && i < 2; i++) {
+        if (sendto(fd, frame, length, MSG_DONTWAIT, (const struct sockaddr *)&to, sizeof to) < 0 ||
+            hear_is_at(s, fd, link->index, ip))
+            return;
     }
 }
 

@@ -204,6 +204,54 @@ static void rule_gateway(struct judge *j, const struct snap_link *uplink, uint32
     }
 }
 
+/* Whether what should go to the outside was seen to leave for this MAC. */
+static bool left_for(const struct judge *j, const struct snap_link *uplink, struct net_mac mac) {
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        if (f->ifindex == uplink->index && f->outgoing && f->tag == probe_tag(0, PROBE_EGRESS) && !f->reply &&
+            mac_equal(f->destination, mac))
+            return true;
+    }
+    return false;
+}
+
+/* Somebody has fixed the gateway's MAC, and the gateway itself says another. It may have two: only where nothing comes
+ * back. */
+static void rule_gateway_fixed(struct judge *j, const struct snap_link *uplink, uint32_t gateway) {
+    const struct snapshot *after = j->host->after;
+    const struct snap_neigh *n = after && gateway ? snap_neigh_fixed(after, uplink->index, gateway) : NULL;
+    const struct snap_heard *says = NULL;
+    for (uint32_t i = 0; n && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->link != uplink->index || h->kind != SNAP_HEARD_IS_AT || h->source_ip != gateway)
+            continue;
+        if (mac_equal(h->source, n->mac))
+            return;
+        says = h;
+    }
+    if (!says)
+        return;
+    struct cause *c = cause_add(j, "host.neigh-wrong", 0, FLOWS_EGRESS,
+                                "a fixed neighbour entry on %s says that the gateway %s is %s", uplink->name,
+                                ip_text(gateway).text, mac_text(n->mac).text);
+    if (!c)
+        return;
+    c->finding.hop = HOP_HOST_UPLINK;
+    c->seen = left_for(j, uplink, n->mac);
+    str_copy(c->finding.explanation, sizeof c->finding.explanation,
+             "A fixed neighbour entry sends what leaves for the outside to a MAC that is not the gateway's.");
+    cause_evidence(c, "neigh", uplink->name, "%s lladdr %s %s", ip_text(gateway).text, mac_text(n->mac).text,
+                   n->state & NUD_PERMANENT ? "PERMANENT"
+                   : n->state & NUD_NOARP   ? "NOARP"
+                                            : "extern_learn");
+    cause_evidence(c, "probe", uplink->name, "asked by ARP, %s says that it is %s", ip_text(gateway).text,
+                   mac_text(says->source).text);
+    if (c->seen)
+        cause_evidence(c, "probe", uplink->name, "our request to the outside left for %s, no answer came",
+                       mac_text(n->mac).text);
+    cause_step(c, REPAIR_NEIGHBOUR_DELETE, uplink->name)->prefix = (struct net_prefix){gateway, 32};
+}
+
 /* SNAT to an address that is nobody's here: the answers go elsewhere, or nowhere. */
 static void rule_snat(struct judge *j, const struct snap_link *uplink) {
     for (uint32_t i = 0; i < j->s->rules_count; i++) {
@@ -249,5 +297,6 @@ void rules_egress(struct judge *j) {
         rule_nat(j, uplink, &nat, nat_count);
     rule_uplink_noarp(j, uplink, out->gateway);
     rule_gateway(j, uplink, out->gateway);
+    rule_gateway_fixed(j, uplink, out->gateway);
     rule_snat(j, uplink);
 }

@@ -387,8 +387,7 @@ static void rule_neigh(struct judge *j) {
             cause_evidence(c, "neigh", j->bridge->name, "proxy entry for %s", ip_text(n->ip).text);
             continue;
         }
-        bool fixed = n->state & (NUD_PERMANENT | NUD_NOARP) || n->flags & NTF_EXT_LEARNED;
-        if (!fixed || !n->has_mac || !j->has_mac || mac_equal(n->mac, j->mac))
+        if (n != snap_neigh_fixed(j->s, n->link, n->ip) || !j->has_mac || mac_equal(n->mac, j->mac))
             continue;
         struct cause *c =
             cause_add(j, "host.neigh-wrong", FLOWS_IP, FLOW(PROBE_ARP_KERNEL),
