@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <linux/if_link.h>
 #include <linux/neighbour.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -337,7 +338,7 @@ static void ask_gateway(const struct doctor_case *c, int nsfd) {
     const struct snap_lookup *world = to_world(c->before);
     const struct probe_answer *egress = c->probe ? probe_answer(c->probe, 0, PROBE_EGRESS) : NULL;
     const struct snap_link *uplink = world ? snap_link_by_index(c->before, world->link) : NULL;
-    if (egress && egress->asked && !egress->answered && uplink && world->gateway &&
+    if (egress && egress->asked && !egress->answered && uplink && !(uplink->flags & IFF_NOARP) && world->gateway &&
         snap_neigh_fixed(c->after, uplink->index, world->gateway))
         heard_who_has(c->after, nsfd, uplink, world->source, world->gateway);
 }

@@ -447,6 +447,16 @@ static bool is_refused_by_host(const struct judge *j, const struct probe_answer 
     return false;
 }
 
+/* Seen to leave by a device that is no port of the bridge: filters, tc and the qdisc are behind it. */
+static bool has_left_the_host(const struct judge *j, const struct probe_answer *a) {
+    for (uint32_t i = 0; i < a->request_elsewhere_count; i++) {
+        const struct snap_link *link = snap_link_by_index(j->s, a->request_elsewhere[i].ifindex);
+        if (link && j->bridge && link != j->bridge && link->master != j->bridge->index)
+            return true;
+    }
+    return false;
+}
+
 static void trace_egress_path(struct judge *j) {
     const struct probe_answer *a = judge_answer(j, PROBE_EGRESS);
     struct path *p = &j->paths[PROBE_EGRESS];
@@ -462,6 +472,9 @@ static void trace_egress_path(struct judge *j) {
         p->passed = HOPBIT(HOP_HOST_FORWARD) | HOPBIT(HOP_HOST_NAT) | HOPBIT(HOP_HOST_UPLINK);
         return;
     }
+    /* The trace tells of the whole machine: what is behind the uplink may be another namespace of it. */
+    if (has_left_the_host(j, a))
+        p->out.dropped = false;
     if (p->out.dropped || p->back.dropped) {
         const struct trace_where *w = p->out.dropped ? &p->out : &p->back;
         path_evidence(p, "trace", *w->drop_dev ? w->drop_dev : "kernel", "dropped, reason %s, in %s", w->drop_reason,
