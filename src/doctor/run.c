@@ -19,6 +19,7 @@
 #define WORLD 0x08080808U
 #define BUSY_FRAMES 2000 /* on a TAP during the probe */
 #define BUSY_AGAIN 3
+#define VMMS_MAX 8        /* that are asked what ails them */
 #define TURN_WAIT_MS 5000 /* for another doctor: it needs 2 s at most, or a sweep's time */
 
 void doctor_case_free(struct doctor_case *c) {
@@ -343,6 +344,17 @@ static void ask_gateway(const struct doctor_case *c, int nsfd) {
         heard_who_has(c->after, nsfd, uplink, world->source, world->gateway);
 }
 
+/* The VMMs of VMs that do not answer, or that are asked for where nothing is sent, are asked themselves. */
+static void ask_vmms(struct doctor_case *c, const char *state_dir) {
+    c->before->vmms_count = 0;
+    for (uint32_t i = 0; i < c->count && c->before->vmms_count < VMMS_MAX; i++) {
+        int at = c->probe_indexes[i];
+        const struct probe_answer *arp = c->probe && at >= 0 ? &c->probe->targets[at].answer[PROBE_ARP] : NULL;
+        if (arp ? arp->asked && !arp->answered : c->targets[i].named)
+            collect_vmm(c->before, c->targets[i].tap, state_dir);
+    }
+}
+
 /* Asks, collects again, judges. */
 static int examine(struct doctor_case *c, const struct doctor_options *o, int nsfd, struct collect_options collect,
                    struct err *err) {
@@ -358,8 +370,10 @@ static int examine(struct doctor_case *c, const struct doctor_options *o, int ns
     collect.light = true;
     int r = collect_snapshot(&collect, &c->after, err);
     heard_take(heard, c->after);
-    if (r == 0)
+    if (r == 0) {
         ask_gateway(c, nsfd);
+        ask_vmms(c, o->state_dir);
+    }
     return r < 0 ? r : doctor_case_judge(c, err);
 }
 
@@ -441,6 +455,8 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     for (uint32_t i = 0; i < c->count; i++)
         c->probe_indexes[i] = -1;
     c->wanted_probe = !o->no_probe;
+    if (o->no_probe)
+        ask_vmms(c, o->state_dir);
     r = o->no_probe ? doctor_case_judge(c, err) : examine(c, o, nsfd, collect, err);
     for (int again = 0; r == 0 && again < BUSY_AGAIN && was_too_busy(c); again++)
         r = examine(c, o, nsfd, collect, err);

@@ -370,6 +370,18 @@ struct snap_vm {
     uint16_t port; /* that its service has; 0: not known */
 };
 
+/* What a QEMU says of itself over QMP. Asked only for a VM that does not answer. */
+struct snap_vmm {
+    char tap[SNAP_NAME];
+    int32_t pid;
+    int32_t error; /* 0, or a positive errno: EBUSY, its monitor has another client */
+    char socket[96];
+    char status[24];                         /* of query-status: "running", "paused", "io-error", … */
+    char nic[SNAP_TEXT], backend[SNAP_TEXT]; /* the device's id, or the name that QEMU gave it; the netdev's id */
+    struct net_mac mac;
+    int32_t link; /* 1 on, 0 off, -1 could not be read */
+};
+
 /* Last lines of a VM's console that mean something. */
 struct snap_console {
     char vm_id[40];
@@ -445,6 +457,7 @@ struct snapshot {
     SNAP_TABLE(struct snap_claimant, claimants);
     SNAP_TABLE(struct snap_elsewhere, elsewhere);
     SNAP_TABLE(struct snap_vm, vms);
+    SNAP_TABLE(struct snap_vmm, vmms);
     SNAP_TABLE(struct snap_console, consoles);
     SNAP_TABLE(struct snap_table_fill, fills);
     SNAP_TABLE(struct snap_xfrm, xfrms);

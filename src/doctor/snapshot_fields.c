@@ -306,6 +306,13 @@ static const struct snapshot_field snap_vm_fields[] = {
 };
 #undef ROW
 
+#define ROW struct snap_vmm
+static const struct snapshot_field snap_vmm_fields[] = {
+    FIELD(tap, F_TEXT), FIELD(pid, F_I32),      FIELD(error, F_I32), FIELD(socket, F_TEXT), FIELD(status, F_TEXT),
+    FIELD(nic, F_TEXT), FIELD(backend, F_TEXT), FIELD(mac, F_BYTES), FIELD(link, F_I32),    {0},
+};
+#undef ROW
+
 #define ROW struct snap_console
 static const struct snapshot_field snap_console_fields[] = {
     FIELD(vm_id, F_TEXT), FIELD(tap, F_TEXT), FIELD(line, F_TEXT), FIELD(sort, F_TEXT), {0},
@@ -371,6 +378,7 @@ const struct snapshot_table snapshot_tables[] = {
     TABLE(claimants, snap_claimant, SNAP_ROWS_MAX),
     TABLE(elsewhere, snap_elsewhere, SNAP_ROWS_MAX),
     TABLE(vms, snap_vm, SNAP_ROWS_MAX),
+    TABLE(vmms, snap_vmm, SNAP_ROWS_MAX),
     TABLE(consoles, snap_console, SNAP_ROWS_MAX),
     TABLE(fills, snap_table_fill, SNAP_ROWS_MAX),
     TABLE(xfrms, snap_xfrm, SNAP_ROWS_MAX),

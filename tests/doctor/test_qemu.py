@@ -24,17 +24,20 @@ BOOT_S = 60
 class Machine(Guest):
     """A guest that has no namespace, but a machine of its own."""
 
-    def launch(self, image, folder, *options, words=""):
+    def launch(self, image, folder, *options, words="", monitor=""):
         self.qmp_path, self.console = folder / "qmp", folder / "console.log"
+        path = f"unix:{'qmp' if monitor == 'relative' else self.qmp_path},server=on,wait=off"
+        qmp = ["-chardev", f"socket,path={self.qmp_path},server=on,id=m,wait=off", "-mon", "m,mode=control"] if monitor == "chardev" else ["-qmp", path]
+        nic = f"virtio-net-pci,netdev=net,mac={self.mac},romfile=" + (",id=nic0" if monitor == "id" else "")
         words = f"console=ttyS0 quiet panic=1 root=/dev/vda ro ip={self.address}::{GATEWAY}:255.255.0.0:guest:eth0:off {words}"
         self.process = subprocess.Popen([
             "nsenter", f"--net=/run/netns/{self.lab.name}", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,accel=tcg",
             "-cpu", "max", "-m", "128", "-display", "none", "-no-reboot", "-serial", f"file:{self.console}",
-            "-qmp", f"unix:{self.qmp_path},server=on,wait=off", "-drive", f"if=none,id=d,file={image}/rootfs.ext4,format=raw,snapshot=on",
+            *qmp, "-drive", f"if=none,id=d,file={image}/rootfs.ext4,format=raw,snapshot=on",
             "-device", "virtio-blk-pci,drive=d,serial=root", "-netdev", f"tap,id=net,ifname={self.tap},script=no,downscript=no",
-            "-device", f"virtio-net-pci,netdev=net,mac={self.mac},romfile=", "-device", "virtio-rng-pci", "-kernel", f"{image}/vmlinuz",
+            "-device", nic, "-device", "virtio-rng-pci", "-kernel", f"{image}/vmlinuz",
             "-initrd", f"{image}/initrd.img", "-append", words, *options,
-        ], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        ], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
 
     def qmp(self, command, **arguments):
         with socket.socket(socket.AF_UNIX) as s:
@@ -74,12 +77,12 @@ def image():
 
 
 @contextlib.contextmanager
-def machine(image, folder, *options, words=""):
+def machine(image, folder, *options, words="", monitor=""):
     with Lab() as lab:
         guest = Machine(lab, 1, "192.168.0.2", "fc-vm-69fac6731", "02:fc:f9:aa:5d:01")
         lab.tap(guest.tap)
         try:
-            guest.launch(image, folder, *options, words=words)
+            guest.launch(image, folder, *options, words=words, monitor=monitor)
             until = time.monotonic() + 10
             while "LOWER_UP" not in lab.link(guest.tap)["flags"] or not guest.qmp_path.exists():
                 assert guest.process.poll() is None, guest.process.stdout.read()
@@ -111,6 +114,57 @@ def test_not_booted(image, tmp_path):
         judge(lab, guest, ["guest.not-booted"], ["guest.nic"])
 
 
+def taken_monitor(lab, guest):
+    """A monitor that has a client already is left alone: nothing waits behind it, and the client notices nothing."""
+    guest.qmp("set_link", name="net", up=False)
+    lab.cold()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(5)
+        s.connect(str(guest.qmp_path))
+        with s.makefile("rw") as client:
+            assert "QMP" in client.readline()
+            client.write('{"execute":"qmp_capabilities"}\n')
+            client.flush()
+            assert "return" in client.readline()
+            for _ in range(3):
+                answer = lab.doctor(guest)
+                assert answer.first["id"] in ("unknown.guest.nic", "unknown.vmm", "guest.nic-down"), answer
+                gap = next(g for g in answer.json["host"]["could_not_read"] if g["what"] == "qmp")
+                assert str(guest.process.pid) in gap["detail"] and "another client" in gap["detail"], gap
+                waiting = pathlib.Path("/proc/net/unix").read_text() + pathlib.Path(f"/proc/{guest.process.pid}/net/unix").read_text()
+                ends = {line.split()[6] for line in waiting.splitlines() if line.endswith(str(guest.qmp_path)) and line.split()[5] == "03"}
+                assert len(ends) == 1, waiting
+            client.write('{"execute":"query-status"}\n')
+            client.flush()
+            assert json.loads(client.readline())["return"]["status"] == "running"
+    guest.qmp("set_link", name="net", up=True)
+    guest.wait()
+
+
+@pytest.mark.parametrize("how", ["id", "chardev", "relative"])
+def test_ways_to_the_monitor(image, tmp_path, how):
+    """A NIC with an id, of which there are two, one behind a PCI bridge; the socket by -chardev, or by a path that only QEMU's folder leads to."""
+    options = []
+    if how == "id":
+        options = ["-device", "pcie-root-port,id=port0", "-netdev", "hubport,id=h,hubid=0", "-device", "virtio-net-pci,netdev=h,id=spare,bus=port0"]
+    with machine(image, tmp_path, *options, monitor=how) as (lab, guest):
+        guest.wait()
+        guest.qmp("set_link", name="net", up=False)
+        assert not lab.ping(guest.address, 0.35)
+        judge(lab, guest, ["vmm.link-off"], ["vmm"], [guest.process.pid, "nic0" if how == "id" else "virtio-net-pci.0"])
+
+
+def test_a_disk_that_cannot_be_written(image, tmp_path):
+    """QEMU stops its VM, as it is told to by werror=stop; the reason is only to be had from QEMU."""
+    with machine(image, tmp_path, "-drive", "if=none,id=bad,driver=blkdebug,werror=stop,rerror=stop,image.driver=null-co,image.size=1048576,"
+                 "inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5", "-device", "virtio-blk-pci,drive=bad,serial=bad") as (lab, guest):
+        until = time.monotonic() + BOOT_S
+        while guest.qmp("query-status")["status"] != "io-error":
+            assert time.monotonic() < until, guest.qmp("query-status")
+            time.sleep(0.2)
+        judge(lab, guest, ["vmm.stalled"], ["vmm"], [guest.process.pid, "io-error", "disk"])
+
+
 def test_real_guest(image, tmp_path):
     """One boot, one thing after the other."""
     with machine(image, tmp_path) as (lab, guest):
@@ -140,17 +194,22 @@ def test_real_guest(image, tmp_path):
         guest.qmp("stop")
         lab.cold()
         assert not lab.ping(guest.address, 0.35)
-        judge(lab, guest, ["vmm.stalled"], ["vmm"], [guest.process.pid])
+        judge(lab, guest, ["vmm.stalled"], ["vmm"], [guest.process.pid, "paused"])
         guest.qmp("cont")
         guest.wait()
 
-        # Nothing but QEMU knows that the link is off, and its monitor may be another's.
-        guest.qmp("set_link", name="net", up=False)
-        lab.cold()
-        assert not lab.ping(guest.address, 0.35)
-        judge(lab, guest, ["vmm.link-off", "unknown.vmm", "unknown.guest.nic", "guest.nic-down"], ["vmm", "guest.nic"])
-        guest.qmp("set_link", name="net", up=True)
-        guest.wait()
+        # Nothing but QEMU knows that the link is off.
+        for name in ("net", "virtio-net-pci.0"):
+            guest.qmp("set_link", name=name, up=False)
+            lab.cold()
+            assert not lab.ping(guest.address, 0.35)
+            judge(lab, guest, ["vmm.link-off"], ["vmm"], [guest.process.pid, "virtio-net-pci.0", "netdev net", guest.mac])
+            judge(lab, guest, ["vmm.link-off"], ["vmm"], [guest.process.pid], ["--no-probe"])
+            assert guest.qmp("query-status")["status"] == "running"
+            guest.qmp("set_link", name=name, up=True)
+            guest.wait()
+        if not ONLY_INJECT:
+            taken_monitor(lab, guest)
 
         lab.ip("link", "del", guest.tap)
         lab.tap(guest.tap)

@@ -130,6 +130,7 @@ void rules_filters(struct judge *j);
 void rules_tc(struct judge *j);
 void rules_host(struct judge *j);
 void rules_egress(struct judge *j);
+void rules_vmm(struct judge *j);
 void rules_guest(struct judge *j);   /* after the others: what only the way of the frames tells */
 void rules_unknown(struct judge *j); /* last */
 

@@ -227,6 +227,7 @@ int judge_target(const struct judge_host *host, const struct target *target, int
         rules_tc(&j);
         rules_host(&j);
         rules_egress(&j);
+        rules_vmm(&j);
         rules_guest(&j);
         rules_unknown(&j);
     }
