@@ -367,7 +367,8 @@ struct snap_vm {
     struct net_mac mac;
     int32_t pid;
     uint64_t pid_start;
-    uint16_t port; /* that its service has; 0: not known */
+    uint16_t port;    /* that its service has; 0: not known */
+    char paused[224]; /* why its VMM has stopped it, as the controller was told; empty: it has not, or it runs again */
 };
 
 /* What a QEMU says of itself over QMP. Asked only for a VM that does not answer. */

@@ -302,6 +302,7 @@ static const struct snapshot_field snap_vm_fields[] = {
     FIELD(pid, F_I32),
     FIELD(pid_start, F_U64),
     FIELD(port, F_U16),
+    FIELD(paused, F_TEXT),
     {0},
 };
 #undef ROW

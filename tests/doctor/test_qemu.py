@@ -289,6 +289,13 @@ def assert_all_say(d, vm, finding, hop):
         assert others == [], others
 
 
+def qmp_taken(pid):
+    """Whether somebody talks to this QEMU over its monitor: one of its own sockets is the end of such a conversation."""
+    inodes = {link[8:-1] for fd in pathlib.Path(f"/proc/{pid}/fd").iterdir() if (link := os.readlink(fd)).startswith("socket:")}
+    rows = [line.split() for line in pathlib.Path("/proc/net/unix").read_text().splitlines()]
+    return any(len(row) == 8 and row[5] == "03" and row[6] in inodes and row[7].endswith("/qmp.sock") for row in rows)
+
+
 @pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
 def test_guests_of_the_daemon(image):
     import harness
@@ -302,6 +309,27 @@ def test_guests_of_the_daemon(image):
             assert status == 0 and report["healthy"] is True, report
             assert all(t["reachable"] is True and t["vm_id"] for t in report["targets"]), report
         pid = next(p for p in d.processes() if vm["id"] in pathlib.Path(f"/proc/{p}/cmdline").read_text())
+
+        # The daemon holds QEMU's monitor: what QEMU has told it is in its records.
+        vmm_pid = next(p for p in d.processes() if vms[1]["id"] in pathlib.Path(f"/proc/{p}/cmdline").read_text())
+        other = d.vm(vms[1]["id"])
+        harness.wait_for(lambda: qmp_taken(vmm_pid), 10, 0.1)
+        status, report = d.doctor("--vm", other["id"])
+        assert status == 0, report
+        with contextlib.closing(sqlite3.connect(d.state / "master-controller.db", timeout=5)) as db, db:
+            db.execute("INSERT INTO event (vm_id, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 1, 'controller', 'paused', 'running',"
+                       " 'running', 'its VMM has stopped it (io-error, write: Input/output error)')", (other["id"],))
+        assert d.doctor("--vm", other["id"])[0] == 0, "a record is no evidence against a VM that answers"
+        os.kill(vmm_pid, signal.SIGSTOP)
+        status, report = d.doctor("--vm", other["id"], "--no-trace")
+        told = report["targets"][0]["findings"]
+        assert [f["id"] for f in told if f["role"] == "root-cause"] == ["vmm.stalled"], report
+        assert any("io-error" in e["fact"] and e["source"] == "record" for f in told for e in f["evidence"]), told
+        os.kill(vmm_pid, signal.SIGCONT)
+        with contextlib.closing(sqlite3.connect(d.state / "master-controller.db", timeout=5)) as db, db:
+            db.execute("INSERT INTO event (vm_id, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 2, 'controller', 'resumed', 'running',"
+                       " 'running', 'it runs again')", (other["id"],))
+        harness.wait_for(lambda: d.doctor("--vm", other["id"])[0] == 0, 20, 0.2)
 
         os.kill(pid, signal.SIGSTOP)
         assert_all_say(d, vm, "vmm.stalled", "vmm")

@@ -11,6 +11,7 @@
  *
  * Source: QEMU docs/interop/qmp-spec.txt and qapi/{run-state,misc,pci}.json, hw/virtio/virtio-pci.c (where the device's
  * part begins); Virtual I/O Device 1.2, 5.1.4 (struct virtio_net_config). */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -31,6 +32,8 @@
 #define QMP_LINE (64 * 1024) /* bytes of one answer */
 #define ARGS_MAX (64 * 1024) /* bytes of a command line */
 #define UNIX_LINES_MAX 65536 /* of /proc/PID/net/unix */
+#define SOCKETS_MAX 512      /* of one process */
+#define CONNECTED 3          /* SS_CONNECTED, of /proc/PID/net/unix */
 #define SOCKET_PATH 256
 #define CHARDEVS_MAX 8
 #define PCI_DEPTH 4 /* bridges behind bridges */
@@ -112,25 +115,55 @@ static bool find_in_arguments(pid_t pid, char ret_path[SOCKET_PATH]) {
     return *m.path && str_copy(ret_path, SOCKET_PATH, m.path);
 }
 
-/* Whether the socket of this path has a client: the end of a connection that was accepted has the path as well. */
-static bool has_client(const char *unix_file, const char *path) {
+/* The sockets that a process has open, by their inodes. Return: how many. */
+static size_t sockets_of(pid_t pid, unsigned long inodes[SOCKETS_MAX]) {
+    char path[64], target[64];
+    size_t count = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", pid);
+    DIR *fds = opendir(path);
+    for (struct dirent *e; fds && count < SOCKETS_MAX && (e = readdir(fds));) {
+        ssize_t len = readlinkat(dirfd(fds), e->d_name, target, sizeof target - 1);
+        target[len < 0 ? 0 : len] = '\0';
+        count += sscanf(target, "socket:[%lu]", &inodes[count]) == 1;
+    }
+    if (fds)
+        closedir(fds);
+    return count;
+}
+
+static const char *name_in(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Whether the socket has a client. The end of a connection that was accepted, or waits for it, is told with the name that
+ * its listener was bound to: the path, as the process took it; or another path to the same file, if somebody else bound
+ * it, and then it is among the process's own sockets. */
+static bool has_client(const char *unix_file, const char *path, const unsigned long *inodes, size_t count) {
     char line[512];
     _cleanup_fclose_ FILE *f = fopen(unix_file, "re");
     for (int i = 0; f && i < UNIX_LINES_MAX && fgets(line, sizeof line, f); i++) {
         unsigned int state = 0;
+        unsigned long inode = 0;
         int at = 0;
         line[strcspn(line, "\n")] = '\0';
-        if (sscanf(line, "%*s %*s %*s %*s %*s %x %*s %n", &state, &at) == 1 && at && state == 3 &&
-            strcmp(line + at, path) == 0)
+        if (sscanf(line, "%*s %*s %*s %*s %*s %x %lu %n", &state, &inode, &at) != 2 || !at || state != CONNECTED)
+            continue;
+        if (strcmp(line + at, path) == 0)
             return true;
+        for (size_t n = 0; n < count && strcmp(name_in(line + at), name_in(path)) == 0; n++)
+            if (inodes[n] == inode)
+                return true;
     }
     return false;
 }
 
 static bool is_taken(pid_t pid, const char *path) {
+    unsigned long inodes[SOCKETS_MAX];
+    size_t count = sockets_of(pid, inodes);
     char unix_file[64];
     snprintf(unix_file, sizeof unix_file, "/proc/%d/net/unix", pid);
-    return has_client(unix_file, path) || has_client("/proc/self/net/unix", path);
+    return has_client(unix_file, path, inodes, count) || has_client("/proc/self/net/unix", path, inodes, count);
 }
 
 /* Connects to a socket by the folder's descriptor: a unix socket's address holds 107 bytes only. Return: 0 or -errno. */
@@ -379,7 +412,7 @@ static int find_socket(const struct snapshot *s, const struct snap_holder *h, co
     if (snprintf(path, sizeof path, "%s/users/%s/qmp.sock", state_dir, vm->id) >= (int)sizeof path)
         return -ENAMETOOLONG;
     str_copy(row->socket, sizeof row->socket, path);
-    return connect_in(path, ret_fd);
+    return is_taken(h->pid, path) ? -EBUSY : connect_in(path, ret_fd);
 }
 
 static int read_vmm(const struct snapshot *s, const struct snap_holder *h, const char *state_dir,

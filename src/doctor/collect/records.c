@@ -38,14 +38,27 @@ static void take_vm(struct snapshot *s, sqlite3_stmt *q) {
     copy_column(q, 8, vm->vmm, sizeof vm->vmm);
     vm->pid = sqlite3_column_int(q, 9);
     vm->pid_start = (uint64_t)sqlite3_column_int64(q, 10);
+    copy_column(q, 11, vm->paused, sizeof vm->paused);
     config_defaults(&config);
     if (vm_type_parse(vm->type, &type) == 0)
         vm->port = config.vm.type[type].port;
 }
 
+#define VM_COLUMNS "SELECT id, user, type, state, ip, mac, tap, bridge, vmm, pid, pid_start"
+#define VM_ROWS " FROM vm WHERE ended = 0 ORDER BY created_ms"
+
+/* With the last that its VMM told the controller of its standing still, if it did not say since that it runs again. */
+static const char with_pause[] =
+    VM_COLUMNS ", (SELECT iif(event = 'paused', reason, '') FROM event WHERE vm_id = vm.id AND event IN ('paused', "
+               "'resumed') ORDER BY n DESC LIMIT 1)" VM_ROWS;
+
+/* Records of another version may not have all of it. */
+static int ask_for_vms(sqlite3 *db, sqlite3_stmt **ret) {
+    int r = sqlite3_prepare_v2(db, with_pause, -1, ret, NULL);
+    return r == SQLITE_OK ? r : sqlite3_prepare_v2(db, VM_COLUMNS ", ''" VM_ROWS, -1, ret, NULL);
+}
+
 void collect_records(struct snapshot *s, const char *state_dir) {
-    static const char sql[] = "SELECT id, user, type, state, ip, mac, tap, bridge, vmm, pid, pid_start FROM vm"
-                              " WHERE ended = 0 ORDER BY created_ms";
     char path[512];
     sqlite3 *db = NULL;
     sqlite3_stmt *q = NULL;
@@ -56,7 +69,7 @@ void collect_records(struct snapshot *s, const char *state_dir) {
         return;
     }
     if (sqlite3_open_v2(path, &db, SQLITE_OPEN_READONLY, NULL) != SQLITE_OK ||
-        sqlite3_busy_timeout(db, 500) != SQLITE_OK || sqlite3_prepare_v2(db, sql, -1, &q, NULL) != SQLITE_OK)
+        sqlite3_busy_timeout(db, 500) != SQLITE_OK || ask_for_vms(db, &q) != SQLITE_OK)
         snapshot_gap(s, "records", EIO, "%s: %s", path, sqlite3_errmsg(db));
     while (q && sqlite3_step(q) == SQLITE_ROW)
         take_vm(s, q);

@@ -66,10 +66,23 @@ static void rule_stopped(struct judge *j, const struct snap_vmm *vmm) {
         cause_plan(c, "%s (socket %s)", way_out(vmm->status), vmm->socket);
 }
 
+/* The controller itself holds the monitor: what it was told is in its records. */
+static void rule_recorded(struct judge *j) {
+    if (!j->vm || !j->holder || !*j->vm->paused || j->vm->pid != j->holder->pid || j->alive & FLOWS_GUEST)
+        return;
+    struct cause *c = cause_add(j, "vmm.stalled", FLOWS_GUEST, 0, "the VM behind %s stands still in %s (process %d)",
+                                j->vm->tap, j->holder->comm, j->holder->pid);
+    cause_evidence(c, "record", j->vm->id, "%s", j->vm->paused);
+}
+
 void rules_vmm(struct judge *j) {
     const struct snap_vmm *vmm = vmm_of(j);
-    if (!vmm || !j->tap)
+    if (!j->tap)
         return;
+    if (!vmm) {
+        rule_recorded(j);
+        return;
+    }
     rule_link_off(j, vmm);
     rule_stopped(j, vmm);
 }
