@@ -38,6 +38,7 @@ void snapshot_free(struct snapshot *s) {
     free(s->claimants);
     free(s->elsewhere);
     free(s->vms);
+    free(s->vmms);
     free(s->consoles);
     free(s->fills);
     free(s->xfrms);

@@ -317,7 +317,7 @@ def test_guests_of_the_daemon(image):
         status, report = d.doctor("--vm", other["id"])
         assert status == 0, report
         with contextlib.closing(sqlite3.connect(d.state / "master-controller.db", timeout=5)) as db, db:
-            db.execute("INSERT INTO event (vm_id, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 1, 'controller', 'paused', 'running',"
+            db.execute("INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 1, 'controller', 'paused', 'running',"
                        " 'running', 'its VMM has stopped it (io-error, write: Input/output error)')", (other["id"],))
         assert d.doctor("--vm", other["id"])[0] == 0, "a record is no evidence against a VM that answers"
         os.kill(vmm_pid, signal.SIGSTOP)
@@ -327,7 +327,7 @@ def test_guests_of_the_daemon(image):
         assert any("io-error" in e["fact"] and e["source"] == "record" for f in told for e in f["evidence"]), told
         os.kill(vmm_pid, signal.SIGCONT)
         with contextlib.closing(sqlite3.connect(d.state / "master-controller.db", timeout=5)) as db, db:
-            db.execute("INSERT INTO event (vm_id, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 2, 'controller', 'resumed', 'running',"
+            db.execute("INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason) VALUES (?, 2, 'controller', 'resumed', 'running',"
                        " 'running', 'it runs again')", (other["id"],))
         harness.wait_for(lambda: d.doctor("--vm", other["id"])[0] == 0, 20, 0.2)
 

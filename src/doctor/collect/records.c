@@ -49,7 +49,7 @@ static void take_vm(struct snapshot *s, sqlite3_stmt *q) {
 
 /* With the last that its VMM told the controller of its standing still, if it did not say since that it runs again. */
 static const char with_pause[] =
-    VM_COLUMNS ", (SELECT iif(event = 'paused', reason, '') FROM event WHERE vm_id = vm.id AND event IN ('paused', "
+    VM_COLUMNS ", (SELECT iif(event = 'paused', reason, '') FROM event WHERE about = vm.id AND event IN ('paused', "
                "'resumed') ORDER BY n DESC LIMIT 1)" VM_ROWS;
 
 /* Records of another version may not have all of it. */

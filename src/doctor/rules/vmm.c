@@ -70,8 +70,13 @@ static void rule_stopped(struct judge *j, const struct snap_vmm *vmm) {
 static void rule_recorded(struct judge *j) {
     if (!j->vm || !j->holder || !*j->vm->paused || j->vm->pid != j->holder->pid || j->alive & FLOWS_GUEST)
         return;
-    struct cause *c = cause_add(j, "vmm.stalled", FLOWS_GUEST, 0, "the VM behind %s stands still in %s (process %d)",
-                                j->vm->tap, j->holder->comm, j->holder->pid);
+    struct cause *c = NULL;
+    for (uint32_t i = 0; i < j->causes_count; i++)
+        if (strcmp(j->causes[i].finding.id, "vmm.stalled") == 0)
+            c = &j->causes[i]; /* its process is stopped, too */
+    if (!c)
+        c = cause_add(j, "vmm.stalled", FLOWS_GUEST, 0, "the VM behind %s stands still in %s (process %d)", j->vm->tap,
+                      j->holder->comm, j->holder->pid);
     cause_evidence(c, "record", j->vm->id, "%s", j->vm->paused);
 }
 
