@@ -290,20 +290,13 @@ static const struct snapshot_field snap_elsewhere_fields[] = {
 
 #define ROW struct snap_vm
 static const struct snapshot_field snap_vm_fields[] = {
-    FIELD(id, F_TEXT),
-    FIELD(user, F_TEXT),
-    FIELD(type, F_TEXT),
-    FIELD(state, F_TEXT),
-    FIELD(tap, F_TEXT),
-    FIELD(bridge, F_TEXT),
-    FIELD(vmm, F_TEXT),
-    FIELD(ip, F_U32),
-    FIELD(mac, F_BYTES),
-    FIELD(pid, F_I32),
-    FIELD(pid_start, F_U64),
-    FIELD(port, F_U16),
-    FIELD(paused, F_TEXT),
-    {0},
+    FIELD(id, F_TEXT),       FIELD(user, F_TEXT),
+    FIELD(type, F_TEXT),     FIELD(state, F_TEXT),
+    FIELD(tap, F_TEXT),      FIELD(bridge, F_TEXT),
+    FIELD(vmm, F_TEXT),      FIELD(ip, F_U32),
+    FIELD(mac, F_BYTES),     FIELD(pid, F_I32),
+    FIELD(pid_start, F_U64), FIELD(port, F_U16),
+    FIELD(paused, F_TEXT),   {0},
 };
 #undef ROW
 
