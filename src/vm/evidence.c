@@ -362,7 +362,8 @@ int evidence_seal(const struct evidence *e) {
 
 struct kept {
     char name[VM_ID_TEXT];
-    int64_t at_ms;
+    struct timespec at; /* when it was sealed; several in one second must keep their order */
+    bool is_sealed;
     uint64_t bytes;
 };
 
@@ -385,7 +386,9 @@ static uint64_t bytes_of(int dir_fd, const char *name) {
 
 static int newest_first(const void *a, const void *b) {
     const struct kept *x = a, *y = b;
-    return x->at_ms < y->at_ms ? 1 : x->at_ms > y->at_ms ? -1 : 0;
+    if (x->at.tv_sec != y->at.tv_sec)
+        return x->at.tv_sec < y->at.tv_sec ? 1 : -1;
+    return x->at.tv_nsec < y->at.tv_nsec ? 1 : x->at.tv_nsec > y->at.tv_nsec ? -1 : 0;
 }
 
 static struct kept *list_kept(const char *folder, size_t *ret_n) {
@@ -403,8 +406,8 @@ static struct kept *list_kept(const char *folder, size_t *ret_n) {
                 break;
             all = bigger;
         }
-        all[n] =
-            (struct kept){.at_ms = (int64_t)st.st_mtim.tv_sec * 1000, .bytes = bytes_of(dirfd(dir), entry->d_name)};
+        all[n] = (struct kept){
+            .at = st.st_mtim, .is_sealed = !(st.st_mode & S_IWUSR), .bytes = bytes_of(dirfd(dir), entry->d_name)};
         str_copy(all[n++].name, sizeof all->name, entry->d_name);
     }
     if (dir)
@@ -423,8 +426,10 @@ unsigned evidence_expire(const char *folder, int64_t max_age_ms, uint64_t max_by
         qsort(all, n, sizeof *all, newest_first);
     for (size_t i = 0; i < n; i++) {
         char path[PATH_SIZE];
+        bool is_young = (int64_t)all[i].at.tv_sec * 1000 >= oldest_ms;
         bytes += all[i].bytes;
-        if (all[i].at_ms >= oldest_ms && bytes <= max_bytes)
+        /* What is not sealed yet is being written. */
+        if (is_young && (bytes <= max_bytes || !all[i].is_sealed))
             continue;
         path_in(path, folder, all[i].name);
         gone += dir_remove(path) == 0;

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+import time
 
 import pytest
 
@@ -106,19 +107,23 @@ def test_the_host_kills_for_memory():
 def test_evidence_and_records_are_not_kept_for_ever():
     with idle(vm={"evidence_days": "1", "evidence_megabytes": "1"}, store={"keep_days": "1"}) as d:
         ids = [d.create(user=f"u{i}")["id"] for i in range(4)]
-        big = d.state / "users" / ids[3] / "console.log"
-        big.write_bytes(os.urandom(2 << 20))
         for i in ids:
             d.mctl("vm", "destroy", i, "--reason", "x")
-        old = d.state / "evidence" / ids[0]
-        os.utime(old, (1, 1))
         d.stop()
+        folders = [d.state / "evidence" / i for i in ids]
+        (folders[3] / "console.log").write_bytes(os.urandom(2 << 20))
+        # The first is too old. The others ended in one second, in this order.
+        now = int(time.time())
+        for i, folder in enumerate(folders):
+            os.utime(folder, ns=(0, (now * 10**9 + i) if i else 10**9))
+        being_written = d.state / "evidence" / "vm-00000000-0000-4000-8000-000000000000"
+        being_written.mkdir(mode=0o700)
         run("/usr/bin/python3", "-c", "import sqlite3,sys\nc=sqlite3.connect(sys.argv[1])\n"
             "c.execute('update vm set state_since_ms=5 where id=?', (sys.argv[2],))\nc.commit()",
             d.state / "master-controller.db", ids[0])
         d.start()
-        # The first is too old; the last alone is more than may be kept, and so goes too with all that is older.
-        wait_for(lambda: not list((d.state / "evidence").iterdir()), 20)
+        # The last alone is more than may be kept, and so goes too with all that is older.
+        wait_for(lambda: list((d.state / "evidence").iterdir()) == [being_written], 20)
         wait_for(lambda: d.mctl("vm", "show", ids[0], check=None).status == 4, 20)
         assert d.mctl("vm", "show", ids[1]).status == 0
         assert "not there any more" in why(d, ids[1])
