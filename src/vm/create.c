@@ -149,7 +149,7 @@ static int make_tap(struct creation *c, struct err *err) {
 static int mark_agent(struct creation *c, struct err *err) {
     char path[VMS_PATH_MAX + 16];
     snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, c->folder);
-    int r = file_write_atomic(path, "", 0, 0600);
+    int r = file_write_new(path, "", 0, 0600);
     return r < 0 ? err_sys(err, -r, "vm.create", "make %s", path) : 0;
 }
 

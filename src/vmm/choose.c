@@ -8,6 +8,8 @@
 #include "base/str.h"
 #include "vmm/vmm.h"
 
+#define CPUINFO_HEAD 8192 /* the first CPU's flags are in it; to make all of a large host's file takes milliseconds */
+
 /* Whether a stock guest kernel runs on this host's KVM. That /dev/kvm opens is not enough: some clouds offer a KVM
  * without hardware behind it (pvm), on which only kernels made for it boot, and others hang at their first
  * instruction. The CPU's own flags tell. Return: NULL, or why not. */
@@ -15,9 +17,12 @@ static const char *kvm_obstacle(void) {
     _cleanup_close_ int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? "/dev/kvm does not exist" : "/dev/kvm cannot be opened";
-    _cleanup_free_ char *cpuinfo = NULL;
-    if (file_read("/proc/cpuinfo", 16U << 20, &cpuinfo, NULL) < 0)
+    char cpuinfo[CPUINFO_HEAD + 1];
+    _cleanup_close_ int info_fd = open("/proc/cpuinfo", O_RDONLY | O_CLOEXEC);
+    ssize_t n = info_fd < 0 ? -1 : read(info_fd, cpuinfo, CPUINFO_HEAD);
+    if (n <= 0)
         return "/proc/cpuinfo cannot be read";
+    cpuinfo[n] = '\0';
     if (!strstr(cpuinfo, " vmx") && !strstr(cpuinfo, " svm"))
         return "/dev/kvm opens, but the CPU has neither vmx nor svm, so a stock kernel does not boot on it";
     return NULL;

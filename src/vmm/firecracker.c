@@ -132,7 +132,7 @@ static int write_config(const struct vmm_spec *spec, bool shared_base, struct er
     snprintf(path, sizeof path, "%s/vm-config.json", spec->folder);
     json_t *config = fc_config_make(spec, shared_base);
     char *text = config ? json_dumps(config, JSON_INDENT(2)) : NULL;
-    int r = text ? file_write_atomic(path, text, strlen(text), 0600) : -ENOMEM;
+    int r = text ? file_write_new(path, text, strlen(text), 0600) : -ENOMEM;
     free(text);
     json_decref(config);
     return r < 0 ? err_sys(err, -r, "vmm.start", "write %s", path) : 0;
