@@ -122,7 +122,11 @@ struct snap_policy {
     char iif[SNAP_NAME], oif[SNAP_NAME];
     uint8_t protocol;               /* IPPROTO_…; 0: any */
     uint16_t port_first, port_last; /* destination's; 0: any */
-    bool more;                      /* it has other selectors too */
+    bool has_uids;                  /* only for what these users send */
+    uint32_t uid_first, uid_last;
+    uint32_t go_to;     /* of FR_ACT_GOTO: priority of the rule that is next */
+    uint8_t suppresses; /* routes whose prefix is shorter than this are passed over; 0: none */
+    bool more;          /* it has other selectors too */
 };
 
 /* What the kernel said to a route lookup. */

@@ -95,23 +95,17 @@ static const struct snapshot_field snap_route_fields[] = {
 
 #define ROW struct snap_policy
 static const struct snapshot_field snap_policy_fields[] = {
-    FIELD(priority, F_U32),
-    FIELD(table, F_U32),
-    FIELD(from, F_U32),
-    FIELD(to, F_U32),
-    FIELD(from_length, F_U8),
-    FIELD(to_length, F_U8),
-    FIELD(action, F_U8),
-    FIELD(invert, F_U8),
-    FIELD(mark, F_U32),
-    FIELD(mask, F_U32),
-    FIELD(iif, F_TEXT),
-    FIELD(oif, F_TEXT),
-    FIELD(protocol, F_U8),
-    FIELD(port_first, F_U16),
-    FIELD(port_last, F_U16),
-    FIELD(more, F_BOOL),
-    {0},
+    FIELD(priority, F_U32),   FIELD(table, F_U32),
+    FIELD(from, F_U32),       FIELD(to, F_U32),
+    FIELD(from_length, F_U8), FIELD(to_length, F_U8),
+    FIELD(action, F_U8),      FIELD(invert, F_U8),
+    FIELD(mark, F_U32),       FIELD(mask, F_U32),
+    FIELD(iif, F_TEXT),       FIELD(oif, F_TEXT),
+    FIELD(protocol, F_U8),    FIELD(port_first, F_U16),
+    FIELD(port_last, F_U16),  FIELD(has_uids, F_BOOL),
+    FIELD(uid_first, F_U32),  FIELD(uid_last, F_U32),
+    FIELD(go_to, F_U32),      FIELD(suppresses, F_U8),
+    FIELD(more, F_BOOL),      {0},
 };
 #undef ROW
 

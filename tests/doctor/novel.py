@@ -31,7 +31,7 @@ def command(key, hop, tool, line, words, **rest):
     """A fault that is a few commands; $TAP, $OTHER, $GUEST, $MAC as in faults.simple()."""
 
     def inject(bed):
-        names = {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac}
+        names = {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac, "$PEER": bed.other.address}
 
         def fill(text):
             for name, value in names.items():
@@ -360,6 +360,8 @@ command("source address of nobody", "host.route", "ip",
         alive=("arp",), hops=("guest.ip",))
 command("no prefix route", "host.route", "ip", "route del 192.168.0.0/16 dev br0", "br0")
 sysctls("arp ignore all", "host.input", {"net/ipv4/conf/all/arp_ignore": 8}, "arp_ignore", talk=True, dead=("vm-host",), also=("host.arp-ignore",))
+sysctls("forwarding of the uplink", "host.forward", {"net/ipv4/conf/wan0/forwarding": 0}, "wan0 forwarding", dead=("egress",),
+        alive=("ping", "tcp"), also=("host.ip-forward-off",), **UPLINK)
 sysctls("forwarding of one device", "host.forward", {"net/ipv4/conf/br0/forwarding": 0}, "br0 forwarding", dead=("egress",), alive=("ping", "tcp"),
         also=("host.ip-forward-off",), **UPLINK)
 
@@ -460,6 +462,18 @@ def _(bed):
 
 command("policy rule for a port", "host.route", "ip", f"rule add to $GUEST ipproto tcp dport {PORT} prohibit pref 5", "rule 5", dead=("tcp",),
         alive=("ping", "arp"), also=("host.policy-rule",))
+command("policy rule for root", "host.route", "ip", "rule add uidrange 0-0 to $GUEST prohibit pref 7", "rule 7 prohibit", alive=("arp", "other"),
+        also=("host.policy-rule",))
+command("policy rule for the host's own packets", "host.route", "ip",
+        "route add unreachable default table 100; rule add to $GUEST iif lo lookup 100 pref 8", "rule 8 unreachable", alive=("arp", "other"),
+        also=("host.policy-rule",))
+command("policy rule that jumps", "host.route", "ip", "rule add pref 10 to $GUEST goto 32767", "rule 10 goto", alive=("arp", "other"),
+        also=("host.policy-rule",))
+command("policy rule that passes over the network", "host.route", "ip",
+        "rule add to $GUEST lookup main suppress_prefixlength 16 pref 5; rule add to $GUEST unreachable pref 6", "rule 6 unreachable",
+        alive=("arp", "other"), also=("host.policy-rule",))
+command("route by another VM", "host.route", "ip", "route add $GUEST/32 via $PEER dev br0", "$GUEST $PEER", alive=("arp", "other"),
+        also=("host.route-elsewhere",))
 command("policy rule for the host's address", "host.route", "ip", f"rule add from {GATEWAY} prohibit pref 50", "rule 50", dead=("tcp",),
         alive=("ping", "arp"), also=("host.policy-rule",))
 

@@ -205,6 +205,16 @@ static void parse_ports(const struct nlattr *attr, struct snap_policy *policy) {
     policy->port_last = range.end;
 }
 
+static void parse_uids(const struct nlattr *attr, struct snap_policy *policy) {
+    struct fib_rule_uid_range range;
+    if (mnl_attr_get_payload_len(attr) < sizeof range)
+        return;
+    memcpy(&range, mnl_attr_get_payload(attr), sizeof range);
+    policy->uid_first = range.start;
+    policy->uid_last = range.end;
+    policy->has_uids = range.start > 0 || range.end < UINT32_MAX;
+}
+
 static void parse_policy_attr(const struct nlattr *attr, void *data) {
     struct snap_policy *policy = data;
     switch (mnl_attr_get_type(attr)) {
@@ -238,10 +248,21 @@ static void parse_policy_attr(const struct nlattr *attr, void *data) {
     case FRA_DPORT_RANGE:
         parse_ports(attr, policy);
         break;
-    case FRA_SPORT_RANGE:
     case FRA_UID_RANGE:
+        parse_uids(attr, policy);
+        break;
+    case FRA_GOTO:
+        policy->go_to = rtnl_attr_u32(attr);
+        break;
+    case FRA_SUPPRESS_PREFIXLEN:
+        policy->suppresses = rtnl_attr_u32(attr) <= 32 ? (uint8_t)(rtnl_attr_u32(attr) + 1) : 0;
+        break;
+    case FRA_SPORT_RANGE:
     case FRA_TUN_ID:
-        policy->more = true;
+    case FRA_L3MDEV:
+    case FRA_SUPPRESS_IFGROUP:
+        policy->more =
+            policy->more || mnl_attr_get_type(attr) != FRA_SUPPRESS_IFGROUP || rtnl_attr_u32(attr) != UINT32_MAX;
         break;
     }
 }
@@ -256,6 +277,7 @@ static int parse_policy(const struct nlmsghdr *nlh, void *ret) {
         return rule ? 0 : -EBADMSG;
     if (policy->table == 0)
         policy->table = rule->table;
+    policy->more = policy->more || rule->tos;
     policy->action = rule->action;
     policy->to_length = rule->dst_len;
     policy->from_length = rule->src_len;

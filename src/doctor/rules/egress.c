@@ -77,17 +77,14 @@ static bool forwards(const struct judge *j, const char *link) {
     return snap_sysctl_int(j->s, key, 1) != 0;
 }
 
-static void rule_forwarding(struct judge *j, bool wanted) {
-    const char *culprit = snap_sysctl_int(j->s, "net/ipv4/ip_forward", 1) == 0 ? "ip_forward"
-                          : !forwards(j, j->bridge->name)                      ? "conf"
-                                                                               : NULL;
-    if (!culprit)
-        return;
-    char key[96];
-    if (strcmp(culprit, "conf") == 0)
-        snprintf(key, sizeof key, "net/ipv4/conf/%s/forwarding", j->bridge->name);
-    else
-        str_copy(key, sizeof key, "net/ipv4/ip_forward");
+static void rule_forwarding(struct judge *j, const char *uplink, bool wanted) {
+    char key[96] = "net/ipv4/ip_forward";
+    if (snap_sysctl_int(j->s, key, 1) != 0) {
+        const char *off = !forwards(j, j->bridge->name) ? j->bridge->name : !forwards(j, uplink) ? uplink : NULL;
+        if (!off)
+            return;
+        snprintf(key, sizeof key, "net/ipv4/conf/%s/forwarding", off);
+    }
     struct cause *c = cause_add(j, "host.ip-forward-off", FLOWS_EGRESS, 0, "forwarding is off (%s)", key);
     cause_evidence(c, "sysctl", key, "is 0");
     if (!c)
@@ -292,7 +289,7 @@ void rules_egress(struct judge *j) {
         return;
     }
     rule_uplink(j, uplink);
-    rule_forwarding(j, nat_of(j, uplink) != NAT_NO);
+    rule_forwarding(j, uplink->name, nat_of(j, uplink) != NAT_NO);
     if ((uplink->flags & IFF_UP) && uplink->carrier)
         rule_nat(j, uplink, &nat, nat_count);
     rule_uplink_noarp(j, uplink, out->gateway);

@@ -29,6 +29,7 @@ enum {
 #define FLOWS_KERNEL (FLOW(PROBE_ARP_KERNEL) | FLOWS_IP) /* by the host's own routing */
 #define FLOWS_CANARY (FLOW(PROBE_CANARY_ARP) | FLOW(PROBE_CANARY_ICMP))
 #define FLOWS_PEER (FLOW_PEER | FLOW_PEER_UNICAST)
+#define FLOWS_ROUTED (FLOW(PROBE_ARP_KERNEL) | FLOWS_IP)
 #define FLOWS_GUEST (FLOWS_HOST | FLOWS_CANARY | FLOWS_PEER)
 #define FLOWS_TO_HOST (FLOW(PROBE_CANARY_ARP_HOST) | FLOW(PROBE_CANARY_ICMP_HOST) | FLOW(PROBE_HOST_ICMP_CANARY))
 #define FLOWS_EGRESS (FLOW(PROBE_EGRESS) | FLOW_EGRESS_GUEST | FLOW_EGRESS_TCP | FLOW_EGRESS_DNS)
@@ -112,6 +113,10 @@ const struct snap_link *judge_after(const struct judge *j, const struct snap_lin
 /* A question in words: "TCP", "a port's ping to the host". */
 const char *path_words(enum probe_kind kind);
 
+/* The kernel's own answer for what the host itself sends. NULL: it was not asked. */
+const struct snap_lookup *judge_lookup(const struct snapshot *s, uint32_t to);
+void judge_lookup_evidence(const struct judge *j, struct cause *c, const struct snap_lookup *l);
+
 #define POLICY_TABLE "master_controller" /* the controller's own, of the bridge and the inet family */
 
 /* Whether VMs may not reach each other because the controller wants it so. */
@@ -128,6 +133,7 @@ void rules_bridge(struct judge *j);
 void rules_policy(struct judge *j);
 void rules_filters(struct judge *j);
 void rules_tc(struct judge *j);
+void rules_routes(struct judge *j);
 void rules_host(struct judge *j);
 void rules_egress(struct judge *j);
 void rules_vmm(struct judge *j);

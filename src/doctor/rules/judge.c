@@ -225,6 +225,7 @@ int judge_target(const struct judge_host *host, const struct target *target, int
         rules_policy(&j);
         rules_filters(&j);
         rules_tc(&j);
+        rules_routes(&j);
         rules_host(&j);
         rules_egress(&j);
         rules_vmm(&j);
