@@ -15,6 +15,7 @@
 #define LIST_MAX ((size_t)64 << 20)
 #define DIFFERENCES_MAX 10
 #define MARK "/usr/lib/master-controller/image"
+#define AGENT "/usr/lib/master-controller/mc-agent"
 
 static const char *const parts[] = {"rootfs", "kernel", "initrd", "vmlinux", "files"};
 #define PART_COUNT (sizeof parts / sizeof *parts)
@@ -149,6 +150,32 @@ static int digest_inside(struct inspection *in, const char *path, char ret[65]) 
     if (n < 0)
         return (int)n;
     hex_of(&sha, ret);
+    return 0;
+}
+
+/* By the manifest the host knows that there is an agent to wait for; a guest with another one may not understand it. */
+int check_agent(struct inspection *in) {
+    static const char breaks[] =
+        "nobody can look into its VMs when their network fails, and mctl vm exec does not work";
+    char have[65];
+    if (!in->manifest || in->type == IMAGE_TYPE_TEST)
+        return 0;
+    json_t *agent = json_object_get(in->manifest, "agent");
+    const char *want = text_of(agent, "sha256");
+    if (!agent) {
+        report_fail(in->report, "manifest.agent", "agent", breaks, MEND_REBUILD,
+                    "the manifest knows of no agent: its VMs get no channel for one");
+        return 0;
+    }
+    int r = digest_inside(in, AGENT, have);
+    if (r == -ENOMEM || r == -E2BIG)
+        return r;
+    if (r < 0)
+        report_fail(in->report, "agent.missing", AGENT, breaks, MEND_REBUILD, AGENT " %s",
+                    r == -ENOENT ? "is not in the image" : "cannot be read");
+    else if (strcmp(want, have) != 0)
+        report_fail(in->report, "manifest.agent", AGENT, breaks, MEND_REBUILD,
+                    AGENT " is another program than the manifest says");
     return 0;
 }
 

@@ -46,6 +46,7 @@ int check_network(struct inspection *in);  /* one source of configuration; after
 int check_desktop(struct inspection *in);  /* ports that must meet, Chromium's policy */
 int check_kernel(struct inspection *in);   /* kernel, initramfs, modules */
 int check_manifest(struct inspection *in); /* parts, their sizes; fills init_kind's prerequisites */
+int check_agent(struct inspection *in);    /* the agent's program against the manifest */
 int check_digests(struct inspection *in);  /* the bytes of all parts: seconds */
 
 /* Return: whether the path leads to something; errors that end the inspection are left to the next call. */

@@ -50,6 +50,8 @@ const struct need need_packages[] = {
 };
 
 const struct need need_units[] = {
+    {REAL, "mc-agent.service",
+     "nobody can look into its VMs when their network fails, mctl vm exec does not work, none is called running"},
     {REAL, "acpid.socket", "the guest does not hear its power button: each VM is killed after its deadline"},
     {REAL, "acpid.path", "the guest does not hear its power button: each VM is killed after its deadline"},
     {BROWSER, "xvfb.service", "there is no screen: the desktop page will close with 1014"},
@@ -61,6 +63,7 @@ const struct need need_units[] = {
 };
 
 const struct need need_users[] = {
+    {CLI, "user", "there is nobody to work as: mctl vm exec --user user fails, and tools run as root"},
     {BROWSER, "desktop", "the desktop's services run as this user: none of them starts, the page will close with 1014"},
     {0},
 };

@@ -122,7 +122,7 @@ static int run_checks(struct inspection *in, const struct verify_options *option
         int (*run)(struct inspection *in);
     } checks[] = {{"the file system", check_files}, {"the manifest", check_manifest}, {"packages", check_packages},
                   {"accounts", check_accounts},     {"units", check_units},           {"the kernel", check_kernel},
-                  {"the network", check_network},   {"the desktop", check_desktop}};
+                  {"the network", check_network},   {"the desktop", check_desktop},   {"the agent", check_agent}};
     int r = 0;
     for (size_t i = 0; r == 0 && i < sizeof checks / sizeof *checks; i++) {
         if (in->progress)

@@ -64,7 +64,8 @@ def version_of(package):
 
 def put_programs(root, kind):
     true, ls = pathlib.Path("/bin/true").read_bytes(), pathlib.Path("/bin/ls").read_bytes()
-    names = ["lib/systemd/systemd", "usr/sbin/acpid", "bin/systemctl", "bin/rm", "bin/sh"]
+    names = ["lib/systemd/systemd", "usr/sbin/acpid", "bin/systemctl", "bin/rm", "bin/sh",
+             "usr/lib/master-controller/mc-agent"]
     if kind == "browser":
         names += ["usr/bin/Xvfb", "usr/bin/openbox", "usr/bin/x11vnc", "usr/bin/python3"]
         put(root, "usr/lib/chromium/chromium", ls, 0o755)
@@ -98,9 +99,8 @@ def put_units(root, kind):
     link(root, "etc/systemd/system/default.target", "/lib/systemd/system/multi-user.target")
     link(root, "etc/systemd/system/sockets.target.wants/acpid.socket", "/lib/systemd/system/acpid.socket")
     link(root, "etc/systemd/system/paths.target.wants/acpid.path", "/lib/systemd/system/acpid.path")
-    if kind == "browser":
-        for name in ["xvfb", "openbox", "x11vnc", "websockify", "chromium"]:
-            link(root, f"etc/systemd/system/multi-user.target.wants/{name}.service", f"/etc/systemd/system/{name}.service")
+    for name in ["mc-agent"] + (["xvfb", "openbox", "x11vnc", "websockify", "chromium"] if kind == "browser" else []):
+        link(root, f"etc/systemd/system/multi-user.target.wants/{name}.service", f"/etc/systemd/system/{name}.service")
     assert wants.is_dir()
 
 
@@ -111,6 +111,10 @@ def put_configuration(root, kind):
         users += "desktop:x:1000:1000::/home/desktop:/usr/sbin/nologin\n"
         shadow += "desktop:!:20000:0:99999:7:::\n"
         (root / "home/desktop").mkdir(parents=True)
+    else:
+        users += "user:x:1000:1000::/home/user:/bin/sh\n"
+        shadow += "user:!:20000:0:99999:7:::\n"
+        (root / "home/user").mkdir(parents=True)
     put(root, "etc/passwd", users)
     put(root, "etc/shadow", shadow, 0o640)
     put(root, "etc/machine-id", "", 0o444)
@@ -134,7 +138,7 @@ def make_tree(root, kind):
         for files in ["files", "browser/files"]:
             shutil.copytree(RECIPE / files, root, dirs_exist_ok=True)
     else:
-        for name in ["etc/hosts", "etc/fstab"]:
+        for name in ["etc/hosts", "etc/fstab", "etc/systemd/system/mc-agent.service"]:
             put(root, name, (RECIPE / "files" / name).read_bytes())
     put_programs(root, kind)
     put_units(root, kind)
@@ -144,8 +148,8 @@ def make_tree(root, kind):
 def make_filesystem(root, path, size_mib=300):
     run("mke2fs", "-q", "-t", "ext4", "-d", root, "-L", "golden-rootfs", "-m", "0", "-U", UUID, "-N", "12000", "-E",
         "root_owner=0:0", path, f"{size_mib}M")
-    if (root / "home/desktop").is_dir():
-        debugfs(path, "sif /home/desktop uid 1000", "sif /home/desktop gid 1000")
+    for home in (root / "home").glob("*"):
+        debugfs(path, f"sif /home/{home.name} uid 1000", f"sif /home/{home.name} gid 1000")
 
 
 def debugfs(path, *commands):
@@ -204,6 +208,7 @@ def write_manifest(folder, kind, change=None):
         "vmlinux": part(folder / "vmlinux"), "initrd": part(folder / "initrd.img"),
         "rootfs": {**part(folder / "rootfs.ext4"), "uuid": UUID}, "files": part(folder / "files.sha256"),
         "packages": [{"name": p, "version": version_of(p)} for p in PACKAGES[kind]],
+        "agent": {**part(pathlib.Path("/bin/true")), "file": "mc-agent"},
     }
     if change:
         change(manifest)

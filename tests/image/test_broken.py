@@ -99,7 +99,7 @@ def without_package(e, name, also=()):
 for package in ["xvfb", "openbox", "x11vnc", "websockify", "chromium", "acpid", "udev", "fonts-liberation"]:
     broken("package.missing", named=package)(
         type("", (), {"__call__": lambda self, e, p=package: without_package(e, p), "__name__": f"no_package_{package}"})())
-for unit in ["xvfb", "openbox", "x11vnc", "websockify", "chromium"]:
+for unit in ["mc-agent", "xvfb", "openbox", "x11vnc", "websockify", "chromium"]:
     broken("unit.not-enabled", named=f"{unit}.service")(
         type("", (), {"__call__": lambda self, e, u=unit: e.rm(f"{WANTS}/{u}.service"), "__name__": f"{unit}_not_enabled"})())
 
@@ -529,6 +529,26 @@ def manifest_is_garbage(e):
 @broken("manifest.schema", named="image-manifest/1")
 def manifest_of_the_future(e):
     e.manifest(lambda m: m.update(schema="image-manifest/9"))
+
+
+@broken("manifest.agent", named="no agent")
+def manifest_knows_no_agent(e):
+    e.manifest(lambda m: m.pop("agent"))
+
+
+@broken("manifest.agent", named="another program")
+def another_agent(e):
+    e.put("/usr/lib/master-controller/mc-agent", open("/bin/ls", "rb").read(), 0o755)
+
+
+@broken("agent.missing", "unit.exec-missing", named="mc-agent")
+def agent_missing(e):
+    e.rm("/usr/lib/master-controller/mc-agent")
+
+
+@broken("unit.masked", named="mc-agent.service")
+def agent_masked(e):
+    e.link(f"{ETC}/mc-agent.service", "/dev/null")
 
 
 # ---- the file system itself
