@@ -55,7 +55,7 @@ json_t *op_health(struct agent *agent, json_t *request, struct err *err) {
 /* What an operator looks for first. */
 static bool is_trouble(const char *line) {
     static const char *const words[] = {
-        "Out of memory",         "oom-kill",    "Kernel panic", "BUG:",          "Oops",
+        "Out of memory",         "oom-kill",    "Kernel panic", "BUG:",          "Oops:",
         "blocked for more than", "soft lockup", "I/O error",    "EXT4-fs error", "segfault",
         "general protection",    "call trace:"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
