@@ -84,16 +84,11 @@ static int check_manifest(json_t *manifest, struct image *image, struct err *err
     return r < 0 ? r : check_ext4(image->rootfs, uuid, err);
 }
 
-int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
+int image_load(const char *dir, struct image *ret_image, struct err *err) {
     struct image image = {0};
-    char path[PATH_MAX], resolved[PATH_MAX];
-    snprintf(path, sizeof path, "%s/current", base_dir);
-    if (!realpath(path, resolved)) {
-        err_set(err, ENOENT, "image.missing", "there is no image: %s does not lead to one (%s)", path, strerror(errno));
-        return err_hint(err, "build it: guest/build-image, or ./run, which does so by itself");
-    }
-    if (!str_copy(image.dir, sizeof image.dir - 32, resolved))
-        return broken(err, path, "has a path that is too long");
+    char path[PATH_MAX];
+    if (!str_copy(image.dir, sizeof image.dir - 32, dir))
+        return broken(err, dir, "has a path that is too long");
     snprintf(path, sizeof path, "%s/manifest.json", image.dir);
     _cleanup_free_ char *text = NULL;
     size_t len;
@@ -103,9 +98,23 @@ int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
     json_t *manifest = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
     r = manifest ? check_manifest(manifest, &image, err) : broken(err, path, "is not JSON");
     json_decref(manifest);
+    image.disk_bytes = image.rootfs_bytes;
+    if (r == 0)
+        *ret_image = image;
+    return r;
+}
+
+int image_open(const char *base_dir, struct image *ret_image, struct err *err) {
+    struct image image;
+    char path[PATH_MAX], resolved[PATH_MAX];
+    snprintf(path, sizeof path, "%s/current", base_dir);
+    if (!realpath(path, resolved)) {
+        err_set(err, ENOENT, "image.missing", "there is no image: %s does not lead to one (%s)", path, strerror(errno));
+        return err_hint(err, "build it: guest/build-image, or ./run, which does so by itself");
+    }
+    int r = image_load(resolved, &image, err);
     if (r == 0)
         r = image_verdict(image.dir, err);
-    image.disk_bytes = image.rootfs_bytes;
     if (r == 0)
         *ret_image = image;
     return r;

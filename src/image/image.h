@@ -33,6 +33,9 @@ struct image {
  * "image.unfit" (it does not verify). */
 int image_open(const char *base_dir, struct image *ret_image, struct err *err);
 
+/* The same for one build's folder, without asking whether it verifies: for who is about to find that out. */
+int image_load(const char *dir, struct image *ret_image, struct err *err);
+
 /* The image for VMs of a type: the one in BASE/TYPE where there is one (mctl image build --type cli makes it), else the
  * one in BASE. A browser image serves cli VMs too, not the other way round.
  * Errors: as image_open(), and "image.wrong-type". */

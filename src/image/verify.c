@@ -227,6 +227,16 @@ int image_verify(const char *path, const struct verify_options *options, struct 
     return r < 0 ? r : verify_place(path, &place, manifest, options, ret, err);
 }
 
+int image_find_folder(const char *path, char *ret_folder, size_t size, struct err *err) {
+    struct place place = {0};
+    json_t *manifest = NULL;
+    int r = find_place(path, &place, &manifest, err);
+    json_decref(manifest);
+    if (r < 0)
+        return r;
+    return str_copy(ret_folder, size, place.folder) ? 0 : err_sys(err, ENAMETOOLONG, "image.missing", "%s", path);
+}
+
 int image_verify_root(const char *path, const struct verify_options *options, struct image_report **ret,
                       struct err *err) {
     struct place place = {0};

@@ -18,6 +18,9 @@ struct verify_options {
  * nothing to look at: "image.missing", "image.unreadable". The caller frees the report with report_free(). */
 int image_verify(const char *path, const struct verify_options *options, struct image_report **ret, struct err *err);
 
+/* The folder that image_verify() takes a path to mean; empty for a root file system alone. Errors: "image.missing". */
+int image_find_folder(const char *path, char *ret_folder, size_t size, struct err *err);
+
 /* A root file system alone, whatever lies beside it. */
 int image_verify_root(const char *path, const struct verify_options *options, struct image_report **ret,
                       struct err *err);

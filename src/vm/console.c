@@ -48,13 +48,16 @@ int vms_console(struct vms *vms, const char *id, size_t max, char **ret_text, si
     return file_read_tail(path, max, ret_text, ret_len);
 }
 
-/* Drops the terminal's own sequences (ESC [ … letter), which a boot log is full of. Works in place. */
-static size_t strip_sequences(char *text, size_t len) {
+size_t console_strip(char *text, size_t len) {
     size_t out = 0;
     for (size_t i = 0; i < len; i++) {
         if (text[i] == '\x1b' && i + 1 < len && text[i + 1] == '[') {
             for (i += 2; i < len && (text[i] < '@' || text[i] > '~'); i++) {
             }
+            continue;
+        }
+        if (text[i] == '\x1b' && i + 1 < len) { /* ESC M: up a line */
+            i++;
             continue;
         }
         text[out++] = text[i];
@@ -65,7 +68,7 @@ static size_t strip_sequences(char *text, size_t len) {
 /* The last line of text that holds anything. Changes text. */
 static void last_line(char *text, size_t len, char ret_line[VMS_LINE_MAX]) {
     ret_line[0] = '\0';
-    len = strip_sequences(text, len);
+    len = console_strip(text, len);
     while (len > 0) {
         size_t end = len;
         while (end > 0 && (unsigned char)text[end - 1] <= ' ')

@@ -21,7 +21,6 @@
 #include "vm/machine.h"
 
 #define CLAIM_ATTEMPTS 8
-#define CMDLINE_MAX 2048 /* what kernels and Firecracker take */
 
 static int random_bytes(void *data, size_t len) {
     return getrandom(data, len, 0) == (ssize_t)len ? 0 : -EIO;
@@ -80,27 +79,6 @@ static int fill_request(struct vms *vms, const struct vms_request *request, stru
     return 0;
 }
 
-/* The guest's address, its gateway and the bridge's own prefix, in the kernel's syntax.
- * Source: Documentation/admin-guide/nfs/nfsroot.rst, ip=. */
-static void build_cmdline(struct vms *vms, const struct vm *vm, char ret_cmdline[CMDLINE_MAX]) {
-    char ip[NET_IP_TEXT], gateway[NET_IP_TEXT], mask[NET_IP_TEXT];
-    struct net_prefix pool = vms->config->network.address;
-    net_format_ip(vm->ip, ip);
-    net_format_ip(pool.address, gateway);
-    net_format_ip(net_mask(pool.length), mask);
-    snprintf(
-        ret_cmdline, CMDLINE_MAX,
-        "console=ttyS0 TERM=dumb panic=-1 root=/dev/vda rootfstype=ext4 rw ip=%s::%s:%s:%.11s:eth0:off%s%s mc.vm=%s",
-        ip, gateway, mask, vm->id, *vms->config->network.dns ? ":" : "", vms->config->network.dns, vm->id);
-}
-
-struct network_nic machine_nic(const struct vm *vm) {
-    struct network_nic nic = {.mac = vm->mac, .ip = vm->ip, .owner_uid = vm->uid};
-    str_copy(nic.tap, sizeof nic.tap, vm->tap);
-    str_copy(nic.vm_id, sizeof nic.vm_id, vm->id);
-    return nic;
-}
-
 /* What the worker has of a VM that it makes: copies. */
 struct creation {
     struct vms *vms;
@@ -154,9 +132,9 @@ static int mark_agent(struct creation *c, struct err *err) {
 }
 
 static int start_vmm(struct creation *c, struct err *err) {
-    char cmdline[CMDLINE_MAX], netns_path[VMS_PATH_MAX];
+    char cmdline[MACHINE_CMDLINE_MAX], netns_path[VMS_PATH_MAX];
     int netns_fd = network_namespace(c->vms->network, netns_path, sizeof netns_path);
-    build_cmdline(c->vms, &c->vm, cmdline);
+    machine_cmdline(&c->vms->config->network, &c->vm, cmdline);
     struct vmm_spec spec = {
         .vm = &c->vm,
         .choice = &c->choice,

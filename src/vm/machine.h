@@ -147,6 +147,10 @@ void halt_check(struct vms *vms);
 /* The VM as network/ sees it. */
 struct network_nic machine_nic(const struct vm *vm);
 
+/* The kernel's command line: the guest's address, its gateway and the bridge's own prefix among it. */
+#define MACHINE_CMDLINE_MAX 2048 /* bytes; what kernels and Firecracker take */
+void machine_cmdline(const struct config_network *network, const struct vm *vm, char ret_cmdline[MACHINE_CMDLINE_MAX]);
+
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 
@@ -176,6 +180,9 @@ int vms_reconcile(struct vms *vms, struct err *err);
 
 /* console.c: cuts console logs that a guest lets grow. */
 void console_trim(const char *path);
+
+/* Drops the terminal's own sequences (ESC [ … letter, ESC letter), which a boot log is full of, in place. Return: the new length. */
+size_t console_strip(char *text, size_t len);
 
 /* Likewise for a file that its VMM writes where it is, and does not append to: Firecracker's log and metrics, which grow
  * for as long as it runs. */
