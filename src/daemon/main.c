@@ -20,6 +20,7 @@
 #include "base/str.h"
 #include "daemon/config_file.h"
 #include "image/image.h"
+#include "session/providers.h"
 
 #define STATE_DIR_DEFAULT "/var/lib/firecracker"
 #define LOCK_ATTEMPTS 50
@@ -135,6 +136,15 @@ static int socket_group(const char *name, gid_t *ret_gid, struct err *err) {
     return 0;
 }
 
+static void check_provider(void *userdata, const char *name, const struct provider *provider, const struct err *err) {
+    if (err) {
+        complain(err);
+        *(int *)userdata = 1;
+    } else {
+        printf("provider: %s (%s)%s\n", name, provider->title, provider->enabled ? "" : ", not enabled");
+    }
+}
+
 static int check(struct daemon *d) {
     struct err err = {0};
     struct image image;
@@ -164,6 +174,7 @@ static int check(struct daemon *d) {
     } else {
         printf("image: %s\n", image.name);
     }
+    provider_each(d->config.session.providers, check_provider, &status);
     return status;
 }
 

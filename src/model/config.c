@@ -96,6 +96,7 @@ static const struct key keys[] = {
     {"api", "connections", "1024", KIND_U32, AT(api.connections), 8, 60000},
     {"api", "connections_per_address", "64", KIND_U32, AT(api.connections_per_address), 1, 60000},
 
+    {"session", "providers", "/etc/master-controller/providers.d", KIND_PATH, AT(session.providers)},
     {"session", "timeout", "300", KIND_SECONDS, AT(session.timeout_ms), 0, 86400000},
     {"session", "abandoned_after", "120", KIND_SECONDS, AT(session.abandoned_ms), 0, 86400000},
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},

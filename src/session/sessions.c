@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "session/providers.h"
 
 #define CONTROLLER "controller"
 /* Deadlines are real time, as people read them: after a step of the clock they are looked at again this soon. */
@@ -264,6 +265,11 @@ static int catch_up(struct sessions *all, struct err *err) {
     return r < 0 ? r : end_leftovers(all, err);
 }
 
+static void warn_of_provider(void *userdata, const char *name, const struct provider *provider, const struct err *err) {
+    if (err)
+        log_warning("the provider %s cannot be used: %s", name, err->detail);
+}
+
 int sessions_new(const struct sessions_params *params, struct sessions **ret_sessions, struct err *err) {
     struct sessions *all = calloc(1, sizeof *all);
     if (!all || sodium_init() < 0) {
@@ -281,6 +287,7 @@ int sessions_new(const struct sessions_params *params, struct sessions **ret_ses
         return r;
     }
     vms_on_change(all->vms, on_vm_changed, all);
+    provider_each(all->config->session.providers, warn_of_provider, NULL);
     arm(all, all->started_ms + 1);
     *ret_sessions = all;
     return 0;
@@ -330,15 +337,13 @@ static int add(struct sessions *all, struct session *session, const char *actor,
 
 int sessions_start(struct sessions *all, const char *user, const char *provider, const char *actor,
                    struct session *ret_session, bool *ret_is_new, struct err *err) {
-    if (strcmp(provider, "demo") != 0) {
-        char shown[80];
-        err_set(err, EINVAL, "provider.unknown", "there is no provider \"%s\"",
-                str_escape(provider, strnlen(provider, 40), shown, sizeof shown));
-        return err_hint(err, "the providers are: demo (a desktop without a login)");
-    }
+    struct provider profile;
+    int r = provider_use(all->config->session.providers, provider, &profile, err);
+    if (r < 0)
+        return r;
     struct session session = {.status = SESSION_STARTED, .created_ms = time_realtime_ms()};
     struct session former;
-    int r = store_session_find(all->store, user, provider, &former, err);
+    r = store_session_find(all->store, user, provider, &former, err);
     if (r == 0 && former.status != SESSION_STARTED) {
         *ret_is_new = false;
         *ret_session = former;

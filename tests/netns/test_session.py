@@ -216,3 +216,34 @@ def test_killed_at_any_moment_nothing_is_half_ended():
         assert live_sessions <= live_vms
         known = {s["vm_id"] for s in d.admin("GET", "/api/auth/sessions").json["sessions"]}
         assert live_vms == known, "no VM without its session"
+
+
+PROFILE = """[provider]
+title = Test
+enabled = {}
+[login]
+flow = paste
+command = t
+[credential]
+file = .t
+check = t
+"""
+
+
+def test_profiles_are_read_when_a_session_starts(tmp_path):
+    profile = tmp_path / "mine.conf"
+    with idle(session={"providers": tmp_path}) as d:
+        begin = lambda: d.admin("POST", "/api/auth/start", {"userId": "u", "provider": "mine"})
+        assert (begin().status, begin().json["code"]) == (404, "provider.unknown")
+        profile.write_text(PROFILE.format("no"))
+        assert (begin().status, begin().json["code"]) == (403, "provider.disabled")
+        assert d.mctl("auth", "start", "--user", "u", "--provider", "mine", check=5).err.count(str(profile))
+        profile.write_text(PROFILE.format("perhaps"))
+        said = begin()
+        assert (said.status, said.json["code"]) == (503, "provider.broken") and f"{profile}:3: " in said.json["detail"]
+        assert f"{profile}:3: " in harness.run(*d.command("--check"), check=False).stderr
+        d.stop()
+        d.start()
+        assert f"{profile}:3: " in d.log.read_text(), "a broken profile is told, and stops nobody else"
+        profile.write_text(PROFILE.format("yes"))
+        assert begin().status == 201 and begin().json["session"]["provider"] == "mine"
