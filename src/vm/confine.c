@@ -91,17 +91,20 @@ int confine_enter(const struct confine *c, const struct vm *vm, const char *fold
     return cgroup_make(&c->cgroup, vm->id, &limits, ret_fds, err);
 }
 
-/* Calls fn for each group that is the VM's by its name. */
-static void each_group(const char *folder, const char *vm_id, void (*fn)(const char *path, void *data), void *data) {
-    char file[CGROUP_PATH_MAX + 128];
+/* Calls fn for each group that is the VM's by its name: those that its folder names; where somebody took the folder
+ * away, those that it would have now. */
+static void each_group(const struct confine *c, const char *folder, const char *vm_id,
+                       void (*fn)(const char *path, void *data), void *data) {
+    char file[CGROUP_PATH_MAX + 128], paths[GROUPS_MAX];
     _cleanup_free_ char *text = NULL;
     char *save = NULL;
     snprintf(file, sizeof file, "%s/" GROUPS_FILE, folder);
-    if (file_read(file, GROUPS_MAX, &text, NULL) < 0)
-        return;
-    for (char *path = strtok_r(text, "\n", &save); path; path = strtok_r(NULL, "\n", &save)) {
+    cgroup_paths(&c->cgroup, vm_id, paths, sizeof paths);
+    if (file_read(file, GROUPS_MAX, &text, NULL) == -ENOENT)
+        text = strdup(paths);
+    for (char *path = text ? strtok_r(text, "\n", &save) : NULL; path; path = strtok_r(NULL, "\n", &save)) {
         const char *name = strrchr(path, '/');
-        if (name && (!vm_id || strcmp(name + 1, vm_id) == 0) && strlen(path) < CGROUP_PATH_MAX)
+        if (name && strcmp(name + 1, vm_id) == 0 && strlen(path) < CGROUP_PATH_MAX)
             fn(path, data);
     }
 }
@@ -123,11 +126,11 @@ static void kill_members(const char *path, void *data) {
     }
 }
 
-int confine_kill(const char *folder, const char *vm_id, int timeout_ms) {
+int confine_kill(const struct confine *c, const char *folder, const char *vm_id, int timeout_ms) {
     int64_t end = time_monotonic_ms() + timeout_ms;
     for (;;) {
         int left = 0;
-        each_group(folder, vm_id, kill_members, &left);
+        each_group(c, folder, vm_id, kill_members, &left);
         if (left == 0)
             return 0;
         if (time_monotonic_ms() >= end)
@@ -144,9 +147,9 @@ static void measure(const char *path, void *data) {
     figures->memory_peak_bytes += peak;
 }
 
-void confine_measure(const char *folder, struct confine_figures *ret) {
+void confine_measure(const struct confine *c, const char *folder, const char *vm_id, struct confine_figures *ret) {
     struct confine_figures figures = {0};
-    each_group(folder, NULL, measure, &figures);
+    each_group(c, folder, vm_id, measure, &figures);
     *ret = figures;
 }
 
@@ -161,8 +164,8 @@ static void remove_group(const char *path, void *data) {
         *(int *)data = r;
 }
 
-int confine_remove(const char *folder, const char *vm_id) {
+int confine_remove(const struct confine *c, const char *folder, const char *vm_id) {
     int r = 0;
-    each_group(folder, vm_id, remove_group, &r);
+    each_group(c, folder, vm_id, remove_group, &r);
     return r;
 }

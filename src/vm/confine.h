@@ -22,9 +22,9 @@ int confine_jail(struct confine *confine, const char *program, bool with_tun);
 int confine_enter(const struct confine *confine, const struct vm *vm, const char *folder, uint32_t overhead_mib,
                   int ret_fds[CGROUP_HIERARCHIES], struct err *err);
 
-/* Kills who is in the groups that the folder names, and is therefore proven to be this VM's. Return: 0, or -EBUSY when
+/* Kills who is in the VM's groups, and is therefore proven to be this VM's. Return: 0, or -EBUSY when
  * somebody is left after timeout_ms. */
-int confine_kill(const char *folder, const char *vm_id, int timeout_ms);
+int confine_kill(const struct confine *confine, const char *folder, const char *vm_id, int timeout_ms);
 
 struct confine_figures {
     uint64_t oom_kills;
@@ -32,7 +32,7 @@ struct confine_figures {
 };
 
 /* What the groups have counted. */
-void confine_measure(const char *folder, struct confine_figures *ret);
+void confine_measure(const struct confine *confine, const char *folder, const char *vm_id, struct confine_figures *ret);
 
 /* Removes the groups; they are empty. Return: 0 or the last -errno. */
-int confine_remove(const char *folder, const char *vm_id);
+int confine_remove(const struct confine *confine, const char *folder, const char *vm_id);

@@ -71,7 +71,7 @@ static int end_processes(struct ending *job) {
         if (is_ours && str_starts(job->process, "killed by signal 9"))
             str_copy(job->process, sizeof job->process, "killed by the controller");
     }
-    return confine_kill(job->folder, job->e.vm.id, KILL_TIMEOUT_MS) < 0
+    return confine_kill(job->vms->confine, job->folder, job->e.vm.id, KILL_TIMEOUT_MS) < 0
                ? trouble(job, -EBUSY, "a process in its control group does not end", "the kernel holds it")
                : 0;
 }
@@ -89,7 +89,7 @@ static void remove_parts(struct ending *job) {
         snprintf(path, sizeof path, "%s/%s", job->folder, names[i]);
         unlink(path);
     }
-    r = confine_remove(job->folder, job->e.vm.id);
+    r = confine_remove(job->vms->confine, job->folder, job->e.vm.id);
     if (r < 0)
         log_warning("%s: remove its control group: %s", job->e.vm.id, strerror(-r));
 }
@@ -109,6 +109,7 @@ static void work(void *userdata) {
     if (job->result < 0)
         return;
     job->e.ended_ms = time_realtime_ms();
+    confine_measure(job->vms->confine, job->folder, job->e.vm.id, &job->e.figures);
     evidence_collect(&job->vms->examine, &job->e, job->with_doctor);
     evidence_judge(&job->e, job->was_asked);
     put_cause_first(job);

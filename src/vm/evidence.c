@@ -149,7 +149,6 @@ void evidence_collect(const struct examine *examine, struct evidence *e, bool wi
     struct err err = {0};
     if (access(e->from, F_OK) < 0)
         return;
-    confine_measure(e->from, &e->figures);
     if (e->figures.memory_peak_bytes > 0)
         write_json(e->from, "limits.json",
                    json_pack("{s:I, s:I}", "oom_kills", (json_int_t)e->figures.oom_kills, "memory_peak_bytes",
@@ -343,12 +342,14 @@ static int write_story(const struct evidence *e) {
 
 int evidence_seal(const struct evidence *e) {
     char path[PATH_SIZE];
-    if (access(e->from, F_OK) < 0)
+    path_in(path, e->to, SUMMARY_FILE);
+    bool is_there = access(e->from, F_OK) == 0;
+    if (!is_there && access(path, F_OK) == 0)
         return 0;
     int r = dir_make(e->to, 0700);
-    if (r == 0)
+    /* Who took the folder away took the evidence along, but not the story. */
+    if (r == 0 && is_there)
         r = move_files(e);
-    path_in(path, e->to, SUMMARY_FILE);
     if (r == 0)
         r = write_story(e);
     if (r == 0)

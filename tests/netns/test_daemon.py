@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 
+import crash
 import harness
 from harness import idle, run, wait_for
 
@@ -575,6 +576,28 @@ def test_a_tap_that_went_meanwhile():
         d.start()
         assert d.state_of(vm["id"]) == "failed" and vm["tap"] in d.vm(vm["id"])["reason"]
         assert d.processes() == [] and d.folders() == []
+
+
+def test_a_folder_that_somebody_took_away():
+    """Nothing of such a VM stays, though its folder says what it has."""
+    with idle() as d:
+        ids, pids = [], []
+        for i in range(2):
+            ids.append(d.create(user=f"u{i}")["id"])
+            pids += set(d.processes()) - set(pids)
+        groups = crash.groups(ids)
+        for i in ids:
+            shutil.rmtree(d.state / "users" / i)
+        d.mctl("vm", "destroy", ids[0], "--reason", "tidy")
+        d.stop(signal.SIGKILL)
+        os.kill(pids[1], signal.SIGKILL)
+        d.start()
+        assert d.taps() == [] and d.folders() == []
+        assert not [p for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if int(p.parent.name) in pids and p.read_bytes()]
+        assert sorted(groups) in ([], sorted(ids)) and crash.groups(ids) == []
+        for i in ids:
+            assert i in (d.state / "evidence" / i / "story.txt").read_text()
+            assert json.loads((d.state / "evidence" / i / "summary.json").read_text())["id"] == i
 
 
 def test_an_end_that_cannot_be_written_is_written_later():
