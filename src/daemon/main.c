@@ -23,8 +23,11 @@
 #include "session/providers.h"
 
 #define STATE_DIR_DEFAULT "/var/lib/firecracker"
-#define LOCK_ATTEMPTS 50
-#define LOCK_PAUSE_US 20000
+
+/* A daemon that was killed may have left a child between its fork and its exec. It ends at once, but has the lock and the
+ * listening sockets for that moment. */
+#define CLAIM_ATTEMPTS 50
+#define CLAIM_PAUSE_US 20000
 
 struct options {
     const char *config_file;
@@ -187,11 +190,9 @@ static int lock_state(struct daemon *d, struct err *err) {
     d->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (d->lock_fd < 0)
         return err_sys(err, errno, "state.folder", "open %s", path);
-    /* A daemon that was killed may have left a child between its fork and its exec, which ends at once but still has the
-     * lock for that moment. */
-    int attempts = LOCK_ATTEMPTS;
+    int attempts = CLAIM_ATTEMPTS;
     while ((r = flock(d->lock_fd, LOCK_EX | LOCK_NB)) < 0 && --attempts > 0)
-        usleep(LOCK_PAUSE_US);
+        usleep(CLAIM_PAUSE_US);
     if (r < 0) {
         err_set(err, EBUSY, "daemon.running", "another master-controller uses the state folder %s", d->state_dir);
         return err_hint(err, "stop that one, or give this one another --state-dir");
@@ -217,6 +218,22 @@ static bool is_loopback(const char *listen) {
     return str_starts(listen, "127.") || str_starts(listen, "[::1]:");
 }
 
+static int listen_tcp(struct daemon *d, struct err *err) {
+    int attempts = CLAIM_ATTEMPTS, r;
+    while ((r = http_server_listen_tcp(d->http, d->config.api.listen, err)) == -EADDRINUSE && --attempts > 0)
+        usleep(CLAIM_PAUSE_US);
+    return r;
+}
+
+static int listen_unix(struct daemon *d, gid_t gid, struct err *err) {
+    mode_t mode = gid == (gid_t)-1 ? 0600 : 0660;
+    int attempts = CLAIM_ATTEMPTS, r;
+    while ((r = http_server_listen_unix(d->http, d->config.api.socket, mode, gid, err)) == -EADDRINUSE &&
+           --attempts > 0)
+        usleep(CLAIM_PAUSE_US);
+    return r;
+}
+
 /* Before anything is made, so that a port in use changes nothing. */
 static int start_listening(struct daemon *d, struct err *err) {
     const struct config_api *config = &d->config.api;
@@ -234,7 +251,7 @@ static int start_listening(struct daemon *d, struct err *err) {
     if (r == 0)
         r = http_server_new(loop_event(d->loop), &limits, handle, d, &d->http, err);
     if (r == 0)
-        r = http_server_listen_tcp(d->http, config->listen, err);
+        r = listen_tcp(d, err);
     if (r < 0)
         return r;
     char folder[CONFIG_TEXT];
@@ -243,7 +260,7 @@ static int start_listening(struct daemon *d, struct err *err) {
     r = *folder ? dir_make(folder, 0755) : 0;
     if (r < 0)
         return err_sys(err, -r, "api.socket", "make %s", folder);
-    return http_server_listen_unix(d->http, config->socket, gid == (gid_t)-1 ? 0600 : 0660, gid, err);
+    return listen_unix(d, gid, err);
 }
 
 /* The rooms that --remove needs too. */

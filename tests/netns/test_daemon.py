@@ -231,11 +231,17 @@ def test_who_holds_the_store_for_a_moment_does_not_keep_it_from_starting():
                                    d.state / "master-controller.db"], stdout=subprocess.PIPE)
         child = subprocess.Popen(["flock", d.state / "lock", "sh", "-c", "echo held; exec sleep 0.3"],
                                  stdout=subprocess.PIPE)
-        assert backup.stdout.read(4) == child.stdout.read(4) == b"held"
+        sockets = subprocess.Popen(["/usr/bin/python3", "-c", "import os,socket,sys,time\n"
+                                    "t=socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+                                    "os.unlink(sys.argv[2])\nu=socket.socket(socket.AF_UNIX)\nu.bind(sys.argv[2])\nu.listen()\n"
+                                    "print('held', flush=True)\ntime.sleep(0.5)", str(d.port), d.socket],
+                                   stdout=subprocess.PIPE)
+        for holder in (backup, child, sockets):
+            assert holder.stdout.read(4) == b"held"
         d.start()
         assert d.state_of(vm["id"]) == "booting"
-        backup.wait()
-        child.wait()
+        for holder in (backup, child, sockets):
+            holder.wait()
 
 
 
