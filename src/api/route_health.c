@@ -78,29 +78,42 @@ static json_t *disk_json(struct api *api) {
                      (json_int_t)(disk.free_bytes >> 20), "problem", disk.is_full ? json_string(words) : json_null());
 }
 
+static const char *network_problem(const struct network_status *net) {
+    if (net->bridge_index == 0)
+        return "the bridge is gone: no VM has a network until the controller is started again, which makes it anew";
+    if (!net->up)
+        return "the bridge is down: set it up, or start the controller again";
+    if (!net->address_present)
+        return "the bridge has lost its address, the VMs' gateway: start the controller again, which gives it back";
+    return NULL;
+}
+
+static json_t *network_json(struct api *api) {
+    struct network_status net;
+    char address[NET_IP_TEXT], mac[NET_MAC_TEXT];
+    network_describe(api->network, &net);
+    net_format_ip(net.address.address, address);
+    net_format_mac(net.mac, mac);
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b, s:b, s:s?}", "namespace", net.namespace, "bridge",
+                     net.bridge, "address", address, "prefix_length", net.address.length, "mac", mac, "ports",
+                     (int)net.ports, "uplink", net.uplink, "forwarding", net.forward, "masquerade", net.masquerade,
+                     "isolated", net.isolated, "problem", network_problem(&net));
+}
+
 void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct counts counts = {0};
-    struct network_status net;
     struct err err = {0};
-    char address[NET_IP_TEXT], mac[NET_MAC_TEXT];
     if (count_vms(api, &counts, &err) < 0) {
         api_fail(req, &err);
         return;
     }
-    network_describe(api->network, &net);
     json_t *states = json_object();
     for (int i = 0; i < VM_STATE_COUNT; i++)
         json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
-    net_format_ip(net.address.address, address);
-    net_format_mac(net.mac, mac);
-    json_t *network = json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b, s:b}", "namespace", net.namespace,
-                                "bridge", net.bridge, "address", address, "prefix_length", net.address.length, "mac",
-                                mac, "ports", (int)net.ports, "uplink", net.uplink, "forwarding", net.forward,
-                                "masquerade", net.masquerade, "isolated", net.isolated);
     api_json(req, 200,
              json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i}", "version", MC_VERSION, "url",
-                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network", network, "disk",
-                       disk_json(api), "vms", states, "unreachable", (int)counts.unreachable, "paused",
+                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network", network_json(api),
+                       "disk", disk_json(api), "vms", states, "unreachable", (int)counts.unreachable, "paused",
                        (int)vms_halted(api->vms), "desktops", (int)relay_count(api->relay)));
 }

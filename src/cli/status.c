@@ -19,6 +19,8 @@ static void print_network(json_t *network) {
            json_is_true(json_object_get(network, "masquerade")) ? " with masquerade" : "");
     if (!json_is_true(json_object_get(network, "isolated")))
         printf("             the firewall that keeps VMs apart is gone: see the daemon's log\n");
+    if (*cli_text(network, "problem"))
+        print_line("", cli_text(network, "problem"));
 }
 
 static void print_disk(json_t *disk) {

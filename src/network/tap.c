@@ -46,9 +46,10 @@ static int put_on_bridge(struct network *network, int index, const char *vm_id, 
         return err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
                        NETWORK_PORTS_MAX);
     struct link bridge;
-    if (r < 0 && link_get_by_index(network->rtnl, network->bridge, &bridge, NULL) == -ENODEV)
-        return err_set(err, ENODEV, "network.bridge-missing", "bridge %s is gone: somebody deleted it",
-                       network->cfg.bridge);
+    if (r < 0 && link_get_by_index(network->rtnl, network->bridge, &bridge, NULL) == -ENODEV) {
+        err_set(err, ENODEV, "network.bridge-missing", "bridge %s is gone: somebody deleted it", network->cfg.bridge);
+        return err_hint(err, "start the controller again: it makes the bridge anew and puts the VMs back");
+    }
     return r;
 }
 

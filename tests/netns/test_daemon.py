@@ -574,6 +574,27 @@ def test_a_bridge_that_was_deleted_gets_its_taps_back():
         assert tap["master"] == "br0" and "UP" in tap["flags"]
 
 
+def test_status_tells_what_is_wrong_with_the_bridge():
+    with idle() as d:
+        def problem():
+            assert (d.mctl("--json", "status").json["network"]["problem"] or "") in d.mctl("status").out
+            return d.mctl("--json", "status").json["network"]["problem"]
+
+        assert problem() is None
+        d.netns("ip", "link", "set", "br0", "down")
+        assert "down" in problem()
+        d.netns("ip", "link", "set", "br0", "up")
+        d.netns("ip", "addr", "flush", "dev", "br0")
+        assert "address" in problem()
+        d.netns("ip", "link", "del", "br0")
+        assert "gone" in problem()
+        said = d.mctl("--json", "vm", "create", "--user", "u1", "--type", "cli", check=1).json["error"]
+        assert said["code"] == "network.bridge-missing" and "br0 is gone" in said["detail"] and said["hint"]
+        d.stop()
+        d.start()
+        assert problem() is None and d.create()["state"] == "booting"
+
+
 def test_a_tap_that_went_meanwhile():
     with idle() as d:
         vm = d.create()
