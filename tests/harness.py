@@ -253,8 +253,12 @@ class Daemon:
         return r.returncode, json.loads(r.stdout)
 
     def create(self, user="u1", type="cli", wait=False):
-        return self.mctl("--json", "vm", "create", "--user", user, "--type", type,
-                         *(["--wait"] if wait else [])).json["vm"]
+        vm = self.mctl("--json", "vm", "create", "--user", user, "--type", type,
+                       *(["--wait"] if wait else [])).json["vm"]
+        # A new program has its arguments a moment after its parent goes on.
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: self.processes([vm["id"]]), 2)
+        return vm
 
     def vm(self, vm_id):
         return self.mctl("--json", "vm", "show", vm_id).json["vm"]
@@ -283,9 +287,9 @@ class Daemon:
     def taps(self):
         return sorted(name for name in self.links() if name.startswith("fc-vm-"))
 
-    def processes(self):
-        """Pids of VMMs whose arguments name a VM of this daemon."""
-        ids = {p.name for p in (self.state / "users").glob("vm-*")} | {p.name for p in (self.state / "evidence").glob("vm-*")}
+    def processes(self, ids=None):
+        """Pids of VMMs whose arguments name a VM of this daemon, or one of these."""
+        ids = ids or {p.name for p in (self.state / "users").glob("vm-*")} | {p.name for p in (self.state / "evidence").glob("vm-*")}
         found = []
         for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):

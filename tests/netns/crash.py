@@ -59,6 +59,9 @@ def check_whole(d, what):
     with contextlib.suppress(AssertionError):
         wait_for(lambda: elements(d) == taps, 15, 0.2)
     assert elements(d) == taps, (what, taps, d.netns("nft", "list", "ruleset").stdout[:3000], d.log.read_text()[-4000:])
+    # A new program has its arguments a moment after its parent goes on.
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: len(d.processes()) == len(vms), 5)
     processes = d.processes()
     assert len(processes) == len(vms), what
     assert set(groups(all_ids(d))) <= set(ids), what
