@@ -21,6 +21,7 @@
 #include "daemon/config_file.h"
 #include "image/image.h"
 #include "session/providers.h"
+#include "store/declared.h"
 
 #define STATE_DIR_DEFAULT "/var/lib/firecracker"
 
@@ -263,11 +264,23 @@ static int start_listening(struct daemon *d, struct err *err) {
     return listen_unix(d, gid, err);
 }
 
+/* For a doctor that comes when there is no daemon to ask. */
+static int declare(const struct daemon *d, struct err *err) {
+    struct declared declared = {.store_file = ""};
+    str_copy(declared.store_file, sizeof declared.store_file, d->store_file);
+    for (int type = 0; type < VM_TYPE_COUNT; type++)
+        declared.port[type] = d->config.vm.type[type].port;
+    return declared_write(d->state_dir, &declared, err);
+}
+
 /* The rooms that --remove needs too. */
 static int start_vms(struct daemon *d, struct err *err) {
     char host[64] = "localhost";
     gethostname(host, sizeof host - 1);
     int r = store_open(d->store_file, host, &d->store, err);
+    struct err ignored = {0}; /* on a full disk what was declared before is still there, and the VMs have to go on */
+    if (r == 0 && declare(d, &ignored) < 0)
+        log_error("%s", ignored.detail);
     if (r == 0)
         r = vms_start_network(d->store, &d->config.network, &d->network, err);
     if (r == 0)

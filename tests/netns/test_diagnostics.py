@@ -131,3 +131,19 @@ def test_a_caller_that_goes_leaves_nothing_behind(d, vm):
                         if "doctor" in p]
     harness.wait_for(lambda: not children(), 30)
     assert d.get("/health").status == 200
+
+
+def test_records_that_are_kept_elsewhere(tmp_path):
+    """[store] file and a VM's port are in a configuration that mctl never saw; and then there is no daemon to ask."""
+    with idle(store={"file": tmp_path / "elsewhere.db"}, vm={"cli_port": "7000", "cli_boot_timeout": "600"}) as d:
+        vm = d.create()
+        for _ in range(2):
+            saved = tmp_path / "case.json"
+            status, report = d.doctor("--vm", vm["id"], "--no-probe", "--save", saved)
+            assert status in (0, 10), report
+            assert [(t["vm_id"], t["tap"]) for t in report["targets"]] == [(vm["id"], vm["tap"])], report
+            assert '"port":7000' in saved.read_text().replace(" ", "")
+            if d.process.poll() is None:
+                d.process.kill()
+                d.process.wait()
+        d.start()

@@ -7,6 +7,7 @@
 #include "base/fd.h"
 #include "base/str.h"
 #include "cmocka_all.h"
+#include "store/declared.h"
 #include "store/store.h"
 
 struct fixture {
@@ -32,6 +33,31 @@ static int tear_down(void **state) {
     dir_remove(f->dir);
     free(f);
     return 0;
+}
+
+static void declaration_goes_out_and_comes_in(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct declared declared = {.store_file = "/srv/records.db", .port = {7, 7000}}, back;
+    char path[128], usual[128];
+    snprintf(path, sizeof path, "%s/declared.json", f->dir);
+    snprintf(usual, sizeof usual, "%s/master-controller.db", f->dir);
+    assert_int_equal(declared_read(f->dir, &back), 0);
+    assert_string_equal(back.store_file, usual);
+    assert_int_equal(back.port[VM_TYPE_BROWSER], 6080);
+    assert_int_equal(declared_write(f->dir, &declared, &err), 0);
+    assert_int_equal(declared_read(f->dir, &back), 0);
+    assert_string_equal(back.store_file, "/srv/records.db");
+    assert_int_equal(back.port[VM_TYPE_CLI], 7);
+    assert_int_equal(back.port[VM_TYPE_BROWSER], 7000);
+    static const char *const bad[] = {"", "[]", "{\"store\": 1}", "{\"store\": \"relative\"}",
+                                      "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 65536}}"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(file_write_atomic(path, bad[i], strlen(bad[i]), 0600), 0);
+        assert_int_equal(declared_read(f->dir, &back), -EBADMSG);
+        assert_string_equal(back.store_file, usual);
+    }
+    assert_int_equal(declared_write("/nowhere/at/all", &declared, &err), -ENOENT);
 }
 
 static struct vm make_vm(unsigned n) {
@@ -323,6 +349,7 @@ static void a_newer_or_foreign_database_is_left_alone(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(declaration_goes_out_and_comes_in, set_up, tear_down),
         cmocka_unit_test_setup_teardown(vm_goes_in_and_comes_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(names_are_unique_among_the_living, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_quota_counts_the_living, set_up, tear_down),

@@ -8,8 +8,8 @@
 #include "base/fd.h"
 #include "base/str.h"
 #include "doctor/collect/collect.h"
-#include "model/config.h"
 #include "model/vm.h"
+#include "store/declared.h"
 
 #define VMS_MAX 16384
 #define CONSOLE_TAIL (32 * 1024) /* bytes */
@@ -20,9 +20,8 @@ static void copy_column(sqlite3_stmt *q, int column, char *dst, size_t size) {
     str_copy(dst, size, text ? text : "");
 }
 
-static void take_vm(struct snapshot *s, sqlite3_stmt *q) {
+static void take_vm(struct snapshot *s, sqlite3_stmt *q, const struct declared *declared) {
     struct snap_vm *vm = SNAP_PUSH(s, vms, VMS_MAX);
-    struct config config;
     enum vm_type type;
     if (!vm)
         return;
@@ -39,9 +38,8 @@ static void take_vm(struct snapshot *s, sqlite3_stmt *q) {
     vm->pid = sqlite3_column_int(q, 9);
     vm->pid_start = (uint64_t)sqlite3_column_int64(q, 10);
     copy_column(q, 11, vm->paused, sizeof vm->paused);
-    config_defaults(&config);
     if (vm_type_parse(vm->type, &type) == 0)
-        vm->port = config.vm.type[type].port;
+        vm->port = declared->port[type];
 }
 
 #define VM_COLUMNS "SELECT id, user, type, state, ip, mac, tap, bridge, vmm, pid, pid_start"
@@ -59,10 +57,15 @@ static int ask_for_vms(sqlite3 *db, sqlite3_stmt **ret) {
 }
 
 void collect_records(struct snapshot *s, const char *state_dir) {
-    char path[512];
+    struct declared declared;
+    const char *path = declared.store_file;
     sqlite3 *db = NULL;
     sqlite3_stmt *q = NULL;
-    snprintf(path, sizeof path, "%s/master-controller.db", state_dir);
+    int r = declared_read(state_dir, &declared);
+    if (r < 0)
+        snapshot_gap(s, "records", -r, "declared.json in %s does not say where the records are", state_dir);
+    if (r == -ENAMETOOLONG)
+        return;
     if (access(path, R_OK) < 0) {
         if (errno != ENOENT)
             snapshot_gap(s, "records", errno, "%s cannot be read", path);
@@ -72,7 +75,7 @@ void collect_records(struct snapshot *s, const char *state_dir) {
         sqlite3_busy_timeout(db, 500) != SQLITE_OK || ask_for_vms(db, &q) != SQLITE_OK)
         snapshot_gap(s, "records", EIO, "%s: %s", path, sqlite3_errmsg(db));
     while (q && sqlite3_step(q) == SQLITE_ROW)
-        take_vm(s, q);
+        take_vm(s, q, &declared);
     sqlite3_finalize(q);
     sqlite3_close(db);
 }
