@@ -192,12 +192,18 @@ static bool burst_is_open(struct run *run) {
     return false;
 }
 
+/* Of those that answer, and were not asked yet: an echo that was answered late, or the second time, is no reason to take
+ * the way for good. */
 static void stage_burst(struct run *run) {
     for (size_t i = 0; i < run->request->target_count; i++) {
+        struct probe_answer *burst = run_answer(run, i, PROBE_BURST_ICMP);
+        if (burst->asked)
+            continue;
         if (!run_answer(run, i, PROBE_ICMP)->answered) {
-            run_why_not(run_answer(run, i, PROBE_BURST_ICMP), "not even the first was answered");
+            run_why_not(burst, "not even the first was answered");
             continue;
         }
+        burst->why_not[0] = '\0';
         for (uint16_t n = 1; n <= PROBE_BURST; n++)
             run_ask_echo(run, i, PROBE_BURST_ICMP, run->request->targets[i].guest_ip, n, ECHO_PAYLOAD);
     }
@@ -469,8 +475,10 @@ static void ask_everything(struct run *run) {
         stage_burst(run);
     }
     wait_for_all(run);
-    if (!run->request->light)
+    if (!run->request->light) {
+        stage_burst(run);
         run_stage_again(run);
+    }
 }
 
 /* The kernel's question was answered when its entry says so. A question of ours that made an entry doubtful is taken

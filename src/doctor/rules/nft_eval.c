@@ -499,9 +499,12 @@ static void do_expr(struct machine *m, const struct snap_nft_expr *x) {
     case SNAP_NFT_FIB:
         forget(m, x->dreg, 4);
         break;
+    case SNAP_NFT_OTHER: /* numgen, hash, socket, …: whatever it has put into registers */
+        forget(m, 0, sizeof m->known * 4);
+        narrow(m, MATCH_MAY);
+        break;
     case SNAP_NFT_LIMIT:
     case SNAP_NFT_QUOTA:
-    case SNAP_NFT_OTHER:
         narrow(m, MATCH_MAY);
         break;
     case SNAP_NFT_COUNTER:

@@ -328,6 +328,38 @@ static void answered_by_another(struct path *p, const struct judge *j, const str
         dies(p, HOP_HOST_OUTPUT, hops, false);
 }
 
+#define LOST_BY_CHANCE 1 /* frames of a burst */
+
+/* Some of a burst came back and some not. Whom a guest answers, and how often, is its own choice; what the host lost on
+ * its own part of the way is not. Return: whether there was more of that than by chance. */
+static bool take_partial_loss(const struct judge *j, struct path *p, const struct probe_answer *a) {
+    const struct {
+        uint32_t before, after;
+        enum hop hop;
+        uint32_t hops;
+        const char *first, *then;
+    } parts[] = {
+        {a->sends, a->request_bridge.count, HOP_HOST_OUTPUT, HOPS_TO_BRIDGE, "requests sent", "seen on the bridge"},
+        {a->request_bridge.count, a->request_tap.count, HOP_BRIDGE_PORT, HOPS_TO_TAP, "requests on the bridge",
+         "on the TAP"},
+        {a->reply_tap.count, a->reply_bridge.count, HOP_BRIDGE_INPUT, HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_BRIDGE_PORT),
+         "answers on the TAP", "on the bridge"},
+        {a->reply_bridge.count, a->answers, HOP_HOST_INPUT, HOPBIT(HOP_BRIDGE_INPUT), "answers on the bridge",
+         "arrived"},
+    };
+    bool whole = sees_bridge(j) && !j->probe->capture_lost && !j->probe->frames_truncated;
+    for (size_t i = 0; whole && i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i].before <= parts[i].after + LOST_BY_CHANCE)
+            continue;
+        path_evidence(p, "probe", j->target->tap, "of a series, %u %s, %u %s: the others are lost between",
+                      parts[i].before, parts[i].first, parts[i].after, parts[i].then);
+        if (!take_drop(j, p, i < 2 ? &p->out : &p->back, i >= 2))
+            dies(p, parts[i].hop, parts[i].hops, false);
+        return true;
+    }
+    return false;
+}
+
 static void trace_host_path(struct judge *j, enum probe_kind kind) {
     const struct probe_answer *a = judge_answer(j, kind);
     struct path *p = &j->paths[kind];
@@ -342,6 +374,8 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
         dies(p, HOP_GUEST_SERVICE, HOPBIT(HOP_GUEST_SERVICE) | HOPBIT(HOP_GUEST_FIREWALL), true);
         return;
     }
+    if (kind == PROBE_BURST_ICMP && a->answered && take_partial_loss(j, p, a))
+        return;
     if (a->answered && (kind != PROBE_TCP || a->answer_errno == 0)) {
         p->alive = true;
         p->passed |= HOPBIT(HOP_BRIDGE_INPUT) | HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_HOST_INPUT);
