@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nf_tables_compat.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <stdio.h>
 #include <string.h>
@@ -95,31 +96,68 @@ static json_t *verdict_json(struct nl_attrs data) {
                      nl_text(verdict, NFTA_VERDICT_CHAIN));
 }
 
-static json_t *expression_json(const char *name, struct nl_attrs data) {
+/* Which of the kernel's registers (enum nft_registers) it reads and writes. */
+static void add_registers(json_t *json, struct nl_attrs data, uint16_t source, uint16_t destination) {
+    if (source && nl_find(data, source, 4, NULL))
+        json_object_set_new(json, "sreg", json_integer(nl_be32(data, source)));
+    if (destination && nl_find(data, destination, 4, NULL))
+        json_object_set_new(json, "dreg", json_integer(nl_be32(data, destination)));
+}
+
+static void add_hex(json_t *json, const char *name, struct nl_attrs data) {
     char hex[65];
-    if (strcmp(name, "payload") == 0)
-        return json_pack("{s:s, s:I, s:I}", "base", base_name(nl_be32(data, NFTA_PAYLOAD_BASE)), "offset",
-                         (json_int_t)nl_be32(data, NFTA_PAYLOAD_OFFSET), "len",
-                         (json_int_t)nl_be32(data, NFTA_PAYLOAD_LEN));
-    if (strcmp(name, "cmp") == 0) {
-        hex_of(nl_nest(data, NFTA_CMP_DATA), hex, sizeof hex);
-        return json_pack("{s:s, s:s}", "op", cmp_name(nl_be32(data, NFTA_CMP_OP)), "value", hex);
+    hex_of(data, hex, sizeof hex);
+    json_object_set_new(json, name, json_string(hex));
+}
+
+static json_t *expression_json(const char *name, struct nl_attrs data) {
+    json_t *json = json_object();
+    if (strcmp(name, "payload") == 0) {
+        json_object_set_new(json, "base", json_string(base_name(nl_be32(data, NFTA_PAYLOAD_BASE))));
+        json_object_set_new(json, "offset", json_integer(nl_be32(data, NFTA_PAYLOAD_OFFSET)));
+        json_object_set_new(json, "len", json_integer(nl_be32(data, NFTA_PAYLOAD_LEN)));
+        add_registers(json, data, NFTA_PAYLOAD_SREG, NFTA_PAYLOAD_DREG);
+    } else if (strcmp(name, "cmp") == 0) {
+        json_object_set_new(json, "op", json_string(cmp_name(nl_be32(data, NFTA_CMP_OP))));
+        add_hex(json, "value", nl_nest(data, NFTA_CMP_DATA));
+        add_registers(json, data, NFTA_CMP_SREG, 0);
+    } else if (strcmp(name, "range") == 0) {
+        json_object_set_new(json, "op", json_string(cmp_name(nl_be32(data, NFTA_RANGE_OP))));
+        add_hex(json, "from", nl_nest(data, NFTA_RANGE_FROM_DATA));
+        add_hex(json, "to", nl_nest(data, NFTA_RANGE_TO_DATA));
+        add_registers(json, data, NFTA_RANGE_SREG, 0);
+    } else if (strcmp(name, "bitwise") == 0) {
+        add_hex(json, "mask", nl_nest(data, NFTA_BITWISE_MASK));
+        add_hex(json, "xor", nl_nest(data, NFTA_BITWISE_XOR));
+        add_registers(json, data, NFTA_BITWISE_SREG, NFTA_BITWISE_DREG);
+    } else if (strcmp(name, "meta") == 0) {
+        json_object_set_new(json, "key", json_integer(nl_be32(data, NFTA_META_KEY)));
+        add_registers(json, data, NFTA_META_SREG, NFTA_META_DREG);
+    } else if (strcmp(name, "ct") == 0) {
+        json_object_set_new(json, "key", json_integer(nl_be32(data, NFTA_CT_KEY)));
+        add_registers(json, data, NFTA_CT_SREG, NFTA_CT_DREG);
+    } else if (strcmp(name, "counter") == 0) {
+        json_object_set_new(json, "packets", json_integer((json_int_t)nl_be64(data, NFTA_COUNTER_PACKETS)));
+        json_object_set_new(json, "bytes", json_integer((json_int_t)nl_be64(data, NFTA_COUNTER_BYTES)));
+    } else if (strcmp(name, "lookup") == 0) {
+        json_object_set_new(json, "set", json_string(nl_text(data, NFTA_LOOKUP_SET)));
+        add_registers(json, data, NFTA_LOOKUP_SREG, NFTA_LOOKUP_DREG);
+    } else if (strcmp(name, "reject") == 0) {
+        json_object_set_new(json, "verdict", json_string("reject"));
+    } else if (strcmp(name, "match") == 0) {
+        json_object_set_new(json, "name", json_string(nl_text(data, NFTA_MATCH_NAME)));
+    } else if (strcmp(name, "target") == 0) {
+        json_object_set_new(json, "name", json_string(nl_text(data, NFTA_TARGET_NAME)));
+    } else if (strcmp(name, "immediate") == 0) {
+        /* A verdict, or a value for a register. */
+        if (nl_nest(nl_nest(data, NFTA_IMMEDIATE_DATA), NFTA_DATA_VERDICT).len > 0) {
+            json_decref(json);
+            return verdict_json(nl_nest(data, NFTA_IMMEDIATE_DATA));
+        }
+        add_hex(json, "value", nl_nest(data, NFTA_IMMEDIATE_DATA));
+        add_registers(json, data, 0, NFTA_IMMEDIATE_DREG);
     }
-    if (strcmp(name, "meta") == 0)
-        return json_pack("{s:I}", "key", (json_int_t)nl_be32(data, NFTA_META_KEY));
-    if (strcmp(name, "ct") == 0)
-        return json_pack("{s:I}", "key", (json_int_t)nl_be32(data, NFTA_CT_KEY));
-    if (strcmp(name, "counter") == 0)
-        return json_pack("{s:I, s:I}", "packets", (json_int_t)nl_be64(data, NFTA_COUNTER_PACKETS), "bytes",
-                         (json_int_t)nl_be64(data, NFTA_COUNTER_BYTES));
-    if (strcmp(name, "lookup") == 0)
-        return json_pack("{s:s}", "set", nl_text(data, NFTA_LOOKUP_SET));
-    if (strcmp(name, "reject") == 0)
-        return json_pack("{s:s}", "verdict", "reject");
-    /* An immediate is a verdict, or a value for a register. */
-    if (strcmp(name, "immediate") == 0 && nl_nest(nl_nest(data, NFTA_IMMEDIATE_DATA), NFTA_DATA_VERDICT).len > 0)
-        return verdict_json(nl_nest(data, NFTA_IMMEDIATE_DATA));
-    return json_object();
+    return json;
 }
 
 static json_t *expressions_json(struct nl_attrs list) {
@@ -137,6 +175,22 @@ static json_t *expressions_json(struct nl_attrs list) {
     return all;
 }
 
+/* Of a netdev chain, or an ingress chain of inet: one, or several in a nest. */
+static json_t *devices_json(struct nl_attrs hook) {
+    json_t *names = json_array();
+    struct nl_attrs list = nl_nest(hook, NFTA_HOOK_DEVS);
+    uint16_t type;
+    const void *data;
+    size_t len;
+    const char *one = nl_text(hook, NFTA_HOOK_DEV);
+    if (*one)
+        json_array_append_new(names, json_string(one));
+    while (json_array_size(names) < EXPRESSIONS_MAX && nl_next(&list, &type, &data, &len))
+        if (len > 0 && memchr(data, 0, len))
+            json_array_append_new(names, json_string(data));
+    return names;
+}
+
 /* nft list chains */
 static void each_chain(const struct nlmsghdr *m, void *data) {
     const struct nfgenmsg *info = NLMSG_DATA(m);
@@ -150,6 +204,8 @@ static void each_chain(const struct nlmsghdr *m, void *data) {
         json_object_set_new(chain, "hook", json_integer(nl_be32(hook, NFTA_HOOK_HOOKNUM)));
         json_object_set_new(chain, "priority", json_integer((int32_t)nl_be32(hook, NFTA_HOOK_PRIORITY)));
         json_object_set_new(chain, "policy", json_string(verdict_name((int32_t)nl_be32(attrs, NFTA_CHAIN_POLICY))));
+        if (nl_find(hook, NFTA_HOOK_DEV, 1, NULL) || nl_find(hook, NFTA_HOOK_DEVS, 1, NULL))
+            json_object_set_new(chain, "devices", devices_json(hook));
         json_object_set_new(chain, "type", json_string(nl_text(attrs, NFTA_CHAIN_TYPE)));
     }
     add(data, chain);

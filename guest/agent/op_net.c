@@ -70,14 +70,15 @@ static void each_link(const struct nlmsghdr *m, void *data) {
         return;
     if (found)
         memcpy(&stats, found, sizeof stats);
-    list_add(data, json_pack("{s:s, s:i, s:b, s:b, s:s, s:I, s:s, s:{s:I, s:I, s:I, s:I, s:I, s:I}}", "name",
-                             nl_text(attrs, IFLA_IFNAME), "index", info->ifi_index, "up",
-                             (info->ifi_flags & IFF_UP) != 0, "carrier", carrier && *carrier, "mac",
-                             mac_text(attrs, IFLA_ADDRESS, mac), "mtu", (json_int_t)nl_u32(attrs, IFLA_MTU), "kind",
-                             nl_text(nl_nest(attrs, IFLA_LINKINFO), IFLA_INFO_KIND), "counters", "rx_packets",
-                             (json_int_t)stats.rx_packets, "tx_packets", (json_int_t)stats.tx_packets, "rx_dropped",
-                             (json_int_t)stats.rx_dropped, "tx_dropped", (json_int_t)stats.tx_dropped, "rx_errors",
-                             (json_int_t)stats.rx_errors, "tx_errors", (json_int_t)stats.tx_errors));
+    list_add(data,
+             json_pack("{s:s, s:i, s:b, s:b, s:b, s:s, s:I, s:s, s:{s:I, s:I, s:I, s:I, s:I, s:I}}", "name",
+                       nl_text(attrs, IFLA_IFNAME), "index", info->ifi_index, "up", (info->ifi_flags & IFF_UP) != 0,
+                       "carrier", carrier && *carrier, "noarp", (info->ifi_flags & IFF_NOARP) != 0, "mac",
+                       mac_text(attrs, IFLA_ADDRESS, mac), "mtu", (json_int_t)nl_u32(attrs, IFLA_MTU), "kind",
+                       nl_text(nl_nest(attrs, IFLA_LINKINFO), IFLA_INFO_KIND), "counters", "rx_packets",
+                       (json_int_t)stats.rx_packets, "tx_packets", (json_int_t)stats.tx_packets, "rx_dropped",
+                       (json_int_t)stats.rx_dropped, "tx_dropped", (json_int_t)stats.tx_dropped, "rx_errors",
+                       (json_int_t)stats.rx_errors, "tx_errors", (json_int_t)stats.tx_errors));
 }
 
 /* ip address */
@@ -121,9 +122,10 @@ static void each_route(const struct nlmsghdr *m, void *data) {
         return;
     const char *destination = find_address(attrs, info->rtm_family, RTA_DST, to);
     list_add(data,
-             json_pack("{s:s, s:i, s:s, s:o, s:s, s:I, s:s, s:I}", "to", *destination ? destination : "default",
-                       "prefix", info->rtm_dst_len, "via", find_address(attrs, info->rtm_family, RTA_GATEWAY, via),
-                       "link", name_of((int)nl_u32(attrs, RTA_OIF)), "source",
+             json_pack("{s:i, s:s, s:i, s:s, s:o, s:s, s:I, s:s, s:I}", "family", info->rtm_family == AF_INET6 ? 6 : 4,
+                       "to", *destination ? destination : "default", "prefix", info->rtm_dst_len, "via",
+                       find_address(attrs, info->rtm_family, RTA_GATEWAY, via), "link",
+                       name_of((int)nl_u32(attrs, RTA_OIF)), "source",
                        find_address(attrs, info->rtm_family, RTA_PREFSRC, source), "metric",
                        (json_int_t)nl_u32(attrs, RTA_PRIORITY), "type", route_type(info->rtm_type), "table",
                        (json_int_t)table));
@@ -200,10 +202,11 @@ json_t *op_network(struct agent *agent, json_t *request, struct err *err) {
     json_object_set_new(facts, "firewall", net_facts_firewall());
     json_object_set_new(facts, "resolver", resolver_json());
     json_object_set_new(facts, "sysctls",
-                        json_pack("{s:o, s:o, s:o}", "net.ipv4.icmp_echo_ignore_all",
+                        json_pack("{s:o, s:o, s:o, s:o}", "net.ipv4.icmp_echo_ignore_all",
                                   sysctl_json("/proc/sys/net/ipv4/icmp_echo_ignore_all"), "net.ipv4.ip_forward",
                                   sysctl_json("/proc/sys/net/ipv4/ip_forward"), "net.ipv4.conf.all.rp_filter",
-                                  sysctl_json("/proc/sys/net/ipv4/conf/all/rp_filter")));
+                                  sysctl_json("/proc/sys/net/ipv4/conf/all/rp_filter"), "net.ipv4.conf.all.arp_ignore",
+                                  sysctl_json("/proc/sys/net/ipv4/conf/all/arp_ignore")));
     return facts;
 }
 
