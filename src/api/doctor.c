@@ -84,6 +84,7 @@ static int begin_words(struct api *api, struct doctor_words *words, struct err *
     *words = (struct doctor_words){0};
     add_word(words, "%s", program);
     add_word(words, "--json");
+    add_word(words, "--socket=%s", api->config->api.socket);
     add_word(words, "doctor");
     if (*net.namespace)
         add_word(words, "--netns=%s", net.namespace);

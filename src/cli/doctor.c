@@ -111,7 +111,7 @@ static int watch(struct cli *cli, const struct doctor_request *r) {
 
 static int undo(struct cli *cli, const struct doctor_request *r) {
     struct err err = {0};
-    if (doctor_undo(r->options.netns, r->journal, r->undo, &err) < 0)
+    if (doctor_undo(r->options.netns, r->options.socket, r->journal, r->undo, &err) < 0)
         return fail(cli, &err);
     if (cli->json) {
         json_t *document = json_pack("{s:s}", "undone", r->undo);
@@ -148,6 +148,7 @@ int verb_doctor(struct cli *cli, int argc, char **argv) {
                                            .tap = "",
                                            .vm = "",
                                            .state_dir = STATE_DIR,
+                                           .socket = cli->socket,
                                            .disabled = getenv("MC_DOCTOR_DISABLE")},
                                .journal = getenv("MC_DOCTOR_JOURNAL")};
     _cleanup_doctor_case_ struct doctor_case *c = NULL;

@@ -17,6 +17,7 @@ struct doctor_options {
     struct net_mac guest_mac;
     uint16_t guest_port; /* 0: not given */
     const char *state_dir;
+    const char *socket; /* of the daemon's API, to ask guests' agents by; NULL or "": nobody is asked */
     bool no_probe, no_trace;
     const char *disabled; /* finding ids that are not given, commas between; for tests of unknown.<hop>. NULL: none */
 };
@@ -59,8 +60,8 @@ void doctor_case_freep(struct doctor_case **c);
 int doctor_repair(const struct doctor_options *options, const char *which, const char *journal_dir,
                   struct doctor_case **c, struct err *err);
 
-/* Takes a repair back. Errors: repair/repair.h. */
-int doctor_undo(const char *netns, const char *journal_dir, const char *id, struct err *err);
+/* Takes a repair back. socket: as in doctor_options. Errors: repair/repair.h. */
+int doctor_undo(const char *netns, const char *socket, const char *journal_dir, const char *id, struct err *err);
 
 /* Looks, tells, waits for a change of links, ports, addresses, routes, rules, fixed neighbours, qdiscs, filters or
  * nftables, looks again, and tells when the findings are others; until told() returns false or out_fd (where it is told;

@@ -91,10 +91,19 @@ static int look_again(const struct mending *m, struct doctor_case **c, struct er
     return 0;
 }
 
-/* Looks until the finding is gone, twice. Return: 1 gone, 0 there, -errno. */
+/* A program that was started needs its time until it listens. */
+static bool restarts_something(const struct finding *f) {
+    for (uint8_t i = 0; i < f->step_count; i++)
+        if (f->steps[i].action == REPAIR_GUEST_UNIT_RESTART)
+            return true;
+    return false;
+}
+
+/* Looks until the finding is gone, twice or a few times more. Return: 1 gone, 0 there, -errno. */
 static int prove(const struct mending *m, const struct attempt *attempt, struct doctor_case **c, struct err *err) {
-    static const useconds_t waits_ms[] = {SETTLE_MS, LOOK_AGAIN_MS};
-    for (size_t i = 0; i < sizeof waits_ms / sizeof *waits_ms; i++) {
+    static const useconds_t waits_ms[] = {SETTLE_MS, LOOK_AGAIN_MS, 1000, 2000, 4000, 8000};
+    size_t looks = restarts_something(&attempt->finding) ? sizeof waits_ms / sizeof *waits_ms : 2;
+    for (size_t i = 0; i < looks; i++) {
         usleep(waits_ms[i] * 1000);
         int r = look_again(m, c, err);
         if (r < 0)
@@ -216,6 +225,8 @@ static int begin(struct mending *m, int nsfd, const char *journal_dir, struct do
     bool waited = false;
     int r = repair_open(nsfd, m->options->netns, journal_dir, &m->repair, err);
     if (r == 0)
+        repair_use_daemon(m->repair, m->options->socket);
+    if (r == 0)
         r = repair_lock(m->repair, LOCK_WAIT_MS, &waited, err);
     if (r == 0 && waited) /* what the other one did is not in what we saw */
         r = look_again(m, c, err);
@@ -267,7 +278,7 @@ int doctor_repair(const struct doctor_options *options, const char *which, const
     return r;
 }
 
-int doctor_undo(const char *netns, const char *journal_dir, const char *id, struct err *err) {
+int doctor_undo(const char *netns, const char *socket, const char *journal_dir, const char *id, struct err *err) {
     _cleanup_close_ int nsfd = -1;
     _cleanup_repair_close_ struct repair *repair = NULL;
     _cleanup_repair_entry_free_ struct repair_entry *entry = NULL;
@@ -280,6 +291,8 @@ int doctor_undo(const char *netns, const char *journal_dir, const char *id, stru
     if (r == 0)
         r = repair_open(nsfd, netns, journal_dir, &repair, err);
     bool waited = false;
+    if (r == 0)
+        repair_use_daemon(repair, socket);
     if (r == 0)
         r = repair_lock(repair, LOCK_WAIT_MS, &waited, err);
     if (r < 0)

@@ -11,6 +11,7 @@
 #include "base/time.h"
 #include "doctor/collect/collect.h"
 #include "doctor/doctor.h"
+#include "doctor/guests.h"
 #include "doctor/rules/judge.h"
 #include "netlink/netns.h"
 
@@ -373,6 +374,7 @@ static int examine(struct doctor_case *c, const struct doctor_options *o, int ns
     if (r == 0) {
         ask_gateway(c, nsfd);
         ask_vmms(c, o->state_dir);
+        doctor_ask_guests(c, o->socket, c->after);
     }
     return r < 0 ? r : doctor_case_judge(c, err);
 }
@@ -457,6 +459,7 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     c->wanted_probe = !o->no_probe;
     if (o->no_probe)
         ask_vmms(c, o->state_dir);
+    doctor_ask_guests(c, o->socket, c->before);
     r = o->no_probe ? doctor_case_judge(c, err) : examine(c, o, nsfd, collect, err);
     for (int again = 0; r == 0 && again < BUSY_AGAIN && was_too_busy(c); again++)
         r = examine(c, o, nsfd, collect, err);

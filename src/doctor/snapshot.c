@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "doctor/snapshot_fields.h"
 
 struct snapshot *snapshot_new(void) {
     return calloc(1, sizeof(struct snapshot));
@@ -15,34 +16,8 @@ struct snapshot *snapshot_new(void) {
 void snapshot_free(struct snapshot *s) {
     if (!s)
         return;
-    free(s->links);
-    free(s->attrs);
-    free(s->addrs);
-    free(s->routes);
-    free(s->policies);
-    free(s->lookups);
-    free(s->neighs);
-    free(s->fdbs);
-    free(s->qdiscs);
-    free(s->filters);
-    free(s->progs);
-    free(s->hooks);
-    free(s->chains);
-    free(s->rules);
-    free(s->exprs);
-    free(s->sets);
-    free(s->elems);
-    free(s->sysctls);
-    free(s->holders);
-    free(s->heard);
-    free(s->claimants);
-    free(s->elsewhere);
-    free(s->vms);
-    free(s->vmms);
-    free(s->consoles);
-    free(s->fills);
-    free(s->xfrms);
-    free(s->gaps);
+    for (const struct snapshot_table *t = snapshot_tables; t->name; t++)
+        free(*(void **)((char *)s + t->offset));
     free(s);
 }
 
@@ -181,6 +156,13 @@ const struct snap_vm *snap_vm_of_tap(const struct snapshot *s, const char *tap) 
     for (uint32_t i = 0; i < s->vms_count; i++)
         if (strcmp(s->vms[i].tap, tap) == 0)
             return &s->vms[i];
+    return NULL;
+}
+
+const struct snap_guest *snap_guest_of_tap(const struct snapshot *s, const char *tap) {
+    for (uint32_t i = 0; i < s->guests_count; i++)
+        if (strcmp(s->guests[i].tap, tap) == 0)
+            return &s->guests[i];
     return NULL;
 }
 

@@ -16,10 +16,8 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "doctor/guest_facts.h"
 #include "model/net.h"
-
-#define SNAP_NAME 16 /* an interface's, with the NUL */
-#define SNAP_TEXT 64
 
 /* Hard limits: more rows than this are dropped and a gap says so. */
 #define SNAP_LINKS_MAX 16384
@@ -30,11 +28,8 @@
 #define SNAP_EXPRS_MAX 1048576
 #define SNAP_ELEMS_MAX 262144
 #define SNAP_ROWS_MAX 65536
-
-/* Rows `first` to `first + count - 1` of another table. */
-struct snap_range {
-    uint32_t first, count;
-};
+#define SNAP_GUESTS_MAX 64
+#define SNAP_GUEST_ROWS_MAX 8192 /* of all guests together */
 
 /* A network device. */
 struct snap_link {
@@ -466,6 +461,17 @@ struct snapshot {
     SNAP_TABLE(struct snap_console, consoles);
     SNAP_TABLE(struct snap_table_fill, fills);
     SNAP_TABLE(struct snap_xfrm, xfrms);
+    SNAP_TABLE(struct snap_guest, guests);
+    SNAP_TABLE(struct snap_guest_link, guest_links);
+    SNAP_TABLE(struct snap_guest_addr, guest_addrs);
+    SNAP_TABLE(struct snap_guest_route, guest_routes);
+    SNAP_TABLE(struct snap_guest_neigh, guest_neighs);
+    SNAP_TABLE(struct snap_guest_listener, guest_listeners);
+    SNAP_TABLE(struct snap_guest_unit, guest_units);
+    SNAP_TABLE(struct snap_nft_chain, guest_chains);
+    SNAP_TABLE(struct snap_nft_rule, guest_rules);
+    SNAP_TABLE(struct snap_nft_expr, guest_exprs);
+    SNAP_TABLE(struct snap_guest_fact, guest_facts);
     SNAP_TABLE(struct snap_gap, gaps);
 };
 
@@ -503,6 +509,7 @@ const struct snap_neigh *snap_neigh_fixed(const struct snapshot *s, int32_t link
 const struct snap_gap *snap_gap_of(const struct snapshot *s, const char *what);
 const struct snap_prog *snap_prog_get(const struct snapshot *s, uint32_t id);
 const struct snap_vm *snap_vm_of_tap(const struct snapshot *s, const char *tap);
+const struct snap_guest *snap_guest_of_tap(const struct snapshot *s, const char *tap);
 /* Whether it is a bridge's port for somebody's use: the canary of another doctor, which is gone in a moment, is not. */
 bool snap_is_port(const struct snap_link *link, int32_t bridge);
 bool snap_is_tap(const struct snap_link *link); /* likewise */

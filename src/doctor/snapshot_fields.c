@@ -323,6 +323,89 @@ static const struct snapshot_field snap_xfrm_fields[] = {
 };
 #undef ROW
 
+#define ROW struct snap_guest
+static const struct snapshot_field snap_guest_fields[] = {
+    FIELD(vm_id, F_TEXT),
+    FIELD(tap, F_TEXT),
+    FIELD(state, F_U8),
+    FIELD(complete, F_BOOL),
+    FIELD(words, F_TEXT),
+    FIELD(uptime_s, F_I64),
+    FIELD(oom_kills, F_I64),
+    FIELD(ignores_ping, F_I32),
+    FIELD(rp_filter, F_I32),
+    FIELD(arp_ignore, F_I32),
+    FIELD(firewall_known, F_BOOL),
+    FIELD(firewall_words, F_TEXT),
+    FIELD(links, F_RANGE),
+    FIELD(addrs, F_RANGE),
+    FIELD(routes, F_RANGE),
+    FIELD(neighs, F_RANGE),
+    FIELD(listeners, F_RANGE),
+    FIELD(units, F_RANGE),
+    FIELD(chains, F_RANGE),
+    FIELD(rules, F_RANGE),
+    FIELD(facts, F_RANGE),
+    {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_link
+static const struct snapshot_field snap_guest_link_fields[] = {
+    FIELD(name, F_TEXT),      FIELD(kind, F_TEXT),      FIELD(index, F_I32),
+    FIELD(up, F_BOOL),        FIELD(carrier, F_BOOL),   FIELD(noarp, F_BOOL),
+    FIELD(mac, F_BYTES),      FIELD(mtu, F_U32),        FIELD(rx_packets, F_U64),
+    FIELD(tx_packets, F_U64), FIELD(rx_dropped, F_U64), FIELD(tx_dropped, F_U64),
+    FIELD(rx_errors, F_U64),  FIELD(tx_errors, F_U64),  {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_addr
+static const struct snapshot_field snap_guest_addr_fields[] = {
+    FIELD(link, F_TEXT),
+    FIELD(ip, F_U32),
+    FIELD(length, F_U8),
+    {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_route
+static const struct snapshot_field snap_guest_route_fields[] = {
+    FIELD(to, F_U32),      FIELD(length, F_U8), FIELD(type, F_U8),
+    FIELD(gateway, F_U32), FIELD(link, F_TEXT), FIELD(source, F_U32),
+    FIELD(metric, F_U32),  FIELD(table, F_U32), {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_neigh
+static const struct snapshot_field snap_guest_neigh_fields[] = {
+    FIELD(ip, F_U32), FIELD(link, F_TEXT), FIELD(has_mac, F_BOOL), FIELD(mac, F_BYTES), FIELD(state, F_TEXT), {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_listener
+static const struct snapshot_field snap_guest_listener_fields[] = {
+    FIELD(protocol, F_TEXT), FIELD(any, F_BOOL),     FIELD(loopback, F_BOOL),
+    FIELD(ip, F_U32),        FIELD(port, F_U16),     FIELD(queue, F_U32),
+    FIELD(pid, F_I32),       FIELD(program, F_TEXT), {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_unit
+static const struct snapshot_field snap_guest_unit_fields[] = {
+    FIELD(name, F_TEXT),   FIELD(load, F_TEXT),    FIELD(active, F_TEXT),   FIELD(sub, F_TEXT),
+    FIELD(result, F_TEXT), FIELD(enabled, F_TEXT), FIELD(restarts, F_TEXT), {0},
+};
+#undef ROW
+
+#define ROW struct snap_guest_fact
+static const struct snapshot_field snap_guest_fact_fields[] = {
+    FIELD(name, F_TEXT),
+    FIELD(value, F_TEXT),
+    {0},
+};
+#undef ROW
+
 #define ROW struct snap_gap
 static const struct snapshot_field snap_gap_fields[] = {
     FIELD(what, F_TEXT),
@@ -370,6 +453,17 @@ const struct snapshot_table snapshot_tables[] = {
     TABLE(consoles, snap_console, SNAP_ROWS_MAX),
     TABLE(fills, snap_table_fill, SNAP_ROWS_MAX),
     TABLE(xfrms, snap_xfrm, SNAP_ROWS_MAX),
+    TABLE(guests, snap_guest, SNAP_GUESTS_MAX),
+    TABLE(guest_links, snap_guest_link, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_addrs, snap_guest_addr, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_routes, snap_guest_route, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_neighs, snap_guest_neigh, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_listeners, snap_guest_listener, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_units, snap_guest_unit, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_chains, snap_nft_chain, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_rules, snap_nft_rule, SNAP_GUEST_ROWS_MAX),
+    TABLE(guest_exprs, snap_nft_expr, SNAP_ROWS_MAX),
+    TABLE(guest_facts, snap_guest_fact, SNAP_GUEST_ROWS_MAX),
     TABLE(gaps, snap_gap, 256),
     {0},
 };

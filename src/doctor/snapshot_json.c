@@ -205,6 +205,18 @@ static bool range_is_in(struct snap_range range, uint32_t count) {
     return range.first <= count && range.count <= count - range.first;
 }
 
+static bool expr_is_sound(const struct snap_nft_expr *x) {
+    return x->len <= 32 && x->sreg < 64 && x->dreg < 64;
+}
+
+static bool guest_is_in(const struct snapshot *s, const struct snap_guest *g) {
+    return range_is_in(g->links, s->guest_links_count) && range_is_in(g->addrs, s->guest_addrs_count) &&
+           range_is_in(g->routes, s->guest_routes_count) && range_is_in(g->neighs, s->guest_neighs_count) &&
+           range_is_in(g->listeners, s->guest_listeners_count) && range_is_in(g->units, s->guest_units_count) &&
+           range_is_in(g->chains, s->guest_chains_count) && range_is_in(g->rules, s->guest_rules_count) &&
+           range_is_in(g->facts, s->guest_facts_count);
+}
+
 /* What rules rely on without looking again. */
 static int check_references(const struct snapshot *s, struct err *err) {
     bool ok = true;
@@ -215,7 +227,13 @@ static int check_references(const struct snapshot *s, struct err *err) {
     for (uint32_t i = 0; i < s->sets_count; i++)
         ok = ok && range_is_in(s->sets[i].elems, s->elems_count);
     for (uint32_t i = 0; i < s->exprs_count; i++)
-        ok = ok && s->exprs[i].len <= 32 && s->exprs[i].sreg < 64 && s->exprs[i].dreg < 64;
+        ok = ok && expr_is_sound(&s->exprs[i]);
+    for (uint32_t i = 0; i < s->guests_count; i++)
+        ok = ok && guest_is_in(s, &s->guests[i]);
+    for (uint32_t i = 0; i < s->guest_rules_count; i++)
+        ok = ok && range_is_in(s->guest_rules[i].exprs, s->guest_exprs_count);
+    for (uint32_t i = 0; i < s->guest_exprs_count; i++)
+        ok = ok && expr_is_sound(&s->guest_exprs[i]);
     for (uint32_t i = 0; i < s->sets_count; i++)
         ok = ok && s->sets[i].key_len <= 32 && s->sets[i].data_len <= 16;
     return ok ? 0 : err_set(err, EINVAL, "doctor.bad-snapshot", "the snapshot refers to rows that it does not have");

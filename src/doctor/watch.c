@@ -186,6 +186,7 @@ static int look_at_state(struct watch *w, bool tell_news, struct err *err) {
     struct doctor_options options = *w->options;
     _cleanup_doctor_case_ struct doctor_case *c = NULL;
     options.no_probe = true;
+    options.socket = NULL; /* guests answer slower than the kernel */
     int r = doctor_run(&options, &c, err);
     if (r < 0)
         return r;

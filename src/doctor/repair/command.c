@@ -37,6 +37,11 @@ const char *repair_action_name(enum repair_action action) {
         [REPAIR_QDISC_DELETE] = "qdisc-delete",
         [REPAIR_FILTER_DELETE] = "filter-delete",
         [REPAIR_TAP_OFFLOAD] = "tap-offload",
+        [REPAIR_GUEST_LINK_UP] = "guest-link-up",
+        [REPAIR_GUEST_ADDRESS_ADD] = "guest-address-add",
+        [REPAIR_GUEST_ADDRESS_DELETE] = "guest-address-delete",
+        [REPAIR_GUEST_ROUTE] = "guest-route",
+        [REPAIR_GUEST_UNIT_RESTART] = "guest-unit-restart",
     };
     return (unsigned int)action < REPAIR_ACTION_COUNT ? names[action] : "unknown";
 }
@@ -273,6 +278,36 @@ static void put_key(struct strbuf *text, const struct repair_step *step) {
     put_safe(text, step->text);
 }
 
+/* By the same agent, so without the network. */
+static void put_guest(struct strbuf *text, const struct repair_step *step) {
+    char via[NET_IP_TEXT];
+    strbuf_addf(text, "mctl vm exec ");
+    put_safe(text, step->object);
+    strbuf_addf(text, " -- ");
+    net_format_ip(step->gateway, via);
+    if (step->action == REPAIR_GUEST_UNIT_RESTART) {
+        strbuf_addf(text, "systemctl restart ");
+        put_safe(text, step->text);
+        return;
+    }
+    if (step->action == REPAIR_GUEST_LINK_UP)
+        put_dev(text, "ip link set dev", step, " up");
+    if (step->action == REPAIR_GUEST_ADDRESS_ADD || step->action == REPAIR_GUEST_ADDRESS_DELETE) {
+        strbuf_addf(text, "ip addr %s ", step->action == REPAIR_GUEST_ADDRESS_ADD ? "add" : "del");
+        put_prefix(text, step->prefix);
+        put_dev(text, " dev", step, "");
+    }
+    if (step->action == REPAIR_GUEST_ROUTE) {
+        strbuf_addf(text, "ip route replace ");
+        if (step->prefix.length)
+            put_prefix(text, step->prefix);
+        else
+            strbuf_addf(text, "default");
+        strbuf_addf(text, " via %s", via);
+        put_dev(text, " dev", step, "");
+    }
+}
+
 static void put_step(struct strbuf *text, const struct repair_step *step) {
     switch (step->action) {
     case REPAIR_LINK_UP:
@@ -334,6 +369,13 @@ static void put_step(struct strbuf *text, const struct repair_step *step) {
         break;
     case REPAIR_TAP_OFFLOAD:
         put_dev(text, "ethtool -K", step, step->value ? " tx on" : " tx off");
+        break;
+    case REPAIR_GUEST_LINK_UP:
+    case REPAIR_GUEST_ADDRESS_ADD:
+    case REPAIR_GUEST_ADDRESS_DELETE:
+    case REPAIR_GUEST_ROUTE:
+    case REPAIR_GUEST_UNIT_RESTART:
+        put_guest(text, step);
         break;
     case REPAIR_NONE:
     case REPAIR_ACTION_COUNT:

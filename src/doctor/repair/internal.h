@@ -15,6 +15,7 @@ struct repair {
     int nsfd, lock;
     char netns[64];
     uint64_t netns_inode;
+    char socket[128]; /* of the daemon; empty: none */
     char *dir;
     struct rtnl *rtnl;
     /* BPF programs that were taken off: they live on as long as a descriptor does, so they can be put back. */
@@ -51,6 +52,11 @@ DECLARE_OP(sysctl);
 DECLARE_OP(address);
 DECLARE_OP(route);
 DECLARE_OP(row); /* ip rule, neighbour, FDB, qdisc, tc filter: taken away whole */
+/* ops_guest.c */
+DECLARE_OP(guest_link);
+DECLARE_OP(guest_address);
+DECLARE_OP(guest_route);
+DECLARE_OP(guest_unit);
 /* ops_nft.c */
 DECLARE_OP(nft_rule);
 DECLARE_OP(nft_policy);

@@ -35,6 +35,10 @@ int repair_open(int nsfd, const char *netns, const char *dir, struct repair **re
     return 0;
 }
 
+void repair_use_daemon(struct repair *repair, const char *socket) {
+    str_copy(repair->socket, sizeof repair->socket, socket ? socket : "");
+}
+
 void repair_close(struct repair *repair) {
     if (!repair)
         return;
@@ -150,6 +154,11 @@ const struct repair_op *repair_op_of(enum repair_action action) {
         [REPAIR_QDISC_DELETE] = &repair_op_row,
         [REPAIR_FILTER_DELETE] = &repair_op_row,
         [REPAIR_TAP_OFFLOAD] = &repair_op_offload,
+        [REPAIR_GUEST_LINK_UP] = &repair_op_guest_link,
+        [REPAIR_GUEST_ADDRESS_ADD] = &repair_op_guest_address,
+        [REPAIR_GUEST_ADDRESS_DELETE] = &repair_op_guest_address,
+        [REPAIR_GUEST_ROUTE] = &repair_op_guest_route,
+        [REPAIR_GUEST_UNIT_RESTART] = &repair_op_guest_unit,
     };
     return (unsigned int)action < REPAIR_ACTION_COUNT ? ops[action] : NULL;
 }

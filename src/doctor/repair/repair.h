@@ -59,6 +59,12 @@ enum repair_action {
     REPAIR_QDISC_DELETE,     /* dev, handle: TC handle, parent: TC_H_ROOT … */
     REPAIR_FILTER_DELETE,    /* dev, parent, priority, protocol, chain, handle */
     REPAIR_TAP_OFFLOAD,      /* dev: value 0: tx checksum off (the host completes them itself) */
+    /* Inside a guest, by its agent; object: the VM's id, dev: the guest's own name of the link. */
+    REPAIR_GUEST_LINK_UP,        /* dev */
+    REPAIR_GUEST_ADDRESS_ADD,    /* dev, prefix */
+    REPAIR_GUEST_ADDRESS_DELETE, /* dev, prefix */
+    REPAIR_GUEST_ROUTE,          /* dev, prefix, gateway: in place of the one that is there */
+    REPAIR_GUEST_UNIT_RESTART,   /* text: the unit; cannot be taken back */
     REPAIR_ACTION_COUNT,
 };
 const char *repair_action_name(enum repair_action action);
@@ -126,6 +132,8 @@ struct repair;
 /* nsfd: the namespace (not taken over), its name for the journal ("" the host's own); dir: the journal's folder, made
  * when the first entry is written. */
 int repair_open(int nsfd, const char *netns, const char *dir, struct repair **ret, struct err *err);
+/* By which daemon's API (a unix socket's path) guests are reached; NULL or "": by none. */
+void repair_use_daemon(struct repair *repair, const char *socket);
 void repair_close(struct repair *repair);
 void repair_closep(struct repair **repair);
 #define _cleanup_repair_close_ __attribute__((cleanup(repair_closep)))
