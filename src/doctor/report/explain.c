@@ -5,7 +5,8 @@
 #include "base/str.h"
 #include "doctor/report/pen.h"
 
-#define LABEL 10 /* columns of "how far:" */
+#define LABEL 10      /* columns of "how far:" */
+#define ENDS_LABEL 21 /* of "   address   guest " */
 
 /* What a hop is, for who does not know the word. */
 static const char *const places[HOP_COUNT] = {
@@ -80,6 +81,25 @@ static void way(const struct pen *pen, const struct judgement *j) {
         if (i == HOP_HOST_FORWARD)
             pen_ink(pen, DIM, "  to the outside\n");
         hop_line(pen, (enum hop)i, &j->hops[i]);
+    }
+}
+
+/* The host's view and the guest's, one below the other; what does not go together is marked. */
+static void both_ends(const struct pen *pen, const struct judgement *j) {
+    char line[320];
+    if (!j->ends_count) {
+        if (j->guest_state >= 0) {
+            snprintf(line, sizeof line, "the guest was not heard: %s", j->guest_words);
+            pen_paragraph(pen, 2, "", DIM, line);
+        }
+        return;
+    }
+    pen_ink(pen, DIM, "  both ends (the guest's word is not proof; != : they do not go together)\n");
+    for (uint8_t i = 0; i < j->ends_count; i++) {
+        const struct end_row *row = &j->ends[i];
+        snprintf(line, sizeof line, "  %s %-9s host  ", row->agree == 0 ? "!=" : "  ", row->what);
+        pen_paragraph(pen, ENDS_LABEL, line, row->agree == 0 ? YELLOW : "", row->host);
+        pen_paragraph(pen, ENDS_LABEL, "               guest ", row->agree == 0 ? YELLOW : "", row->guest);
     }
 }
 
@@ -270,6 +290,7 @@ void pen_explain(const struct pen *pen, const struct doctor_case *c, uint32_t ta
         pen_paragraph(pen, 6, "", RED, first->title);
     fputc('\n', pen->to);
     way(pen, j);
+    both_ends(pen, j);
     fputc('\n', pen->to);
     asked(pen, c, target);
     if (first)

@@ -47,10 +47,38 @@ static json_t *finding(const struct finding *f) {
 /* A hop that was passed has no evidence but that: our packets were seen behind it. */
 static json_t *hop(enum hop at, const struct hop_verdict *v) {
     struct evidence seen = {.source = "probe", .fact = "our packets passed here"};
-    bool passed = v->verdict == VERDICT_PASS && !v->evidence_count;
+    bool passed = v->verdict == VERDICT_PASS;
     str_copy(seen.where, sizeof seen.where, finding_hop_name(at));
+    json_t *all = evidence(&seen, passed), *more = evidence(v->evidence, v->evidence_count);
+    json_array_extend(all, more);
+    json_decref(more);
     return json_pack("{s:s,s:s,s:o}", "hop", finding_hop_name(at), "verdict", finding_verdict_name(v->verdict),
-                     "evidence", passed ? evidence(&seen, 1) : evidence(v->evidence, v->evidence_count));
+                     "evidence", all);
+}
+
+/* Both ends side by side; null where the guest did not tell its own. */
+static json_t *ends(const struct judgement *j) {
+    json_t *array = json_array();
+    if (!j->ends_count) {
+        json_decref(array);
+        return json_null();
+    }
+    for (uint8_t i = 0; i < j->ends_count; i++) {
+        const struct end_row *row = &j->ends[i];
+        json_array_append_new(array,
+                              json_pack("{s:o,s:s,s:o,s:o,s:o}", "what", text(row->what), "hop",
+                                        finding_hop_name(row->hop), "host", text(row->host), "guest", text(row->guest),
+                                        "agree", row->agree < 0 ? json_null() : json_boolean(row->agree)));
+    }
+    return array;
+}
+
+/* Whether its agent told, and what there is to say of that; null where nobody wanted to ask. */
+static json_t *agent(const struct judgement *j) {
+    static const char *const states[] = {"unasked", "none", "not-ready", "silent", "told"};
+    if (j->guest_state < 0 || (size_t)j->guest_state >= sizeof states / sizeof *states)
+        return json_null();
+    return json_pack("{s:s,s:o}", "state", states[j->guest_state], "words", text(j->guest_words));
 }
 
 static json_t *hops(const struct judgement *j) {
@@ -66,11 +94,11 @@ static json_t *target(const struct judgement *j) {
     net_format_ip(j->target.ip, ip);
     for (uint32_t i = 0; i < j->findings_count; i++)
         json_array_append_new(findings, finding(&j->findings[i]));
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "tap", text(j->target.tap), "vm_id",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "tap", text(j->target.tap), "vm_id",
                      *j->target.vm_id ? text(j->target.vm_id) : json_null(), "guest_ip",
                      j->target.ip ? json_string(ip) : json_null(), "reachable",
-                     j->reachable < 0 ? json_null() : json_boolean(j->reachable), "hops", hops(j), "findings",
-                     findings);
+                     j->reachable < 0 ? json_null() : json_boolean(j->reachable), "hops", hops(j), "findings", findings,
+                     "agent", agent(j), "ends", ends(j));
 }
 
 static json_t *had(const struct trace_had *had) {

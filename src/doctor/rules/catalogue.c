@@ -104,6 +104,25 @@ static const struct catalogue_row rows[] = {
     {"guest.nic-down", HOP_GUEST_NIC, "L1", false,
      "The VMM reads the frames and the guest is silent: its interface is down.",
      "Bring the interface up inside the guest."},
+    {"guest.no-nic", HOP_GUEST_NIC, "L1", false,
+     "The guest's agent answers, and the guest has no network card that could be the one behind the TAP: its driver "
+     "was "
+     "not loaded, or the VMM gave it none.",
+     "Look at the guest's kernel log (virtio_net) and at the VMM's configuration."},
+    {"guest.nic-noarp", HOP_GUEST_NIC, "L2", false,
+     "ARP is switched off on the guest's interface: it answers nobody who asks for its MAC.",
+     "Switch ARP on inside the guest (ip link set dev … arp on)."},
+    {"guest.arp-ignore", HOP_GUEST_IP, "L2", false,
+     "The guest's own sysctl forbids it to answer ARP for this address: who does not know its MAC cannot reach it.",
+     "Set net.ipv4.conf.all.arp_ignore back to 0 inside the guest."},
+    {"guest.no-route", HOP_GUEST_IP, "L3", false,
+     "The guest has no route back to the host, or one that leads elsewhere: it gets the packets, and its answers never "
+     "leave it.",
+     "Put the route of its network back inside the guest."},
+    {"guest.contradiction", HOP_GUEST_IP, "L3", false,
+     "What the guest says of itself and what the host sees do not go together: the guest is mistaken or it lies. What "
+     "the host sees is believed.",
+     "Do not trust what this guest says of itself; look at it by its console."},
     {"guest.no-address", HOP_GUEST_IP, "L3", false,
      "The guest's interface is alive, but it does not have this address.",
      "Compare the guest's address with its record or boot arguments."},

@@ -69,6 +69,9 @@ void judgement_free(struct judgement *j) {
     free(j->findings);
     j->findings = NULL;
     j->findings_count = 0;
+    free(j->ends);
+    j->ends = NULL;
+    j->ends_count = 0;
     for (int hop = 0; hop < HOP_COUNT; hop++) {
         free(j->hops[hop].evidence);
         j->hops[hop] = (struct hop_verdict){.verdict = VERDICT_UNKNOWN};

@@ -93,6 +93,17 @@ struct target {
     bool mac_given;
 };
 
+#define ENDS_MAX 8
+#define END_TEXT 128
+
+/* One thing from both ends. agree: 1 yes, 0 no, -1 cannot be said. */
+struct end_row {
+    char what[16];
+    enum hop hop;
+    char host[END_TEXT], guest[END_TEXT];
+    int8_t agree;
+};
+
 /* What is said about one target. findings and the hops' evidence are the judge's own memory: judgement_free(). */
 struct judgement {
     struct target target;
@@ -100,6 +111,10 @@ struct judgement {
     struct hop_verdict hops[HOP_COUNT];
     struct finding *findings;
     uint32_t findings_count;
+    struct end_row *ends; /* NULL: the guest did not tell its end */
+    uint8_t ends_count;
+    int8_t guest_state; /* enum snap_guest_state; -1: nobody wanted to ask it */
+    char guest_words[160];
     bool unjudged; /* it could not be judged at all: hints why */
 };
 

@@ -213,11 +213,22 @@ static struct said guest_said(const struct judge *j) {
     return said;
 }
 
+/* Frames of its own, and with the address that it should have. */
+static bool was_heard(const struct judge *j, bool as_told) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->link == j->tap->index && h->kind != SNAP_HEARD_ASKED && (!as_told || h->source_ip == j->target->ip))
+            return true;
+    }
+    return false;
+}
+
 static void rule_silent(struct judge *j) {
     struct said said = guest_said(j);
     struct ip_text ip = ip_text(j->target->ip), as = ip_text(said.as);
     struct cause *c;
-    if (rule_panic(j))
+    if (inside_silent(j, was_heard(j, false), was_heard(j, true)) || rule_panic(j))
         return;
     if (said.as && said.as != j->target->ip) {
         c = cause_add(j, "guest.no-address", 0, FLOWS_GUEST, "the guest behind %s has %s, not %s", j->tap->name,
@@ -325,6 +336,8 @@ static void rule_deaf(struct judge *j) {
             c->note = true;
         return;
     }
+    if ((icmp->passed & HOPBIT(HOP_VMM)) && (inside_deaf(j) || inside_says_well(j)))
+        return;
     const struct path *canary = &j->paths[PROBE_CANARY_ICMP];
     bool canary_near = j->probe->canary.made && same_24(j->probe->canary.ip, guest);
     bool host_far = !same_24(host, guest);
@@ -349,11 +362,21 @@ static void rule_deaf(struct judge *j) {
     }
     if (host_far && !(canary_near && canary->asked))
         return; /* either: unknown.guest.ip says so */
-    struct cause *c = cause_add(j, "guest.firewall", 0, FLOWS_IP | FLOW(PROBE_CANARY_ICMP),
-                                "%s answers ARP and nothing else", ip_text(guest).text);
+    struct cause *c =
+        cause_add(j, "guest.firewall", 0, FLOWS_IP | FLOW(PROBE_CANARY_ICMP),
+                  "%s answers ARP and nothing else: its packet filter drops the rest, or it has no route back",
+                  ip_text(guest).text);
     if (!c)
         return;
     c->seen = true;
+    c->finding.confidence = 0.6;
+    str_copy(
+        c->finding.explanation, sizeof c->finding.explanation,
+        "What is sent reaches the guest, and no answer comes out of it. From outside two causes look the same: its "
+        "packet filter throws the packets or its answers away, or it has no route back to who asks. The "
+        "guest's agent could tell them apart; here nobody asked it, or what it told was not enough.");
+    str_copy(c->finding.advice, sizeof c->finding.advice,
+             "Look inside the guest at both: its packet filter (nft list ruleset) and its routes (ip route).");
     cause_evidence(c, "probe", ip_text(guest).text, "echo requests were read by its VMM, no answer was written");
     if (tcp->asked)
         cause_evidence(c, "probe", ip_text(guest).text, "TCP port %u: no answer either", j->target->port);
@@ -376,6 +399,8 @@ static void rule_refuses(struct judge *j, const struct probe_answer *a) {
     struct ip_text text = ip_text(j->target->ip);
     const char *ip = text.text;
     struct cause *c;
+    if (inside_tcp(j, true))
+        return;
     if (was_rejected(j) || a->answer_errno != ECONNREFUSED) {
         c = cause_add(j, "guest.firewall", 0, FLOW(PROBE_TCP), "%s refuses TCP port %u by ICMP", ip, j->target->port);
         cause_evidence(c, "probe", ip, "an ICMP error came back: its packet filter rejects (%s)",
@@ -417,6 +442,8 @@ static void rule_tcp(struct judge *j) {
         return;
     }
     if (!ip_works || !(tcp->hops & HOPBIT(HOP_GUEST_FIREWALL)))
+        return;
+    if ((tcp->passed & HOPBIT(HOP_VMM)) && inside_tcp(j, false))
         return;
     struct cause *c = cause_add(j, "guest.firewall", 0, FLOW(PROBE_TCP) | FLOW(PROBE_TCP_RAW),
                                 "%s answers ping, its TCP port %u is silent", ip.text, j->target->port);
@@ -464,6 +491,8 @@ static uint32_t asked_gateway(const struct judge *j) {
 
 static void rule_default_route(struct judge *j) {
     const struct snapshot *after = j->host->after;
+    if ((j->alive & (FLOW(PROBE_ICMP) | FLOW(PROBE_TCP))) && inside_egress(j, asked_gateway(j)))
+        return;
     bool asked = false, answered = false;
     for (uint32_t i = 0; after && i < after->heard_count; i++) {
         const struct snap_heard *h = &after->heard[i];
@@ -497,6 +526,8 @@ static void rule_default_route(struct judge *j) {
 }
 
 void rules_guest(struct judge *j) {
+    if (!j->t && j->tap && j->bridge && j->target->ip)
+        inside_state(j);
     if (!j->t || !j->tap || !j->bridge || !j->target->ip)
         return;
     const struct path *arp = &j->paths[PROBE_ARP];
@@ -517,6 +548,7 @@ void rules_guest(struct judge *j) {
         rule_tcp(j);
         rule_default_route(j);
     }
+    inside_contradictions(j, was_heard(j, false), was_heard(j, true));
 }
 
 /* --- what is left --- */

@@ -73,6 +73,8 @@ struct judge {
     const struct snap_link *tap, *bridge;
     const struct snap_holder *holder;
     const struct snap_vm *vm;
+    const struct snap_guest *guest;   /* what its agent told, or why it did not; NULL: nobody asked it */
+    const struct snapshot *guest_s;   /* that it stands in */
     struct net_prefix bridge_address; /* .address 0: none */
     bool has_mac;
     struct net_mac mac; /* of the guest, as far as known */
@@ -139,6 +141,17 @@ void rules_egress(struct judge *j);
 void rules_vmm(struct judge *j);
 void rules_guest(struct judge *j);   /* after the others: what only the way of the frames tells */
 void rules_unknown(struct judge *j); /* last */
+
+/* --- guest_inside.c: the guest's word, where the host saw frames go in and nothing come back. heard: frames came out of
+ * the VM meanwhile; heard_as: with the address that it should have. Return: whether that was all there is to say. --- */
+bool inside_silent(struct judge *j, bool heard, bool heard_as);
+bool inside_deaf(struct judge *j);
+bool inside_says_well(const struct judge *j); /* it has told all there is, and nothing of it explains a loss */
+bool inside_tcp(struct judge *j, bool refused);
+bool inside_egress(struct judge *j, uint32_t unanswered); /* a gateway that it asked for, and nobody answered */
+void inside_state(struct judge *j);                       /* where nothing was asked */
+void inside_contradictions(struct judge *j, bool heard, bool heard_as);
+void guest_ends(struct judge *j); /* guest_ends.c */
 
 /* Whether a cause that was added so far explains this flow at one of these hops. */
 bool judge_is_explained(const struct judge *j, enum probe_kind kind, uint32_t hops);

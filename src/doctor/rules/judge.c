@@ -196,6 +196,18 @@ static void find_mac(struct judge *j) {
     j->has_mac = learned == 1;
 }
 
+/* The newest that it told; else who said why it did not. */
+static void find_guest(struct judge *j) {
+    const struct snapshot *after = j->host->after;
+    const struct snap_guest *late = after ? snap_guest_of_tap(after, j->target->tap) : NULL;
+    j->guest = snap_guest_of_tap(j->s, j->target->tap);
+    j->guest_s = j->s;
+    if (late && (!j->guest || late->state == SNAP_GUEST_TOLD)) {
+        j->guest = late;
+        j->guest_s = after;
+    }
+}
+
 static void begin(struct judge *j) {
     const struct snapshot *s = j->s;
     j->tap = snap_link_by_name(s, j->target->tap);
@@ -205,12 +217,13 @@ static void begin(struct judge *j) {
     j->holder = snap_holder_of(s, j->target->tap);
     j->vm = snap_vm_of_tap(s, j->target->tap);
     j->bridge_address = address_of(s, j->bridge, j->target->ip);
+    find_guest(j);
     find_mac(j);
     path_trace_all(j);
 }
 
 int judge_target(const struct judge_host *host, const struct target *target, int probe_index, struct judgement *ret) {
-    struct judgement out = {.target = *target, .reachable = -1};
+    struct judgement out = {.target = *target, .reachable = -1, .guest_state = -1};
     struct judge j = {.host = host, .s = host->before, .probe = host->probe, .out = &out, .target = target};
     if (host->probe && probe_index >= 0 && (size_t)probe_index < host->probe->target_count) {
         j.t_index = (size_t)probe_index;
@@ -232,6 +245,7 @@ int judge_target(const struct judge_host *host, const struct target *target, int
         rules_guest(&j);
         rules_unknown(&j);
     }
+    guest_ends(&j);
     rank_reachable(&j);
     int r = rank_findings(&j);
     if (r == 0)

@@ -205,10 +205,22 @@ static void mark_not_reached(struct judge *j) {
     }
 }
 
+/* What the guest says of its own hops stands beside what was seen there. */
+static void add_guest_words(struct judge *j) {
+    for (uint8_t i = 0; i < j->out->ends_count; i++) {
+        const struct end_row *row = &j->out->ends[i];
+        struct evidence e;
+        evidence_set(&e, "agent", row->what, "the guest says: %s", row->guest);
+        if (j->out->hops[row->hop].verdict != VERDICT_FAIL)
+            hop_evidence(&j->out->hops[row->hop], &e);
+    }
+}
+
 void rank_hops(struct judge *j) {
     mark_passes(j);
     mark_failures(j);
     mark_not_reached(j);
+    add_guest_words(j);
 }
 
 void rank_reachable(struct judge *j) {
