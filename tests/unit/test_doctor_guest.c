@@ -238,6 +238,25 @@ static void test_filter_is_worked_off(void **state) {
     snapshot_free(s);
 }
 
+/* A card without a name, and a chain on a device: once this never ended. */
+static void test_no_name_no_end(void **state) {
+    struct snapshot *s = made_vm();
+    json_t *network = parse(well);
+    json_object_set_new(network, "links",
+                        parse("[{'name':'','up':true,'carrier':true,'mac':'02:fc:00:00:00:01','kind':''}]"));
+    json_object_set_new(network, "firewall",
+                        parse("{'chains':[{'family':'netdev','table':'t','name':'c','hook':0,'priority':0,"
+                              "'policy':'accept','devices':['eth0']}],'rules':[]}"));
+    struct snap_guest *guest = SNAP_PUSH(s, guests, 4);
+    str_copy(guest->tap, sizeof guest->tap, "tap1");
+    guest->state = SNAP_GUEST_TOLD;
+    guest_facts_take(s, guest, network, NULL, NULL, NULL);
+    json_decref(network);
+    struct judgement j = made_judge(s);
+    judgement_free(&j);
+    snapshot_free(s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_facts_become_rows),
@@ -247,6 +266,7 @@ int main(void) {
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_lists_are_cut),
         cmocka_unit_test(test_filter_is_worked_off),
+        cmocka_unit_test(test_no_name_no_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -458,6 +458,7 @@ void inside_contradictions(struct judge *j, bool heard, bool heard_as) {
     const struct snap_guest_link *nic = inside_nic(j);
     const struct path *tcp = &j->paths[PROBE_TCP], *icmp = &j->paths[PROBE_ICMP];
     char says[160], sees[160];
+    struct inside_hit hit;
     if (!nic)
         return;
     if (j->target->mac_given && !mac_equal(nic->mac, j->target->mac)) {
@@ -472,7 +473,7 @@ void inside_contradictions(struct judge *j, bool heard, bool heard_as) {
         contradict(j, HOP_GUEST_SERVICE, says, sees);
     snprintf(says, sizeof says, "it listens on port %u and no rule of its filter refuses", j->target->port);
     if (tcp->asked && !tcp->alive && judge_answer(j, PROBE_TCP)->answer_errno && inside_is_complete(j) &&
-        inside_listener(j, false) && !judge_is_explained(j, PROBE_TCP, tcp->hops))
+        inside_listener(j, false) && !inside_find_filter(j, PACKET_SYN, &hit))
         contradict(j, HOP_GUEST_SERVICE, says, "a connection to it was refused");
     if ((j->alive & FLOW(PROBE_ARP)) && icmp->asked && !icmp->alive && inside_is_complete(j) &&
         (icmp->passed & HOPBIT(HOP_VMM)) && !judge_is_explained(j, PROBE_ICMP, icmp->hops))

@@ -608,8 +608,8 @@ static bool run_base(struct machine *m, const struct snap_nft_chain *chain) {
 }
 
 static bool has_device(const struct snap_nft_chain *chain, const char *device) {
-    size_t len = strlen(device);
-    for (const char *at = chain->devices; (at = strstr(at, device)); at += len)
+    size_t len = strlen(device); /* none: where there is no such device, or its name is not known */
+    for (const char *at = chain->devices; len && (at = strstr(at, device)); at += len)
         if ((at == chain->devices || at[-1] == ' ') && (at[len] == '\0' || at[len] == ' '))
             return true;
     return false;
