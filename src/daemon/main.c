@@ -149,9 +149,25 @@ static void check_provider(void *userdata, const char *name, const struct provid
     }
 }
 
-static int check(struct daemon *d) {
+/* A host may be for VMs of one type alone. */
+static int check_images(struct daemon *d) {
     struct err err = {0};
     struct image image;
+    int usable = 0;
+    for (int type = 0; type < VM_TYPE_COUNT; type++) {
+        const char *name = vm_type_name((enum vm_type)type), *own = d->config.vm.type[type].image_dir;
+        if (image_open_for(*own ? own : d->image_dir, name, &image, &err) < 0) {
+            complain(&err);
+        } else {
+            printf("image: %s, for %s VMs\n", image.name, name);
+            usable++;
+        }
+    }
+    return usable > 0 ? 0 : -ENOENT;
+}
+
+static int check(struct daemon *d) {
+    struct err err = {0};
     struct vmm_choice choice;
     gid_t gid;
     int status = 0;
@@ -172,12 +188,8 @@ static int check(struct daemon *d) {
     } else {
         printf("VMM: %s\n", choice.reason);
     }
-    if (image_open(d->image_dir, &image, &err) < 0) {
-        complain(&err);
+    if (check_images(d) < 0)
         status = 1;
-    } else {
-        printf("image: %s\n", image.name);
-    }
     provider_each(d->config.session.providers, check_provider, &status);
     return status;
 }

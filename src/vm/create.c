@@ -227,15 +227,6 @@ static int begin(struct vms *vms, const struct creation *template, struct err *e
     return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
 }
 
-static int find_image(struct vms *vms, enum vm_type type, struct image *ret_image, struct err *err) {
-    const struct config_vm_type *config = &vms->config->vm.type[type];
-    uint64_t disk_bytes = (uint64_t)config->disk_mib << 20;
-    int r = image_open_for(*config->image_dir ? config->image_dir : vms->image_dir, vm_type_name(type), ret_image, err);
-    if (r == 0 && disk_bytes > ret_image->disk_bytes)
-        ret_image->disk_bytes = disk_bytes;
-    return r;
-}
-
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
     struct creation c = {.vms = vms, .tap_fd = -1, .pidfd = -1};
@@ -244,7 +235,7 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
     if (r == 0)
         r = vmm_choose(&vms->config->vm, &c.choice, err);
     if (r == 0)
-        r = find_image(vms, vm->type, &c.image, err);
+        r = vms_open_image(vms, vm->type, &c.image, err);
     if (r == 0)
         r = vms_admit(vms, vm, c.choice.ops->overhead_mib(&c.choice), err);
     if (r < 0)

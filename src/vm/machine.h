@@ -5,6 +5,7 @@
 #pragma once
 
 #include "agent/agent.h"
+#include "image/image.h"
 #include "loop/workers.h"
 #include "vm/confine.h"
 #include "vm/examine.h"
@@ -153,6 +154,9 @@ void machine_cmdline(const struct config_network *network, const struct vm *vm, 
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
 void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]);
+
+/* The image for the next VM of a type, with the disk size that is configured. Errors: those of image_open_for(). */
+int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, struct err *err);
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);

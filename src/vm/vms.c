@@ -119,12 +119,22 @@ static int start_helpers(struct vms *vms, struct err *err) {
     return r;
 }
 
+int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, struct err *err) {
+    const struct config_vm_type *config = &vms->config->vm.type[type];
+    uint64_t disk_bytes = (uint64_t)config->disk_mib << 20;
+    int r = image_open_for(*config->image_dir ? config->image_dir : vms->image_dir, vm_type_name(type), ret_image, err);
+    if (r == 0 && disk_bytes > ret_image->disk_bytes)
+        ret_image->disk_bytes = disk_bytes;
+    return r;
+}
+
 /* To look into an image for the first time takes 100 ms and some 20 MB: now, not when the first VM is made. */
 static void look_at_image(struct vms *vms) {
     struct image image;
     struct err err = {0};
-    if (image_open(vms->image_dir, &image, &err) < 0)
-        log_warning("no VM can be made: %s", err.detail);
+    for (int type = 0; type < VM_TYPE_COUNT; type++)
+        if (vms_open_image(vms, (enum vm_type)type, &image, &err) < 0)
+            log_warning("no %s VM can be made: %s", vm_type_name((enum vm_type)type), err.detail);
     malloc_trim(0);
 }
 
@@ -242,7 +252,9 @@ int vms_vmm(struct vms *vms, struct vmm_choice *ret_choice, struct err *err) {
 
 int vms_image(struct vms *vms, char *ret_name, size_t size, struct err *err) {
     struct image image;
-    int r = image_open(vms->image_dir, &image, err);
+    int r = vms_open_image(vms, VM_TYPE_BROWSER, &image, err);
+    if (r < 0 && vms_open_image(vms, VM_TYPE_CLI, &image, NULL) == 0)
+        r = 0;
     if (r == 0)
         str_copy(ret_name, size, image.name);
     return r;

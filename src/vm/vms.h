@@ -108,7 +108,7 @@ void vms_folder(struct vms *vms, const struct vm *vm, char ret_path[VMS_PATH_MAX
 /* What VMs are made with here, and why; or why none can be made. */
 int vms_vmm(struct vms *vms, struct vmm_choice *ret_choice, struct err *err);
 
-/* The name of the image that the next VM gets. Errors: "image.missing", "image.broken". */
+/* The name of the image that the next VM gets: a browser VM, or where none can be made a CLI VM. Errors: "image.missing", "image.broken". */
 int vms_image(struct vms *vms, char *ret_name, size_t size, struct err *err);
 
 /* The agent in a living VM's guest; NULL when there is none. Valid until the loop goes on. */

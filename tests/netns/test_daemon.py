@@ -135,6 +135,10 @@ def test_check_says_what_is_missing():
     with idle(start=False) as d:
         said = run(*d.command("--check")).stdout
         assert "configuration: ok" in said and "page: " in said and "VMM: " in said and "image: " in said
+        d.config["vm"]["cli_image"] = d.config["image"]["directory"]
+        d.config["image"]["directory"] = d.dir / "nothing"
+        r = run(*d.command("--check"))
+        assert "for cli VMs" in r.stdout and "for browser VMs" not in r.stdout and "nothing/current" in r.stderr
         d.config["api"].update({"web_directory": "/nonexistent/web", "socket_group": "no-such-group"})
         with nothing_changes(d):
             r = run(*d.command("--check"), check=False)

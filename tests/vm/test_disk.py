@@ -13,6 +13,7 @@ def test_a_disk_is_as_large_as_configured(tmp_path):
     assert (image / "current" / "rootfs.ext4").resolve().stat().st_size < 200 << 20
     # By its type's own key: what [image] says is not there.
     with daemon(image=tmp_path, vm={"cli_disk": "400", "cli_image": image}) as d:
+        assert d.mctl("--json", "status").json["image"]["problem"] is None
         vm = d.create(wait=True)
         folder = d.state / "users" / vm["id"]
         used = sum(p.stat().st_blocks * 512 for p in folder.iterdir() if p.stat().st_nlink == 1)
