@@ -37,7 +37,14 @@ static struct ruleset_vm *find(struct network *network, const char *tap) {
     return NULL;
 }
 
-static int take(struct network *network, const struct network_nic *nic, struct err *err) {
+size_t members_count(struct network *network) {
+    pthread_mutex_lock(&network->memory_lock);
+    size_t n = network->vm_count;
+    pthread_mutex_unlock(&network->memory_lock);
+    return n;
+}
+
+static int take_locked(struct network *network, const struct network_nic *nic, struct err *err) {
     if (network->vm_count == network->vm_cap) {
         size_t cap = network->vm_cap ? network->vm_cap * 2 : 16;
         struct ruleset_vm *bigger = reallocarray(network->vms, cap, sizeof *bigger);
@@ -52,8 +59,17 @@ static int take(struct network *network, const struct network_nic *nic, struct e
     return 0;
 }
 
+static int take(struct network *network, const struct network_nic *nic, struct err *err) {
+    pthread_mutex_lock(&network->memory_lock);
+    int r = take_locked(network, nic, err);
+    pthread_mutex_unlock(&network->memory_lock);
+    return r;
+}
+
 static void drop(struct network *network, struct ruleset_vm *vm) {
+    pthread_mutex_lock(&network->memory_lock);
     *vm = network->vms[--network->vm_count];
+    pthread_mutex_unlock(&network->memory_lock);
 }
 
 int members_take_all(struct network *network, const struct network_nic *nics, size_t count, struct err *err) {
@@ -84,7 +100,9 @@ static void take_count(const struct nftset_element *element, void *data) {
     for (size_t i = 0; i < network->vm_count; i++) {
         struct ruleset_vm *vm = &network->vms[i];
         if (by_ip ? vm->ip == ip : memcmp(vm->tap, element->key.data, sizeof vm->tap) == 0) {
+            pthread_mutex_lock(&network->memory_lock);
             vm->count[reading->set] = (struct ruleset_count){element->packets, element->bytes};
+            pthread_mutex_unlock(&network->memory_lock);
             return;
         }
     }
@@ -100,24 +118,52 @@ static void read_counts(struct network *network) {
     }
 }
 
+/* A copy of all of them; the caller frees it. */
+static struct ruleset_vm *copy_all(struct network *network, size_t *ret_count) {
+    pthread_mutex_lock(&network->memory_lock);
+    struct ruleset_vm *copy = calloc(network->vm_count + 1, sizeof *copy);
+    if (copy && network->vm_count > 0)
+        memcpy(copy, network->vms, network->vm_count * sizeof *copy);
+    *ret_count = network->vm_count;
+    pthread_mutex_unlock(&network->memory_lock);
+    return copy;
+}
+
+void members_distrust(struct network *network) {
+    pthread_mutex_lock(&network->watch_lock);
+    network->rules_are_stale = true;
+    pthread_mutex_unlock(&network->watch_lock);
+}
+
+/* Between the two, what is heard is our own doing, at least in part. */
+static void set_writing(struct network *network, bool is_writing) {
+    pthread_mutex_lock(&network->watch_lock);
+    if (!is_writing && network->watch_fd >= 0)
+        nftset_watch_read(network->watch_fd, RULESET_NAME, NULL);
+    network->rules_are_stale = false;
+    network->is_writing = is_writing;
+    pthread_mutex_unlock(&network->watch_lock);
+}
+
 int members_write(struct network *network, int nsfd, struct err *err) {
     _cleanup_strbuf_ struct strbuf text = {.max = RULESET_MAX};
+    size_t count = 0;
     read_counts(network);
-    ruleset_write(&network->cfg, network->bridge_mac, network->vms, network->vm_count, &text);
+    _cleanup_free_ struct ruleset_vm *vms = copy_all(network, &count);
+    if (vms)
+        ruleset_write(&network->cfg, network->bridge_mac, vms, count, &text);
     if (!text.data || text.truncated)
         return err_sys(err, ENOMEM, "network.failed", "write the nftables rules");
+    set_writing(network, true);
     int r = nft_run(nsfd, text.data, NULL, err);
+    set_writing(network, false);
     strbuf_free(&text);
     malloc_trim(0); /* with a thousand VMs the text and what libnftables made of it were 20 MB */
     if (r < 0) {
+        members_distrust(network);
         err_prefix(err, "replace the nftables tables %s", RULESET_NAME);
-        return r;
     }
-    network->rules_are_stale = false;
-    /* What was heard up to now is at least in part our own doing. */
-    if (network->watch_fd >= 0)
-        nftset_watch_read(network->watch_fd, RULESET_NAME, NULL);
-    return 0;
+    return r;
 }
 
 /* --- one VM --- */
@@ -176,28 +222,49 @@ void members_remove(struct network *network, const char *tap) {
     if (!vm)
         return;
     if (nftset_apply(network->nftset, changes, changes_of(network, vm, true, changes), NULL) < 0)
-        network->rules_are_stale = true;
+        members_distrust(network);
     neigh_delete(network->rtnl, network->bridge, vm->ip, NULL);
     drop(network, vm);
 }
 
-int network_stopped(struct network *network, const char *tap, struct network_stopped ret[RULESET_REASONS],
-                    struct err *err) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
-    struct ruleset_vm *vm = find(network, tap);
-    struct network_stopped found[RULESET_REASONS] = {0};
-    if (!vm)
-        return err_set(err, ENOENT, "network.tap-missing", "%s is no VM's TAP here", tap);
+/* What a VM's element in each set has counted, as far as it can be read now. */
+static void read_stopped(struct network *network, struct ruleset_vm *vm) {
     for (size_t i = 0; i < RULESET_SETS; i++) {
         const struct ruleset_set *set = &ruleset_sets[i];
         struct nftset_key key = key_of(set->key, vm);
         struct nftset_element element;
-        if (set->reason == RULESET_MEMBER || !ruleset_has(&network->cfg, i))
-            continue;
-        if (nftset_get(network->nftset, family_of(set), RULESET_NAME, set->name, &key, &element, NULL) == 0)
+        if (set->reason != RULESET_MEMBER && ruleset_has(&network->cfg, i) &&
+            nftset_get(network->asking_nftset, family_of(set), RULESET_NAME, set->name, &key, &element, NULL) == 0)
             vm->count[i] = (struct ruleset_count){element.packets, element.bytes};
-        found[set->reason].packets += vm->count[i].packets;
-        found[set->reason].bytes += vm->count[i].bytes;
+    }
+}
+
+/* Copies between the memory and vm: out of it the whole, into it what was counted. */
+static bool recall(struct network *network, const char *tap, struct ruleset_vm *vm, bool store) {
+    pthread_mutex_lock(&network->memory_lock);
+    struct ruleset_vm *known = find(network, tap);
+    if (known && store)
+        memcpy(known->count, vm->count, sizeof known->count);
+    else if (known)
+        *vm = *known;
+    pthread_mutex_unlock(&network->memory_lock);
+    return known;
+}
+
+int network_stopped(struct network *network, const char *tap, struct network_stopped ret[RULESET_REASONS],
+                    struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
+    struct network_stopped found[RULESET_REASONS] = {0};
+    struct ruleset_vm vm;
+    if (!recall(network, tap, &vm, false))
+        return err_set(err, ENOENT, "network.tap-missing", "%s is no VM's TAP here", tap);
+    read_stopped(network, &vm);
+    recall(network, tap, &vm, true);
+    for (size_t i = 0; i < RULESET_SETS; i++) {
+        if (ruleset_sets[i].reason == RULESET_MEMBER || !ruleset_has(&network->cfg, i))
+            continue;
+        found[ruleset_sets[i].reason].packets += vm.count[i].packets;
+        found[ruleset_sets[i].reason].bytes += vm.count[i].bytes;
     }
     memcpy(ret, found, sizeof found);
     return 0;
@@ -209,13 +276,19 @@ int network_watch_fd(const struct network *network) {
     return network->watch_fd;
 }
 
+bool network_heard(struct network *network) {
+    pthread_mutex_lock(&network->watch_lock);
+    if (!network->is_writing && nftset_watch_read(network->watch_fd, RULESET_NAME, network->nftset))
+        network->rules_are_stale = true;
+    bool is_stale = network->rules_are_stale;
+    pthread_mutex_unlock(&network->watch_lock);
+    return is_stale;
+}
+
 int network_guard(struct network *network, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
-    bool changed = nftset_watch_read(network->watch_fd, RULESET_NAME, network->nftset);
-    if (!changed && !network->rules_are_stale)
+    if (!network_heard(network))
         return 0;
-    /* Until it succeeds, the next call tries again. */
-    network->rules_are_stale = true;
     int r = members_write(network, network->nsfd, err);
-    return r < 0 ? r : changed;
+    return r < 0 ? r : 1;
 }

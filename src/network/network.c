@@ -24,6 +24,11 @@ pthread_mutex_t *network_lock(struct network *network) {
     return &network->lock;
 }
 
+pthread_mutex_t *network_lock_asking(struct network *network) {
+    pthread_mutex_lock(&network->asking_lock);
+    return &network->asking_lock;
+}
+
 void network_unlock(pthread_mutex_t **held) {
     pthread_mutex_unlock(*held);
 }
@@ -146,6 +151,10 @@ static int remove_ruleset(struct network *network, struct err *err) {
 static int apply_ruleset(struct network *network, struct plan *plan, struct made *made, struct err *err) {
     int r = nftset_open(plan->nsfd, &network->nftset, err);
     if (r == 0)
+        r = nftset_open(plan->nsfd, &network->asking_nftset, err);
+    if (r == 0)
+        r = rtnl_open(plan->nsfd, &network->asking_rtnl, err);
+    if (r == 0)
         r = nftset_watch_open(plan->nsfd, &network->watch_fd, err);
     return r < 0 ? r : members_write(network, plan->nsfd, err);
 }
@@ -194,6 +203,9 @@ int network_start(const struct config_network *cfg, const struct network_nic *ni
     network->claim_fd = -1;
     network->watch_fd = -1;
     pthread_mutex_init(&network->lock, NULL);
+    pthread_mutex_init(&network->asking_lock, NULL);
+    pthread_mutex_init(&network->memory_lock, NULL);
+    pthread_mutex_init(&network->watch_lock, NULL);
     int r = plan_make(cfg, &plan, err);
     if (r == 0)
         r = members_take_all(network, nics, count, err);
@@ -237,12 +249,17 @@ void network_free(struct network *network) {
     if (!network)
         return;
     rtnl_close(network->rtnl);
+    rtnl_close(network->asking_rtnl);
     nftset_close(network->nftset);
+    nftset_close(network->asking_nftset);
     free(network->vms);
     fd_close(&network->watch_fd);
     fd_close(&network->claim_fd);
     fd_close(&network->nsfd);
     pthread_mutex_destroy(&network->lock);
+    pthread_mutex_destroy(&network->asking_lock);
+    pthread_mutex_destroy(&network->memory_lock);
+    pthread_mutex_destroy(&network->watch_lock);
     free(network);
 }
 
@@ -270,7 +287,7 @@ static int remove_tap(struct network *network, const struct network_tap *tap, st
         return 0;
     int r = link_get_by_name(network->rtnl, tap->name, &link, err);
     if (r == 0 && network_tap_is_ours(network, &link))
-        r = network_tap_take_away(network, &link, err);
+        r = network_tap_take_away(network, network->rtnl, &link, err);
     return r == -ENODEV ? 0 : r;
 }
 

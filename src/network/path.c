@@ -11,10 +11,14 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "base/time.h"
 #include "netlink/neigh.h"
 #include "netlink/netns.h"
 #include "network/private.h"
 #include "network/ruleset.h"
+
+#define COUNT_INTERVAL_MS 5000
+#define PORTS_NEAR 32 /* so near to the limit, others' ports are counted each time */
 
 static struct sockaddr_in address_of(uint32_t ip, uint16_t port) {
     return (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(ip)};
@@ -79,9 +83,9 @@ int network_icmp_send(int fd, uint32_t ip, struct icmp_echo echo, struct err *er
 }
 
 int network_address_in_use(struct network *network, uint32_t ip) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
     struct neigh neigh;
-    int r = neigh_get(network->rtnl, network->bridge, ip, &neigh, NULL);
+    int r = neigh_get(network->asking_rtnl, network->bridge, ip, &neigh, NULL);
     if (r == -ENOENT || r == -ENODEV) /* without a bridge nobody is there; whoever needs it will say so */
         return 0;
     if (r < 0)
@@ -102,31 +106,44 @@ int network_neighbour_forget(struct network *network, uint32_t ip, struct err *e
     return r;
 }
 
-/* ip link show master BRIDGE, counted. A port that is not a VM's TAP is an operator's, and there are few: below half of
- * what a bridge holds there is no need to count. */
-int network_check_room(struct network *network, struct err *err) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+/* ip link show master BRIDGE, counted: all ports but those of VMs that are known. What an ended VM has left is not. */
+static int count_foreign(struct network *network, struct err *err) {
     _cleanup_free_ struct link *links = NULL;
-    size_t count = 0, ports = 0;
-    if (network->vm_count < NETWORK_PORTS_MAX / 2)
-        return 0;
-    int r = link_dump(network->rtnl, &links, &count, err);
+    size_t count = 0, ports = 0, taps = 0, known = members_count(network);
+    int r = link_dump(network->asking_rtnl, &links, &count, err);
     if (r < 0)
         return r;
-    for (size_t i = 0; i < count; i++)
-        ports += links[i].master == network->bridge;
-    if (ports < NETWORK_PORTS_MAX)
+    for (size_t i = 0; i < count; i++) {
+        if (links[i].master != network->bridge)
+            continue;
+        ports++;
+        taps += links[i].is_tap && vm_id_is_valid(links[i].alias);
+    }
+    network->foreign_ports = ports - (taps < known ? taps : known);
+    network->counted_ms = time_monotonic_ms();
+    return 0;
+}
+
+int network_check_room(struct network *network, size_t vm_count, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
+    int64_t age_ms = time_monotonic_ms() - network->counted_ms;
+    bool is_near = vm_count + network->foreign_ports + PORTS_NEAR >= NETWORK_PORTS_MAX;
+    int r = network->counted_ms == 0 || age_ms >= (is_near ? 0 : COUNT_INTERVAL_MS) ? count_foreign(network, err) : 0;
+    if (r < 0)
+        return r;
+    if (vm_count + network->foreign_ports < NETWORK_PORTS_MAX)
         return 0;
     err_set(err, EXFULL, "network.bridge-full",
-            "bridge %s is full: it has %zu ports, one for each VM, and %d is its limit", network->cfg.bridge, ports,
-            NETWORK_PORTS_MAX);
-    return err_hint(err, "destroy VMs that nobody needs (mctl vm list), or create this one on another host");
+            "a VM needs a port of bridge %s, and its %d ports are taken: %zu by VMs, %zu by others",
+            network->cfg.bridge, NETWORK_PORTS_MAX, vm_count, network->foreign_ports);
+    return err_hint(err, "end VMs that nobody needs (mctl vm list), take other ports off the bridge (bridge link), or "
+                         "create this VM on another host");
 }
 
 static void describe_bridge(struct network *network, struct network_status *status) {
     _cleanup_free_ struct link *links = NULL;
     size_t count = 0;
-    if (link_dump(network->rtnl, &links, &count, NULL) < 0)
+    if (link_dump(network->asking_rtnl, &links, &count, NULL) < 0)
         return;
     for (size_t i = 0; i < count; i++) {
         if (links[i].master == network->bridge)
@@ -144,7 +161,7 @@ static bool has_address(struct network *network) {
     struct net_prefix wanted = network->cfg.address;
     size_t count = 0;
     bool found = false;
-    addr_dump(network->rtnl, &addrs, &count, NULL);
+    addr_dump(network->asking_rtnl, &addrs, &count, NULL);
     for (size_t i = 0; i < count && !found; i++)
         found = addrs[i].link == network->bridge && addrs[i].prefix.address == wanted.address &&
                 addrs[i].prefix.length == wanted.length;
@@ -153,11 +170,11 @@ static bool has_address(struct network *network) {
 
 static bool has_rules(struct network *network, uint8_t family, const char *chain) {
     uint32_t count = 0;
-    return nftset_count_rules(network->nftset, family, RULESET_NAME, chain, &count, NULL) == 0 && count > 0;
+    return nftset_count_rules(network->asking_nftset, family, RULESET_NAME, chain, &count, NULL) == 0 && count > 0;
 }
 
 void network_describe(struct network *network, struct network_status *ret) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
     struct network_status status = {.address = network->cfg.address, .ports_max = NETWORK_PORTS_MAX};
     char forward[8] = "";
     str_copy(status.namespace, sizeof status.namespace, network->cfg.namespace);

@@ -9,15 +9,25 @@
 #include "netlink/rtnl.h"
 #include "network/network.h"
 
+/* Several locks, so that who only asks (the daemon's loop) never waits for who changes something: that can take as long as
+ * the kernel and libnftables like. Taken in the order in which they stand here. */
 struct network {
     struct config_network cfg;
-    pthread_mutex_t lock; /* of rtnl, and of libnftables */
+    pthread_mutex_t lock; /* of rtnl, nftset and libnftables: changes */
     struct rtnl *rtnl;
     struct nftset *nftset;
-    struct ruleset_vm *vms; /* that our tables should have */
+    pthread_mutex_t asking_lock; /* of asking_rtnl and asking_nftset: questions, and of what was counted */
+    struct rtnl *asking_rtnl;
+    struct nftset *asking_nftset;
+    size_t foreign_ports;        /* of the bridge: not VMs' */
+    int64_t counted_ms;          /* monotonic: when; 0: never */
+    pthread_mutex_t memory_lock; /* of vms, whose names and number change under `lock` too; held for copies only */
+    struct ruleset_vm *vms;      /* that our tables should have */
     size_t vm_count, vm_cap;
-    bool rules_are_stale; /* the tables may not be what they should be */
-    int watch_fd;         /* hears of changes to nftables; -1: not yet */
+    pthread_mutex_t watch_lock; /* of reading watch_fd, and of the two below; held for that only */
+    bool is_writing;            /* the tables are being replaced: what is heard is our own doing */
+    bool rules_are_stale;       /* the tables may not be what they should be */
+    int watch_fd;               /* hears of changes to nftables; -1: not yet */
     struct net_mac bridge_mac;
     int nsfd;
     int bridge; /* index */
@@ -29,6 +39,7 @@ struct network {
 /* Holds the lock until the end of the scope:
  *     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network); */
 pthread_mutex_t *network_lock(struct network *network);
+pthread_mutex_t *network_lock_asking(struct network *network);
 void network_unlock(pthread_mutex_t **held);
 #define _cleanup_unlock_ __attribute__((cleanup(network_unlock), unused))
 
@@ -55,8 +66,8 @@ int plan_make(const struct config_network *cfg, struct plan *plan, struct err *e
 /* Whether a link of the bridge's name is our bridge. */
 bool plan_bridge_is_ours(const struct link *link, const struct config_network *cfg);
 
-/* Removes a TAP that nobody, or nobody but this process, holds. */
-int network_tap_take_away(struct network *network, const struct link *link, struct err *err);
+/* Removes a TAP that nobody, or nobody but this process, holds. rtnl: whichever is the caller's. */
+int network_tap_take_away(struct network *network, struct rtnl *rtnl, const struct link *link, struct err *err);
 
 /* network_tap_list() without the lock; with all_of_bridge also those TAPs of the bridge that are not ours. */
 int network_tap_list_unlocked(struct network *network, bool all_of_bridge, struct network_tap **ret, size_t *ret_count,
@@ -71,5 +82,11 @@ int members_write(struct network *network, int nsfd, struct err *err);
 /* One VM, in one transaction. Error of members_add(): "network.address-taken" -EEXIST. */
 int members_add(struct network *network, const struct network_nic *nic, struct err *err);
 void members_remove(struct network *network, const char *tap);
+
+/* The tables may not be what they should be: network_heard() will say so. Any thread, with any lock but watch_lock. */
+void members_distrust(struct network *network);
+
+/* How many there are. Any thread, with any lock but memory_lock. */
+size_t members_count(struct network *network);
 
 bool network_tap_is_ours(const struct network *network, const struct link *link);

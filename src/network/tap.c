@@ -2,6 +2,7 @@
 #include "netlink/tun.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,8 +54,18 @@ static int put_on_bridge(struct network *network, int index, const char *vm_id, 
     return r;
 }
 
-static int wire(struct network *network, int index, const char *vm_id, struct err *err) {
-    int r = link_ipv6_autoconf_off(network->rtnl, index, err);
+/* sysctl net.ipv6.conf.TAP.disable_ipv6=1: a port needs no address of its own. Beside that, the kernel would walk the IPv6
+ * routes of all devices at each step of a new one, a fifth of what attaching costs at a thousand. Where /proc/sys is
+ * read-only, it gets at least no address by itself. */
+static int without_ipv6(struct network *network, const char *tap, int index, struct err *err) {
+    char key[64];
+    snprintf(key, sizeof key, "net/ipv6/conf/%s/disable_ipv6", tap);
+    int r = netns_sysctl_write(network->nsfd, key, "1");
+    return r == 0 ? 0 : link_ipv6_autoconf_off(network->rtnl, index, err);
+}
+
+static int wire(struct network *network, const char *tap, int index, const char *vm_id, struct err *err) {
+    int r = without_ipv6(network, tap, index, err);
     if (r == 0)
         r = put_on_bridge(network, index, vm_id, err);
     if (r == 0) {
@@ -65,7 +76,7 @@ static int wire(struct network *network, int index, const char *vm_id, struct er
     return r;
 }
 
-int network_tap_create(struct network *network, const struct network_nic *nic, struct err *err) {
+int network_tap_create(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
     int r = check_names(nic->tap, nic->vm_id, err);
     if (r < 0)
         return r;
@@ -84,13 +95,15 @@ int network_tap_create(struct network *network, const struct network_nic *nic, s
         member = r == 0;
     }
     if (r == 0)
-        r = wire(network, link.index, nic->vm_id, err);
+        r = wire(network, nic->tap, link.index, nic->vm_id, err);
     if (r == 0)
         r = tap_persist(fd, err);
     if (r < 0 && member)
         members_remove(network, nic->tap);
     if (r < 0)
         err_prefix(err, "attach %s", nic->tap);
+    else if (ret_fd)
+        *ret_fd = fd_steal(&fd);
     return r;
 }
 
@@ -146,26 +159,27 @@ int network_namespace(const struct network *network, char *ret_path, size_t size
 
 /* While a single-queue TAP is attached to, nobody else can attach. So to get hold of it is the proof that nobody has
  * it, and it stays true until it is gone; a look into /proc alone would be a guess about the past. */
-int network_tap_take_away(struct network *network, const struct link *link, struct err *err) {
+int network_tap_take_away(struct network *network, struct rtnl *rtnl, const struct link *link, struct err *err) {
     _cleanup_close_ int fd = -1;
     int r = network_tap_open(network, link->name, &fd, err);
     if (r == -EBUSY && tap_holder_find(network->nsfd, link->name, getpid()) == 0 &&
         tap_holder_find(network->nsfd, link->name, 0) == getpid())
         r = 0; /* only we */
     if (r == 0)
-        r = link_delete(network->rtnl, link->index, err);
+        r = link_delete(rtnl, link->index, err);
     return r == -ENODEV ? 0 : r;
 }
 
-static int remove_checked(struct network *network, const char *name, const char *vm_id, struct err *err) {
+static int remove_checked(struct network *network, struct rtnl *rtnl, const char *name, const char *vm_id,
+                          struct err *err) {
     struct link link;
-    int r = link_get_by_name(network->rtnl, name, &link, err);
+    int r = link_get_by_name(rtnl, name, &link, err);
     if (r == -ENODEV || (r == 0 && strcmp(link.name, name) != 0)) /* an alternative name of something else */
         return 0;
     if (r < 0)
         return r;
     if (link.is_tap && strcmp(link.alias, vm_id) == 0)
-        return network_tap_take_away(network, &link, err);
+        return network_tap_take_away(network, rtnl, &link, err);
     char alias[80];
     str_escape(link.alias, strlen(link.alias), alias, sizeof alias);
     return err_set(err, EPERM, "network.tap-foreign", "it is %s of \"%s\", not of %s, and stays",
@@ -176,10 +190,17 @@ int network_tap_remove(struct network *network, const char *name, const char *vm
     int r = check_names(name, vm_id, err);
     if (r < 0)
         return r;
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
-    r = remove_checked(network, name, vm_id, err);
+    /* The kernel takes 16 to 31 ms to let a device go, for it waits for all CPUs. So this has a socket of its own, and
+     * nobody else waits with it: the name is this VM's until it has ended. */
+    struct rtnl *rtnl = NULL;
+    r = rtnl_open(network->nsfd, &rtnl, err);
     if (r == 0)
+        r = remove_checked(network, rtnl, name, vm_id, err);
+    rtnl_close(rtnl);
+    if (r == 0) {
+        _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
         members_remove(network, name);
+    }
     if (r < 0)
         err_prefix(err, "remove TAP %s", name);
     return r;

@@ -4,8 +4,6 @@
 
 #include "vm/machine.h"
 
-#define PORTS_NEAR_FULL 64
-
 static int check_count(struct vms *vms, struct err *err) {
     uint32_t limit = vms->config->vm.quota_host;
     if (vms->count < limit)
@@ -36,21 +34,9 @@ static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_
     return err_hint(err, "end some VMs, ask for less memory, or raise [vm] memory_percent");
 }
 
-/* Far from the limit they are not counted: that takes the network's lock, which a worker may hold. */
-static int check_ports(struct vms *vms, struct err *err) {
-    if (vms->count + PORTS_NEAR_FULL < NETWORK_PORTS_MAX)
-        return 0;
-    /* A VM that is being made may not have its port yet. */
-    if (vms->count < NETWORK_PORTS_MAX)
-        return network_check_room(vms->network, err);
-    err_set(err, EXFULL, "network.bridge-full", "a VM needs a port of bridge %s, and its %d ports are taken by VMs",
-            vms->config->network.bridge, NETWORK_PORTS_MAX);
-    return err_hint(err, "end some VMs (mctl vm list), or create this one on another host");
-}
-
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
     int r = check_count(vms, err);
     if (r == 0)
         r = check_memory(vms, vm, overhead_mib, err);
-    return r == 0 ? check_ports(vms, err) : r;
+    return r == 0 ? network_check_room(vms->network, vms->count, err) : r;
 }

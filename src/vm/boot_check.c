@@ -333,9 +333,7 @@ static int choose(struct boot *b, struct err *err) {
 static int make_network(struct boot *b, int *ret_tap_fd, struct err *err) {
     int r = network_start(&b->config.network, NULL, 0, &b->network, err);
     struct network_nic nic = machine_nic(&b->vm);
-    if (r == 0)
-        r = network_tap_create(b->network, &nic, err);
-    return r < 0 ? r : network_tap_open(b->network, b->vm.tap, ret_tap_fd, err);
+    return r < 0 ? r : network_tap_create(b->network, &nic, ret_tap_fd, err);
 }
 
 static int make_folder(struct boot *b, struct err *err) {

@@ -116,12 +116,8 @@ static int make_limits(struct creation *c, struct err *err) {
 
 static int make_tap(struct creation *c, struct err *err) {
     struct network_nic nic = machine_nic(&c->vm);
-    int r = network_tap_create(c->vms->network, &nic, err);
-    if (r == 0)
-        r = network_neighbour_forget(c->vms->network, c->vm.ip, err);
-    if (r == 0 && !c->choice.ops->opens_tap)
-        r = network_tap_open(c->vms->network, c->vm.tap, &c->tap_fd, err);
-    return r;
+    int r = network_tap_create(c->vms->network, &nic, c->choice.ops->opens_tap ? NULL : &c->tap_fd, err);
+    return r < 0 ? r : network_neighbour_forget(c->vms->network, c->vm.ip, err);
 }
 
 static int mark_agent(struct creation *c, struct err *err) {

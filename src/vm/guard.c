@@ -5,17 +5,33 @@
 
 #define AGAIN_MS 2000 /* when it failed, and for what no notice told */
 
-static void look(struct vms *vms) {
-    struct err err = {0};
-    int r = network_guard(vms->network, &err);
-    if (r < 0 && !vms->guard_failed)
-        log_error("the firewall that keeps VMs apart cannot be put back: %s; trying again", err.detail);
-    if (r >= 0 && (r > 0 || vms->guard_failed))
+static void work(void *userdata) {
+    struct vms *vms = userdata;
+    vms->guard_result = network_guard(vms->network, &vms->guard_err);
+}
+
+static void done(void *userdata) {
+    struct vms *vms = userdata;
+    bool failed = vms->guard_result < 0;
+    vms->guard_is_busy = false;
+    sd_event_source_set_enabled(vms->guard, SD_EVENT_ON);
+    if (failed && !vms->guard_failed)
+        log_error("the firewall that keeps VMs apart cannot be put back: %s; trying again", vms->guard_err.detail);
+    if (vms->guard_result > 0)
         log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "firewall-restored"},
                   "somebody changed or deleted the nftables tables \"" RULESET_NAME
                   "\": they were put back with all VMs in "
                   "them; until then VMs may have reached more than they should");
-    vms->guard_failed = r < 0;
+    vms->guard_failed = failed;
+}
+
+/* To put them back takes long with many VMs, and so a worker does it. What is heard meanwhile is looked at then. */
+static void look(struct vms *vms) {
+    if (vms->guard_is_busy || !network_heard(vms->network))
+        return;
+    vms->guard_is_busy = workers_submit(vms->enders, work, done, vms) == 0;
+    if (vms->guard_is_busy)
+        sd_event_source_set_enabled(vms->guard, SD_EVENT_OFF);
 }
 
 static int on_change(sd_event_source *source, int fd, uint32_t revents, void *userdata) {

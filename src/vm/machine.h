@@ -81,7 +81,9 @@ struct vms {
     struct loop_timer *console_timer, *expire_timer;
     sd_event_source *guard; /* of the firewall */
     struct loop_timer *guard_timer;
-    bool guard_failed;
+    bool guard_failed, guard_is_busy;
+    int guard_result; /* of the worker that put it back */
+    struct err guard_err;
     uint32_t ip_cursor; /* the last address given: addresses wait before they are given again */
     struct resting resting[RESTING_MAX];
     size_t rest_next;

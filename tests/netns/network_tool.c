@@ -261,7 +261,8 @@ static int bench_attach(size_t count, double *ms, struct err *err) {
         vm_tap_from_id(id, tap);
         struct network_nic nic = nic_of(tap, id, 4000);
         double begin = now_ms();
-        r = network_tap_create(network, &nic, err);
+        _cleanup_close_ int fd = -1; /* goes to the VMM */
+        r = network_tap_create(network, &nic, &fd, err);
         ms[i] = now_ms() - begin;
     }
     return r;
@@ -323,7 +324,7 @@ static void tap_command(char **w, struct err *err) {
     int fd = -1;
     struct network_nic nic = nic_of(w[1], w[2], (uint32_t)number(w[3]));
     if (strcmp(w[0], "create") == 0)
-        answer(network_tap_create(network, &nic, err), err);
+        answer(network_tap_create(network, &nic, NULL, err), err);
     else if (strcmp(w[0], "know") == 0)
         ok("%zu", known_count < KNOWN_MAX ? (known[known_count] = nic, ++known_count) : 0);
     else if (strcmp(w[0], "stopped") == 0)
@@ -333,7 +334,7 @@ static void tap_command(char **w, struct err *err) {
     else if (strcmp(w[0], "guard") == 0)
         answer(network_guard(network, err), err);
     else if (strcmp(w[0], "room") == 0)
-        answer(network_check_room(network, err), err);
+        answer(network_check_room(network, strtoul(w[1], NULL, 10), err), err);
     else if (strcmp(w[0], "set") == 0)
         set_key(w, err);
     else if (strcmp(w[0], "take") == 0)
