@@ -141,6 +141,7 @@ class Daemon:
             "network": {"namespace": self.name},
             "api": {"listen": f"127.0.0.1:{self.port}", "socket": self.socket, "admin_token_file": self.token_file,
                     "web_directory": HERE / "web", "requests_per_second": 100000},
+            "session": {"providers": self.dir / "providers.d", "vault_key_file": self.dir / "vault.key"},
             "vm": {"probe_interval": "0.1", "reach_interval": "0.5"},
             "image": {"directory": image or TEST_GUEST},
         }

@@ -99,6 +99,7 @@ static const struct key keys[] = {
     {"session", "providers", "/etc/master-controller/providers.d", KIND_PATH, AT(session.providers)},
     {"session", "timeout", "300", KIND_SECONDS, AT(session.timeout_ms), 0, 86400000},
     {"session", "abandoned_after", "120", KIND_SECONDS, AT(session.abandoned_ms), 0, 86400000},
+    {"session", "vault_key_file", "/etc/master-controller/vault.key", KIND_PATH, AT(session.vault_key_file)},
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},
     {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},
 
@@ -439,6 +440,8 @@ int config_check(const struct config *config, struct err *err) {
     }
     if (!*config->network.bridge)
         return err_set(err, EINVAL, "config.bad-value", "[network] bridge is empty: it needs a name, such as br0");
+    if (!*config->session.vault_key_file)
+        return err_set(err, EINVAL, "config.bad-value", "[session] vault_key_file may not be empty");
     if (!*config->api.socket || !*config->api.admin_token_file || !*config->api.web_dir || !*config->vm.qemu_binary)
         return err_set(err, EINVAL, "config.bad-value",
                        "[api] socket, admin_token_file, web_directory and [vm] qemu_binary may not be empty");

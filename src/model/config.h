@@ -80,6 +80,7 @@ struct config_session {
     uint32_t timeout_ms;         /* from the moment that the desktop could be used; 0: none */
     uint32_t abandoned_ms;       /* without a sign of a page that was there; 0: never */
     char providers[CONFIG_TEXT]; /* the folder of provider profiles */
+    char vault_key_file[CONFIG_TEXT];
     uint32_t ticket_ms;
     uint32_t cookie_ms;
 };

@@ -39,4 +39,9 @@ static const char *const store_migrations[] = {
     "CREATE TABLE token ("
     "  id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQUE, user TEXT NOT NULL, note TEXT NOT NULL,"
     "  created_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, used_ms INTEGER NOT NULL) WITHOUT ROWID;",
+    /* 4: the vault */
+    "CREATE TABLE credential ("
+    "  user TEXT NOT NULL, provider TEXT NOT NULL, version INTEGER NOT NULL, owner_vm TEXT NOT NULL,"
+    "  created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, key_id BLOB NOT NULL, wrapped BLOB NOT NULL,"
+    "  sealed BLOB NOT NULL, PRIMARY KEY (user, provider));",
 };

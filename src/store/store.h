@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "model/credential.h"
 #include "model/session.h"
 #include "model/token.h"
 #include "model/vm.h"
@@ -137,6 +138,51 @@ int store_token_list(struct store *store, const char *user, struct token **ret_t
 
 /* Errors: -ENOENT "token.not-found". */
 int store_token_remove(struct store *store, const char *id, struct token *ret_token, struct err *err);
+
+/* --- Credentials: sealed by vault/, which alone can open them --- */
+
+#define STORE_WRAPPED_SIZE 72               /* nonce, data key, tag */
+#define STORE_SEALED_MAX (256 * 1024 + 128) /* nonce, credential, tag */
+
+struct store_credential {
+    struct credential about;
+    uint8_t wrapped[STORE_WRAPPED_SIZE];
+    uint8_t *sealed;
+    size_t sealed_len; /* bytes */
+};
+
+/* The caller ends with store_credential_done(). Errors: -ENOENT "vault.none", "vault.damaged". */
+int store_credential_get(struct store *store, const char *user, const char *provider,
+                         struct store_credential *ret_credential, struct err *err);
+void store_credential_done(struct store_credential *credential);
+
+/* Stores a new version in the place of version `former` (0: there is none yet), so that it outlives a loss of power.
+ * Errors: -ESTALE "vault.changed", -EEXIST "store.taken". */
+int store_credential_put(struct store *store, const struct store_credential *credential, uint64_t former,
+                         struct err *err);
+
+/* Another key's wrapping of the same data key, of exactly that version. Not synced: store_sync(). */
+int store_credential_rewrap(struct store *store, const struct credential *credential,
+                            const uint8_t wrapped[STORE_WRAPPED_SIZE], struct err *err);
+
+/* Gives it to another owner, where owner and version are still as in `credential`. Error: -ESTALE. */
+int store_credential_own(struct store *store, const struct credential *credential, const char *owner_vm,
+                         struct err *err);
+
+/* Error: -ENOENT "vault.none". */
+int store_credential_remove(struct store *store, const char *user, const char *provider, struct err *err);
+
+/* A user's, or everybody's (NULL). The caller frees *ret_list. */
+int store_credential_list(struct store *store, const char *user, struct credential **ret_list, size_t *ret_n,
+                          struct err *err);
+
+/* What is changed between these two is one transaction: the end commits it when r is 0 and takes it back when not; it
+ * returns r, or the commit's own failure. */
+int store_transaction(struct store *store, struct err *err);
+int store_transaction_end(struct store *store, int r, struct err *err);
+
+/* Waits until all that was written is on the disk. Error: -EBUSY "store.busy". */
+int store_sync(struct store *store, struct err *err);
 
 /* --- Single values, such as the admin token's hash --- */
 

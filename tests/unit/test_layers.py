@@ -5,7 +5,7 @@ import pathlib
 import re
 
 SRC = pathlib.Path(__file__).resolve().parents[2] / "src"
-ORDER = ["base", "model", "loop", "netlink", "http", "store", "relay", "network", "agent", "image", "vmm", "doctor",
+ORDER = ["base", "model", "loop", "netlink", "http", "store", "vault", "relay", "network", "agent", "image", "vmm", "doctor",
          "vm", "session", "api", "daemon", "cli"]
 APART = ORDER[ORDER.index("relay"):ORDER.index("vmm") + 1]
 # Mains are ends: nobody includes them, and they do not include each other.
