@@ -61,7 +61,8 @@ def nft(key, hop, family, hook, *rules, text="", handle=True, **rest):
 
     def inject(bed):
         def fill(one):
-            for name, value in {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac}.items():
+            for name, value in {"$TAP": bed.vm.tap, "$OTHER": bed.other.tap, "$GUEST": bed.vm.address, "$MAC": bed.vm.mac,
+                                "$PEER": bed.other.address}.items():
                 one = one.replace(name, value)
             return one
 
@@ -243,6 +244,10 @@ nft("nft forwards elsewhere", "tap.ingress", "netdev", "type filter hook ingress
     also=("nft.netdev-drop",))
 nft("nft rewrites the MAC", "bridge.output", "bridge", "type filter hook output priority 0",
     "oifname $TAP ether type != arp ether daddr set 02:00:00:00:00:99", alive=("arp", "other"))
+# Dead until the guest asks for the host by itself, so there is nothing that surely is dead.
+nft("ARP answers are rewritten", "tap.ingress", "bridge", "type filter hook prerouting priority 0",
+    "iifname $TAP arp operation reply arp saddr ether set 02:00:00:00:00:98", alive=("arp", "other"), dead=())
+nft("dnat to another VM", "host.output", "ip", "type nat hook output priority -100", "ip daddr $GUEST dnat to $PEER", dead=(), alive=("arp", "other"))
 nft("nft tcp only", "bridge.output", "bridge", "type filter hook output priority 0", "oifname $TAP ether type ip tcp flags syn drop",
     dead=("tcp",), alive=("ping", "arp"), also=("nft.bridge-drop",))
 nft("nft reject", "host.output", "inet", "type filter hook output priority 0", "ip daddr $GUEST reject", alive=("arp", "other"),
@@ -314,6 +319,12 @@ nft("reset instead of a connection", "host.output", "inet", "type filter hook ou
 nft("inet ingress", "tap.ingress", "inet", "type filter hook ingress device $TAP priority 0", "drop", alive=SECOND, also=("nft.netdev-drop",))
 nft("answers by their source port", "host.input", "inet", "type filter hook input priority 0", f"ip saddr $GUEST tcp sport {PORT} drop", dead=("tcp",),
     alive=("ping", "arp"), also=("netfilter.input-drop",))
+
+
+@fault("ebtables for one port", "bridge.output", dead=("tcp",), alive=("ping", "arp"), also=("ebtables.drop",))
+def _(bed):
+    bed.lab.run("ebtables", "-A", "OUTPUT", "-p", "IPv4", "--ip-proto", "tcp", "--ip-dport", PORT, "-o", bed.vm.tap, "-j", "DROP")
+    return ["drops TCP"]
 
 
 @fault("ebtables dnat", "bridge.output", alive=("arp", "other"), hops=("bridge.forward",))
@@ -441,6 +452,18 @@ def _(bed):
     bed.vm.tc("filter", "add", "dev", "eth0", "ingress", "bpf", "da", "bytecode", f"1,6 0 0 {TC_SHOT}")
     bed.chatter(bed.vm)
     return [bed.vm.tap]
+
+
+@fault("guest names another MAC by ARP", "guest.ip", alive=("arp", "other"), hops=("host.neigh",))
+def _(bed):
+    bed.vm.chain("arp", "fw", "fw", "type filter hook output priority 0", "arp saddr ether set 02:00:00:00:00:99")
+    return ["02:00:00:00:00:99", bed.vm.mac]
+
+
+@fault("guest rejects everything", "guest.firewall", also=("guest.firewall",), alive=("arp",), ask={"port": None})
+def _(bed):
+    bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", "reject")
+    return [bed.vm.address, "ICMP"]
 
 
 @fault("vmm loses large frames", "vmm", dead=("big",), alive=("ping", "tcp", "arp"), hops=("tap.queue", "guest.nic", "guest.ip", "guest.firewall"))

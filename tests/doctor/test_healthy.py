@@ -10,7 +10,7 @@ import time
 import pytest
 
 from faults import TC_OK, XDP_PASS, Fault
-from lab import GATEWAY, MCTL, UPLINK_GATEWAY, Lab
+from lab import GATEWAY, MCTL, PORT, UPLINK_GATEWAY, Lab
 from test_catalogue import ONLY_INJECT
 
 HEALTHY = []
@@ -91,6 +91,7 @@ odd("strange routes elsewhere", "ip route add blackhole 10.0.0.0/8", "ip route a
 odd("policy routing that ends right", "ip rule add to 192.168.0.0/16 lookup main pref 50", "ip route add default via 203.0.113.1 table 100",
     "ip rule add from 192.168.0.0/16 lookup 100 pref 60", **UPLINK)
 odd("all at 1400", "ip link set $TAP mtu 1400", "ip link set $OTHER mtu 1400", guest={"mtu": 1400}, other={"mtu": 1400})
+odd("room for jumbo frames that nobody uses", "ip link set $TAP mtu 9000", "ip link set br0 mtu 1500")
 odd("jumbo frames for one", "ip link set $TAP mtu 9000", "ip link set $OTHER mtu 9000", "ip link set br0 mtu 9000", guest={"mtu": 9000})
 odd("second bridge", "ip link add br1 type bridge", "ip address add 10.20.0.1/24 dev br1", "ip link set br1 up")
 odd("docker0 without carrier", "ip link add docker0 type bridge", "ip address add 172.17.0.1/16 dev docker0", "ip link set docker0 up", **UPLINK)
@@ -177,6 +178,11 @@ add table bridge b
 add chain bridge b p { type filter hook prerouting priority 0; }
 add rule bridge b p iifname != { $TAP, "peer0" } drop
 """, other=None)
+rules("MAC translation", """
+add table bridge b
+add chain bridge b p { type filter hook prerouting priority 0; }
+add rule bridge b p iifname $TAP ether type ip ether saddr set 02:00:00:00:00:99
+""")
 rules("limits for each source, named limits, marks", """
 add table inet m
 add set inet m seen { type ipv4_addr; flags dynamic; size 1000; }
@@ -301,6 +307,17 @@ def _(bed):
 def _(bed):
     bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip saddr {{ {GATEWAY}, {bed.other.address} }} accept",
                  "meta l4proto { tcp, udp, icmp } drop")
+
+
+@healthy("a guest that answers few pings")
+def _(bed):
+    bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", f"tcp dport {PORT} accept",
+                 "icmp type echo-request limit rate 3/second burst 3 packets accept", "ct state established accept", policy="drop")
+
+
+@healthy("a guest with another MAC than was said", cold=True)
+def _(bed):
+    bed.vm.ip("link", "set", "eth0", "address", "02:00:00:00:00:55")
 
 
 @healthy("BPF that passes")

@@ -64,13 +64,19 @@ static enum probe_kind latest_asked(const struct tagger *tagger, size_t target, 
     return best;
 }
 
+static bool names_another(const struct probe_frame *frame) {
+    return frame->kept >= 28 && memcmp(frame->data + 22, &frame->source, sizeof frame->source) != 0;
+}
+
 /* One who was not asked by unicast has heard the broadcast: a second owner of the address, who may answer late. */
 static enum probe_kind question_of(const struct tagger *tagger, const struct probe_frame *frame, size_t target) {
     enum probe_kind kind = latest_asked(tagger, target, frame->ifindex);
     const struct probe_answer *broadcast = &tagger->result->targets[target].answer[PROBE_ARP];
-    if (kind == PROBE_ARP_UNICAST && broadcast->mac_count && !same_mac(&broadcast->macs[0], &frame->source))
-        return PROBE_ARP;
-    return kind;
+    bool known = broadcast->mac_count == 0;
+    for (uint32_t i = 0; i < broadcast->mac_count;
+         i++) /* the first answer may have borne two: its own, and one it named */
+        known = known || (same_mac(&broadcast->macs[i], &frame->source) && (i == 0 || names_another(frame)));
+    return kind == PROBE_ARP_UNICAST && !known ? PROBE_ARP : kind;
 }
 
 static void tag_is_at(const struct tagger *tagger, struct probe_frame *frame) {

@@ -418,6 +418,9 @@ static void rule_mtu(struct judge *j) {
     }
     bool tap_small = tap->mtu < most;
     const struct snap_link *small = tap_small ? tap : least->mtu < most ? least : b;
+    uint32_t guest = mtu_of_guest(j);
+    if (guest && guest <= small->mtu && !(j->dead & FLOW(PROBE_LARGE))) /* room that nobody uses */
+        return;
     struct cause *c =
         cause_add(j, "bridge.mtu-mismatch", FLOW(PROBE_LARGE),
                   small->mtu < TINY ? FLOWS_IP | FLOW(PROBE_CANARY_ICMP) : 0, "%s has MTU %u, %s %u, other ports %u",

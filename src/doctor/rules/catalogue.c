@@ -152,6 +152,15 @@ static const struct catalogue_row rows[] = {
     {"guest.duplicate-ip", HOP_HOST_NEIGH, "L3", false,
      "Two machines answer for the same address: it is chance which of them gets the traffic.",
      "Stop the one without a record."},
+    {"guest.mac-differs", HOP_GUEST_NIC, "L2", false,
+     "The guest has another MAC than its record, or who asked, says. Rules that let only the recorded one through stop "
+     "it.",
+     "Correct the record, or give the guest its MAC back."},
+    {"guest.arp-wrong", HOP_GUEST_IP, "L2", false,
+     "The guest answers ARP with a MAC that is not the one it sends from: the host sends to the one that was named, "
+     "and "
+     "nobody takes it.",
+     "Mend the guest: something in it rewrites ARP, or answers in the place of a shared address."},
     {"guest.owns-gateway", HOP_HOST_NEIGH, "L3", false,
      "A VM answers for the gateway's address: other VMs' traffic may go to it.",
      "Take the address away from the VM; an anti-spoofing rule keeps it away."},

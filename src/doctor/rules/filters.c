@@ -224,6 +224,11 @@ static void describe_rule(struct judge *j, struct cause *c, const char *where, c
 
 #define FLOWS_OF_CANARY (FLOWS_CANARY | FLOWS_TO_HOST | FLOW(PROBE_EGRESS))
 
+static void entitle(struct cause *c, const char *where, const char *verb, const char *what) {
+    snprintf(c->finding.title, sizeof c->finding.title, "%s%s %s", where, verb, what);
+    c->guessed = false;
+}
+
 static void blame(struct judge *j, const struct nft_result *result, enum hop hop, uint32_t flow,
                   const struct packet *packet, bool sure) {
     char where[96];
@@ -232,22 +237,36 @@ static void blame(struct judge *j, const struct nft_result *result, enum hop hop
     const char *id = id_of(base, policy, hop);
     where_of(base, result->rule, where, sizeof where);
     struct cause *c = find_cause(j, id, where);
+    const char *verb = policy ? ": no rule accepts" : result->rejects ? " rejects" : " drops";
     if (!c) {
-        c = cause_add(j, id, 0, 0, "%s%s %s", where,
-                      policy            ? ": no rule accepts"
-                      : result->rejects ? " rejects"
-                                        : " drops",
-                      packet_kind_name(packet->kind));
+        c = cause_add(j, id, 0, 0, "%s", where);
         if (!c)
             return;
+        entitle(c, where, verb, packet_kind_name(packet->kind));
+        c->guessed = !sure;
         c->finding.hop = hop;
         c->hidden = true;
         describe_rule(j, c, where, base, result->rule);
     }
+    if (sure && c->guessed)
+        entitle(c, where, verb, packet_kind_name(packet->kind));
     /* A rule may know the canary for a stranger, and be right. */
     if (flow & ~FLOWS_OF_CANARY)
         c->hidden = false;
     *(sure ? &c->kills : &c->may) |= flow;
+}
+
+/* A wrong MAC in an answer misleads all that follows, until the guest asks by itself: what lives now is no proof. */
+static void rewrites_arp(struct judge *j, struct cause *c) {
+    struct net_mac named;
+    c->may |= FLOWS_IP;
+    if (c->policy || !judge_odd_answer(j, &named) || !j->has_mac || mac_equal(named, j->mac))
+        return;
+    cause_evidence(c, "probe", "ARP", "the guest's answer names %s, its MAC is %s", mac_text(named).text,
+                   mac_text(j->mac).text);
+    c->kills |= FLOW_OTHER;
+    c->seen = c->policy = true;
+    c->refutable = false;
 }
 
 /* It rewrites addresses, or sends the packet elsewhere: that kills only if the new way is wrong. */
@@ -266,6 +285,10 @@ static void blame_change(struct judge *j, const struct nft_result *result, enum 
         describe_rule(j, c, where, &chain, result->changes);
     }
     c->may |= flow;
+    if (flow & FLOWS_ARP)
+        rewrites_arp(j, c);
+    if (hop == HOP_HOST_OUTPUT && (flow & FLOW(PROBE_ICMP)))
+        c->may |= FLOW(PROBE_ARP_KERNEL);
 }
 
 /* --- leading packets through --- */
@@ -558,6 +581,8 @@ static void take_seen(struct judge *j, enum probe_kind kind, const struct trace_
     }
     if (!(FLOW(kind) & FLOWS_OF_CANARY))
         c->hidden = false;
+    if (c->guessed)
+        entitle(c, where, rule ? " drops" : ": no rule accepts", path_words(kind));
     if (!c->seen)
         cause_evidence(c, "trace", where, "nftrace: verdict \"%s\" on our own packet (%s)", seen->verdict,
                        path_words(kind));

@@ -338,6 +338,14 @@ static void rule_deaf(struct judge *j) {
     }
     if ((icmp->passed & HOPBIT(HOP_VMM)) && (inside_deaf(j) || inside_says_well(j)))
         return;
+    const struct probe_answer *ping = judge_answer(j, PROBE_ICMP);
+    if (ping->answered && ping->answer_errno) {
+        struct cause *c = cause_add(j, "guest.firewall", FLOWS_IP, FLOW(PROBE_CANARY_ICMP),
+                                    "%s refuses ping by an ICMP error", ip_text(guest).text);
+        cause_evidence(c, "probe", ip_text(guest).text, "to an echo request an ICMP error came back: %s",
+                       strerror(ping->answer_errno));
+        return;
+    }
     const struct path *canary = &j->paths[PROBE_CANARY_ICMP];
     bool canary_near = j->probe->canary.made && same_24(j->probe->canary.ip, guest);
     bool host_far = !same_24(host, guest);
@@ -615,6 +623,11 @@ static void add_unknown(struct judge *j, enum probe_kind kind) {
     for (uint8_t i = 0; i < p->evidence_count; i++)
         cause_evidence(c, p->evidence[i].source, p->evidence[i].where, "%s", p->evidence[i].fact);
     console_evidence(j, c);
+    if (*j->s->host.legacy_tables && p->dies != HOP_HOST_ROUTE &&
+        (p->dies <= HOP_TAP_EGRESS || p->dies >= HOP_TAP_INGRESS))
+        cause_evidence(c, "proc", "legacy tables",
+                       "%s: rules that cannot be read here (iptables-legacy-save shows them)",
+                       j->s->host.legacy_tables);
 }
 
 /* Each question needs the ones before it: an echo that cannot be sent without ARP is no second loss. */
@@ -667,6 +680,9 @@ static bool is_telling(const struct judge *j, enum probe_kind kind) {
     bool tcp_alive = (j->alive & FLOW(PROBE_TCP)) != 0;
     /* Whom else a guest answers that answers the host is its own choice. */
     if (kind == PROBE_CANARY_ICMP && (j->alive & FLOW(PROBE_ICMP)) && j->paths[kind].dies == HOP_GUEST_FIREWALL)
+        return false;
+    /* How many pings in a second as well: a limit in its packet filter is usual. */
+    if (kind == PROBE_BURST_ICMP && tcp_alive && j->paths[kind].dies == HOP_GUEST_FIREWALL)
         return false;
     if (kind != PROBE_ARP && kind != PROBE_ICMP && kind != PROBE_TCP && (j->alive & FLOW(PROBE_ICMP)) && is_busy(j) &&
         !j->paths[kind].exact)

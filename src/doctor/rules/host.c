@@ -75,6 +75,35 @@ static const struct snap_heard *heard_claim(const struct judge *j, uint32_t ip, 
     return NULL;
 }
 
+/* What was said of the guest's MAC, by the record or the one who asks, is not so. */
+static void rule_other_mac(struct judge *j) {
+    if (!j->target->has_mac || mac_equal(j->mac, j->target->mac))
+        return;
+    struct cause *c = cause_add(j, "guest.mac-differs", 0, 0, "the guest's MAC is %s, not %s", mac_text(j->mac).text,
+                                mac_text(j->target->mac).text);
+    cause_evidence(c, "probe", j->target->tap, "%s answers ARP for %s here", mac_text(j->mac).text,
+                   ip_text(j->target->ip).text);
+    cause_evidence(c, "record", j->vm ? j->vm->id : "--guest-mac", "says %s", mac_text(j->target->mac).text);
+    if (c)
+        c->note = true;
+}
+
+static void rule_two_macs(struct judge *j) {
+    struct net_mac named;
+    const struct probe_frame *f = judge_odd_answer(j, &named);
+    if (!f || !j->tap || f->ifindex != j->tap->index) /* else the rule that rewrites it is to blame */
+        return;
+    struct cause *c = cause_add(j, "guest.arp-wrong", 0, FLOWS_IP | FLOWS_CANARY,
+                                "the guest says by ARP that its MAC is %s, and sends from %s", mac_text(named).text,
+                                mac_text(f->source).text);
+    if (!c)
+        return;
+    c->seen = true;
+    cause_evidence(c, "probe", j->tap->name, "its ARP answer names %s, the frame that carries it comes from %s",
+                   mac_text(named).text, mac_text(f->source).text);
+    cause_plan(c, "look in the guest for what answers ARP there (nft list ruleset, arptables, keepalived)");
+}
+
 /* Who answered for an address, besides the one who should. */
 static void rule_duplicate_ip(struct judge *j) {
     const struct probe_answer *a = judge_answer(j, PROBE_ARP), *k = judge_answer(j, PROBE_ARP_KERNEL);
@@ -86,7 +115,8 @@ static void rule_duplicate_ip(struct judge *j) {
         both.macs[both.mac_count++] = other->source;
         a = &both;
     }
-    if (a->mac_count < 2)
+    struct net_mac named;
+    if (a->mac_count < 2 || (a->mac_count == 2 && judge_odd_answer(j, &named)))
         return;
     struct cause *c =
         cause_add(j, "guest.duplicate-ip", FLOW_OTHER, FLOWS_GUEST, "%u machines answer for %s: %s and %s",
@@ -353,6 +383,8 @@ void rules_host(struct judge *j) {
     rule_neigh(j);
     rule_solicit(j);
     rule_duplicate_ip(j);
+    rule_two_macs(j);
+    rule_other_mac(j);
     rule_owns_gateway(j);
     rule_rp_filter(j);
     rule_arp_ignore(j);

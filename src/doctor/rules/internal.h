@@ -56,6 +56,7 @@ struct cause {
     struct finding finding;
     uint32_t kills, may; /* flows */
     bool note;           /* told even if nothing is dead, and never a cause by itself */
+    bool guessed;        /* its title speaks of a packet that it only may drop */
     bool hidden;         /* it explains what the canary met, and does nothing to a VM: not told */
     bool seen;           /* the trace, or a counter that moved, shows it at work: a may is as good as a kill */
     bool refutable;      /* a living flow that it would kill proves it wrong (most) */
@@ -111,6 +112,10 @@ bool mac_equal(struct net_mac a, struct net_mac b);
 
 const struct probe_answer *judge_answer(const struct judge *j, enum probe_kind kind);
 const struct snap_link *judge_after(const struct judge *j, const struct snap_link *link);
+
+/* An ARP answer whose frame comes from one MAC and that names another: one machine, and somebody rewrites what it says,
+ * or it does so itself. NULL: there was none. */
+const struct probe_frame *judge_odd_answer(const struct judge *j, struct net_mac *ret_named);
 
 /* A question in words: "TCP", "a port's ping to the host". */
 const char *path_words(enum probe_kind kind);

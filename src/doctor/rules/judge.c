@@ -144,6 +144,18 @@ const struct snap_link *judge_after(const struct judge *j, const struct snap_lin
     return link && j->host->after ? snap_link_by_index(j->host->after, link->index) : NULL;
 }
 
+const struct probe_frame *judge_odd_answer(const struct judge *j, struct net_mac *ret_named) {
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        if (f->kind != PROBE_FRAME_IS_AT || f->outgoing || f->source_ip != j->target->ip || f->kept < 28)
+            continue;
+        memcpy(ret_named, f->data + 22, sizeof *ret_named);
+        if (!mac_equal(*ret_named, f->source))
+            return f;
+    }
+    return NULL;
+}
+
 /* A cause explains a dead flow if it kills it for sure, or may and was seen, or may and nothing speaks against it. */
 bool judge_is_explained(const struct judge *j, enum probe_kind kind, uint32_t hops) {
     for (uint32_t i = 0; i < j->causes_count; i++) {
@@ -177,8 +189,11 @@ static void find_mac(struct judge *j) {
     const struct probe_answer *arp = judge_answer(j, PROBE_ARP);
     uint32_t learned = 0;
     if (j->target->has_mac) {
+        /* Who answers behind the TAP, and alone, is the guest, whatever was said of it. */
+        bool other = arp->answered && arp->mac_count == 1 && arp->reply_tap.count && !arp->reply_elsewhere_count &&
+                     !mac_equal(arp->macs[0], j->target->mac);
         j->has_mac = true;
-        j->mac = j->target->mac;
+        j->mac = other ? arp->macs[0] : j->target->mac;
         return;
     }
     if (arp->answered && arp->mac_count == 1) {

@@ -61,10 +61,11 @@ static void payload_name(uint8_t family, const struct snap_nft_expr *x, char *ds
         bool arp;
         const char *name;
     } names[] = {
-        {0, 0, 6, 0, "ether daddr"},   {0, 6, 6, 0, "ether saddr"},   {0, 12, 2, 0, "ether type"},
-        {1, 12, 4, 0, "ip saddr"},     {1, 16, 4, 0, "ip daddr"},     {1, 9, 1, 0, "ip protocol"},
-        {2, 0, 2, 0, "th sport"},      {2, 2, 2, 0, "th dport"},      {2, 0, 1, 0, "icmp type"},
-        {1, 6, 2, 1, "arp operation"}, {1, 14, 4, 1, "arp saddr ip"}, {1, 24, 4, 1, "arp daddr ip"},
+        {0, 0, 6, 0, "ether daddr"},     {0, 6, 6, 0, "ether saddr"},      {0, 12, 2, 0, "ether type"},
+        {1, 12, 4, 0, "ip saddr"},       {1, 16, 4, 0, "ip daddr"},        {1, 9, 1, 0, "ip protocol"},
+        {2, 0, 2, 0, "th sport"},        {2, 2, 2, 0, "th dport"},         {2, 0, 1, 0, "icmp type"},
+        {1, 8, 6, 1, "arp saddr ether"}, {1, 18, 6, 1, "arp daddr ether"}, {1, 6, 2, 1, "arp operation"},
+        {1, 14, 4, 1, "arp saddr ip"},   {1, 24, 4, 1, "arp daddr ip"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].base == x->base && names[i].offset == x->offset && names[i].len == x->len &&
@@ -137,6 +138,23 @@ static void left_text(uint8_t family, const struct snap_nft_expr *x, char *dst, 
         snprintf(dst, size, "?");
 }
 
+/* What is written, and where to: "ether saddr set 02:…", "snat to 10.0.0.1". */
+static void change_text(uint8_t family, const struct snap_nft_expr *x, const struct snap_nft_expr *written,
+                        struct strbuf *text) {
+    char name[64], value[96] = "?";
+    bool nat = x->op == SNAP_NFT_NAT;
+    left_text(family, x, name, sizeof name);
+    if (nat && written && written->len == 4)
+        snprintf(value, sizeof value, "%u.%u.%u.%u", written->data[0], written->data[1], written->data[2],
+                 written->data[3]);
+    else if (!nat && written)
+        value_text(x, written->data, x->op == SNAP_NFT_PAYLOAD ? x->len : written->len, value, sizeof value);
+    if (!nat)
+        strbuf_addf(text, "%s set %s ", name, value);
+    else
+        strbuf_addf(text, "%s%s%s ", x->name, *value == '?' ? "" : " to ", *value == '?' ? "" : value);
+}
+
 static void expr_text(uint8_t family, const struct snap_nft_expr *x, const struct snap_nft_expr *left,
                       struct strbuf *text) {
     static const char *const cmps[] = {"", "!= ", "< ", "<= ", "> ", ">= "};
@@ -176,15 +194,12 @@ static void expr_text(uint8_t family, const struct snap_nft_expr *x, const struc
     case SNAP_NFT_TARGET:
         strbuf_addf(text, "xt %s ", shown);
         break;
-    case SNAP_NFT_NAT:
     case SNAP_NFT_OTHER:
     case SNAP_NFT_FWD:
         strbuf_addf(text, "%s ", shown);
         break;
+    case SNAP_NFT_NAT: /* change_text() */
     case SNAP_NFT_PAYLOAD:
-        if (x->set)
-            strbuf_addf(text, "%s set ", name);
-        break;
     case SNAP_NFT_META:
     case SNAP_NFT_BITWISE:
     case SNAP_NFT_IMMEDIATE:
@@ -198,12 +213,17 @@ static void expr_text(uint8_t family, const struct snap_nft_expr *x, const struc
 
 void nft_rule_text(const struct snapshot *s, const struct snap_nft_rule *rule, char *dst, size_t size) {
     _cleanup_strbuf_ struct strbuf text = {.max = 512};
-    const struct snap_nft_expr *left = NULL;
+    const struct snap_nft_expr *left = NULL, *written = NULL;
     for (uint32_t i = 0; i < rule->exprs.count; i++) {
         const struct snap_nft_expr *x = &s->exprs[rule->exprs.first + i];
         if ((x->op == SNAP_NFT_META || x->op == SNAP_NFT_PAYLOAD || x->op == SNAP_NFT_CT) && !x->set)
             left = x;
-        expr_text(rule->family, x, left, &text);
+        if (x->op == SNAP_NFT_IMMEDIATE)
+            written = x;
+        if (x->op == SNAP_NFT_NAT || (x->set && (x->op == SNAP_NFT_META || x->op == SNAP_NFT_PAYLOAD)))
+            change_text(rule->family, x, written, &text);
+        else
+            expr_text(rule->family, x, left, &text);
     }
     while (text.len && text.data[text.len - 1] == ' ')
         text.data[--text.len] = '\0';

@@ -4,7 +4,8 @@
 #include <string.h>
 
 static const char *const names[PACKET_KIND_COUNT] = {
-    "who-has", "is-at", "echo request", "echo reply", "TCP SYN", "TCP SYN-ACK", "DNS query", "DNS answer", "TCP data"};
+    "ARP requests (who-has)", "ARP answers (is-at)", "ping requests", "ping answers", "TCP SYNs",
+    "answers to TCP SYNs",    "DNS queries",         "DNS answers",   "TCP data"};
 
 const char *packet_kind_name(enum packet_kind kind) {
     return names[kind];

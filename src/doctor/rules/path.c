@@ -166,13 +166,27 @@ static void lost_before_bridge(const struct judge *j, struct path *p, const stru
     dies(p, unresolved ? HOP_HOST_NEIGH : HOP_HOST_OUTPUT, HOPS_TO_BRIDGE | HOPBIT(HOP_HOST_NEIGH), false);
 }
 
+static bool is_misaddressed(const struct judge *j, enum probe_kind kind, const struct snap_link *at,
+                            struct net_mac *ret_mac);
+
 /* Seen on the bridge, not on the TAP. */
-static void lost_before_tap(const struct judge *j, struct path *p, const struct probe_answer *a, bool broadcast) {
+static void lost_before_tap(const struct judge *j, struct path *p, const struct probe_answer *a, enum probe_kind kind) {
     const char *tap = j->target->tap;
+    bool broadcast = kind == PROBE_ARP || kind == PROBE_ARP_KERNEL;
+    struct net_mac to;
     path_evidence(p, "probe", tap, "%u seen on %s, none on the TAP", a->request_bridge.count,
                   j->bridge ? j->bridge->name : "the bridge");
     if (take_drop(j, p, &p->out, false))
         return;
+    if (!broadcast && is_misaddressed(j, kind, j->bridge, &to)) {
+        path_evidence(p, "probe", j->bridge->name, "the frame is for %s, the guest is %s", mac_text(to).text,
+                      mac_text(j->mac).text);
+        dies(p, HOP_HOST_NEIGH,
+             HOPBIT(HOP_HOST_OUTPUT) | HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_GUEST_IP) | HOPBIT(HOP_TAP_INGRESS) |
+                 HOPBIT(HOP_BRIDGE_INPUT),
+             true);
+        return;
+    }
     if (p->has_trace && p->out.last == TRACE_AT_QUEUE && strcmp(p->out.dev, tap) == 0) {
         path_evidence(p, "trace", tap, "handed to the TAP's qdisc and never sent by it");
         dies(p, HOP_TAP_EGRESS, HOPBIT(HOP_TAP_EGRESS), true);
@@ -212,8 +226,11 @@ static bool take_misaddressed(const struct judge *j, struct path *p, enum probe_
     bool early = is_misaddressed(j, kind, j->bridge, &at_bridge);
     path_evidence(p, "probe", j->tap->name, "the frame on the TAP is for %s, the guest is %s%s", mac_text(at_tap).text,
                   mac_text(j->mac).text, early ? "" : "; on the bridge it was still right");
-    if (early)
-        dies(p, HOP_HOST_NEIGH, HOPBIT(HOP_HOST_NEIGH) | HOPBIT(HOP_HOST_OUTPUT), true);
+    if (early) /* wrong in the table, or as the route has it; or ARP itself was answered so, by the guest or on its way */
+        dies(p, HOP_HOST_NEIGH,
+             HOPBIT(HOP_HOST_OUTPUT) | HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_GUEST_IP) | HOPBIT(HOP_TAP_INGRESS) |
+                 HOPBIT(HOP_BRIDGE_INPUT),
+             true);
     else
         dies(p, HOP_BRIDGE_OUTPUT, HOPBIT(HOP_BRIDGE_OUTPUT) | HOPBIT(HOP_TAP_EGRESS), true);
     return true;
@@ -374,6 +391,11 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
         dies(p, HOP_GUEST_SERVICE, HOPBIT(HOP_GUEST_SERVICE) | HOPBIT(HOP_GUEST_FIREWALL), true);
         return;
     }
+    if (a->answered && a->answer_errno && !arp && (a->reply_tap.count || a->request_tap.count)) {
+        path_evidence(p, "probe", path_words(kind), "refused by ICMP: %s", strerror(a->answer_errno));
+        dies(p, HOP_GUEST_FIREWALL, HOPBIT(HOP_GUEST_FIREWALL) | HOPBIT(HOP_GUEST_IP), true);
+        return;
+    }
     if (kind == PROBE_BURST_ICMP && a->answered && take_partial_loss(j, p, a))
         return;
     if (a->answered && (kind != PROBE_TCP || a->answer_errno == 0)) {
@@ -397,7 +419,7 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
     else if (a->request_tap.count)
         lost_behind_tap(j, p, a, kind);
     else if (a->request_bridge.count)
-        lost_before_tap(j, p, a, arp && kind != PROBE_ARP_UNICAST);
+        lost_before_tap(j, p, a, kind);
     else if (sees_bridge(j))
         lost_before_bridge(j, p, a, is_own_frame(kind));
     else
@@ -521,6 +543,15 @@ static void trace_egress_path(struct judge *j) {
     dies(p, HOP_HOST_UPLINK, all, false);
 }
 
+/* A frame that is handed to the device meets none of the host's own layers: a drop there, at the same time, is that of
+ * another packet, such as an echo that waited for an answer to ARP. */
+static void disown_drop(enum probe_kind kind, struct trace_where *out) {
+    static const char *const layers[] = {"neighbour", "xfrm", "ip.", "arp.output"};
+    for (size_t i = 0; is_own_frame(kind) && i < sizeof layers / sizeof *layers; i++)
+        if (str_starts(out->drop_hook, layers[i]))
+            out->dropped = false;
+}
+
 static void trace_kind(struct judge *j, enum probe_kind kind) {
     const struct probe_answer *a = judge_answer(j, kind);
     struct path *p = &j->paths[kind];
@@ -532,6 +563,7 @@ static void trace_kind(struct judge *j, enum probe_kind kind) {
         int32_t tag = probe_tag(kind < PROBE_KIND_GUEST_COUNT ? j->t_index : 0, kind);
         trace_where(j->probe->trace, tag, false, &p->out);
         trace_where(j->probe->trace, tag, true, &p->back);
+        disown_drop(kind, &p->out);
     }
     if (kind < PROBE_CANARY_ARP)
         trace_host_path(j, kind);
