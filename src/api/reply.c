@@ -137,9 +137,10 @@ json_t *api_vm_json(const struct vm *vm) {
 json_t *api_events_json(const struct store_event *events, size_t n) {
     json_t *list = json_array();
     for (size_t i = 0; i < n; i++)
-        json_array_append_new(list, json_pack("{s:o, s:s, s:s, s:s, s:s, s:s}", "at", api_time(events[i].at_ms),
+        json_array_append_new(list, json_pack("{s:o, s:s, s:s, s:s, s:s, s:s, s:o}", "at", api_time(events[i].at_ms),
                                               "actor", events[i].actor, "event", events[i].event, "from",
-                                              events[i].from, "to", events[i].to, "reason", events[i].reason));
+                                              events[i].from, "to", events[i].to, "reason", events[i].reason,
+                                              "evidence", text_or_null(events[i].evidence)));
     return list;
 }
 

@@ -44,4 +44,6 @@ static const char *const store_migrations[] = {
     "  user TEXT NOT NULL, provider TEXT NOT NULL, version INTEGER NOT NULL, owner_vm TEXT NOT NULL,"
     "  created_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL, key_id BLOB NOT NULL, wrapped BLOB NOT NULL,"
     "  sealed BLOB NOT NULL, PRIMARY KEY (user, provider));",
+    /* 5: the event of a VM's end says where its evidence is */
+    "ALTER TABLE event ADD COLUMN evidence TEXT NOT NULL DEFAULT '';",
 };

@@ -71,6 +71,7 @@ struct store_event {
     char event[24];
     char from[24], to[24]; /* state names; empty where the state did not change */
     char reason[VM_REASON_MAX];
+    char evidence[64]; /* where it is, below the state folder; empty: none */
 };
 int store_vm_update(struct store *store, const struct vm *vm, const struct store_event *event, struct err *err);
 

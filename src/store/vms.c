@@ -44,8 +44,8 @@ static int read_vm(struct query *q, struct vm *ret_vm, struct err *err) {
 int store_event_add(struct store *store, const char *about, const struct store_event *event, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason)"
-                       " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                       "INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason, evidence)"
+                       " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                        err);
     if (r < 0)
         return r;
@@ -56,6 +56,7 @@ int store_event_add(struct store *store, const char *about, const struct store_e
     query_text(&q, event->from);
     query_text(&q, event->to);
     query_text(&q, event->reason);
+    query_text(&q, event->evidence);
     return query_step(&q, err);
 }
 
@@ -338,7 +339,8 @@ int store_events(struct store *store, const char *about, struct store_event **re
                  struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "SELECT at_ms, actor, event, from_state, to_state, reason FROM event WHERE about = ? ORDER BY n",
+                       "SELECT at_ms, actor, event, from_state, to_state, reason, evidence FROM event"
+                       " WHERE about = ? ORDER BY n",
                        err);
     if (r < 0)
         return r;
@@ -356,6 +358,7 @@ int store_events(struct store *store, const char *about, struct store_event **re
         query_get_text(&q, e->from, sizeof e->from);
         query_get_text(&q, e->to, sizeof e->to);
         query_get_text(&q, e->reason, sizeof e->reason);
+        query_get_text(&q, e->evidence, sizeof e->evidence);
     }
     if (r < 0)
         return r;

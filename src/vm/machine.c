@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "base/log.h"
@@ -72,6 +73,13 @@ void machine_tell(struct machine *m) {
         vms->listeners[i].fn(vms->listeners[i].userdata, &vm);
 }
 
+/* Sealed, or still in the VM's folder where that could not be done. */
+static void tell_evidence(const struct machine *m, char *ret_path, size_t size) {
+    char folder[VMS_PATH_MAX];
+    machine_evidence_folder(m->vms, m->vm.id, folder);
+    snprintf(ret_path, size, "%s/%s", access(folder, F_OK) == 0 ? "evidence" : "users", m->vm.id);
+}
+
 int machine_change(struct machine *m, enum vm_event event, const char *actor, const char *reason, struct err *err) {
     enum vm_state to;
     if (vm_transition(m->vm.state, event, &to) < 0)
@@ -93,6 +101,8 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     str_copy(e.from, sizeof e.from, vm_state_name(m->vm.state));
     str_copy(e.to, sizeof e.to, vm_state_name(to));
     str_copy(e.reason, sizeof e.reason, vm.reason);
+    if (vm_state_is_end(to))
+        tell_evidence(m, e.evidence, sizeof e.evidence);
     int r = store_vm_update(m->vms->store, &vm, &e, err);
     if (r < 0)
         return r;

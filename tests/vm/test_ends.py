@@ -68,6 +68,7 @@ def test_destroyed():
         summary = evidence(d, vm["id"])
         assert summary["state"] == "stopped" and summary["reason"] == "nobody needs it" and summary["cause"] is None
         assert "uid 0" in summary["actor"] and "nobody needs it" in why(d, vm["id"])
+        assert [e["evidence"] for e in d.events(vm["id"])][-2:] == [None, f"evidence/{vm['id']}"]
 
 
 @pytest.mark.parametrize("sig, code", [(signal.SIGKILL, "vmm.killed"), (signal.SIGSEGV, "vmm.crashed"),
