@@ -1,9 +1,11 @@
 /* Puts a BPF program that returns one number on a device, as an agent of somebody else would, without a compiler.
  *
- * usage, in the device's namespace: bpf_attach NAME RETURN DEVICE xdp|xdp-native|tcx-ingress|tcx-egress|cls-ingress|cls-egress
+ * usage, in the device's namespace: bpf_attach NAME RETURN DEVICE xdp|xdp-native|tcx-ingress|tcx-egress|tcx-link-ingress|
+ *   tcx-link-egress|cls-ingress|cls-egress
  *   NAME    as bpftool and netlink show it
  *   RETURN  XDP_DROP is 1, XDP_PASS 2; TC_ACT_OK is 0, TC_ACT_SHOT 2, TC_ACT_STOLEN 4
- * cls-… wants the qdisc clsact. All stay until they are taken off or the device goes. Prints the program's id.
+ * cls-… wants the qdisc clsact. All stay until they are taken off or the device goes, but tcx-link-…: that stays with this
+ * process, which ends with its standard input. Prints the program's id.
  *
  * Source: bpf(2), include/uapi/linux/bpf.h, if_link.h (IFLA_XDP), pkt_cls.h (TCA_BPF). */
 #include <arpa/inet.h>
@@ -125,6 +127,14 @@ static int tcx_attach(int ifindex, int program, int where) {
     return bpf(BPF_PROG_ATTACH, &attr) < 0 ? -errno : 0;
 }
 
+static int tcx_link(int ifindex, int program, int where) {
+    union bpf_attr attr = {
+        .link_create = {.prog_fd = (uint32_t)program, .target_fd = (uint32_t)ifindex, .attach_type = (uint32_t)where}};
+    int fd = (int)bpf(BPF_LINK_CREATE, &attr);
+
+    return fd < 0 ? -errno : fd;
+}
+
 int main(int argc, char **argv) {
     int ifindex, program, result, r;
     const char *where;
@@ -149,6 +159,10 @@ int main(int argc, char **argv) {
         r = tcx_attach(ifindex, program, ATTACH_TCX_INGRESS);
     else if (strcmp(where, "tcx-egress") == 0)
         r = tcx_attach(ifindex, program, ATTACH_TCX_EGRESS);
+    else if (strcmp(where, "tcx-link-ingress") == 0)
+        r = tcx_link(ifindex, program, ATTACH_TCX_INGRESS);
+    else if (strcmp(where, "tcx-link-egress") == 0)
+        r = tcx_link(ifindex, program, ATTACH_TCX_EGRESS);
     else if (strcmp(where, "cls-ingress") == 0)
         r = cls_attach(ifindex, program, TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), argv[1]);
     else if (strcmp(where, "cls-egress") == 0)
@@ -159,5 +173,10 @@ int main(int argc, char **argv) {
         fprintf(stderr, "bpf_attach: %s: %s\n", where, strerror(-r));
     else
         printf("%u\n", id);
+    if (r > 0) { /* a link's descriptor */
+        fflush(stdout);
+        while (getchar() != EOF)
+            ;
+    }
     return r < 0;
 }

@@ -535,7 +535,7 @@ def tc_drop(key, hop, device, where, how, **rest):
             return [dev]
         return [dev, bed.lab.bpf("cil_drop", TC_SHOT, dev, f"{how}-{where}") and "cil_drop"]
 
-    FAULTS.append(Fault(key, hop, inject, repair="named" if how != "tcx" else None, **rest))
+    FAULTS.append(Fault(key, hop, inject, repair="named", **rest))
 
 
 tc_drop("tc.egress-drop", "tap.egress", "$TAP", "egress", "cls", alive=SECOND)

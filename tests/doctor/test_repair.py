@@ -9,13 +9,15 @@ import time
 import pytest
 
 from faults import FAULTS
-from lab import MCTL, Lab
-from test_catalogue import ONLY_INJECT, broken
+from lab import BPF_ATTACH, MCTL, Lab
+from test_catalogue import ONLY_INJECT, broken, named
 
+TC_NEXT = -1  # the next program decides
 SAFE = [f for f in FAULTS if f.repair == "safe"]
 NAMED = [f for f in FAULTS if f.repair == "named"]
 # A BPF program whose last holder let it go is no more: nobody can give it back, and --undo says so.
-IRREVERSIBLE = ("tap.xdp-drop", "tc.egress-drop", "tc.egress-drop bridge", "tc.ingress-drop", "tc.ingress-drop bridge")
+IRREVERSIBLE = ("tap.xdp-drop", "tc.egress-drop", "tc.egress-drop bridge", "tc.ingress-drop", "tc.ingress-drop bridge", "tc.egress-drop tcx",
+                "tc.ingress-drop tcx")
 pytestmark = pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
 
 
@@ -80,6 +82,49 @@ def test_only_by_name(fault, journal):
         answer = bed.doctor(f"--repair={first['id']}", env=journal)
         done = mended(bed, answer, fault)
         undo(bed, done, journal, fault)
+
+
+@pytest.mark.parametrize("where", ["egress", "ingress"])
+def test_tcx_by_a_link(journal, where):
+    """A program that hangs by its owner's link, before one that does no harm: it alone is taken off, and put back to its place."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        owner = subprocess.Popen(["nsenter", f"--net=/run/netns/{lab.name}", BPF_ATTACH, "their_drop", "2", guest.tap, f"tcx-link-{where}"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        lab.children.append(owner)
+        program = owner.stdout.readline().strip()
+        after = lab.bpf("after", TC_NEXT, guest.tap, f"tcx-{where}")
+        lab.cold()
+        assert not lab.ping(guest.address, 0.35)
+        answer = lab.doctor(guest, "--repair", env=journal)
+        assert (answer.status, answer.first["id"]) == (10, f"tc.{where}-drop"), answer
+        assert named(answer.first, ["their_drop", f"program {program}", "by link", guest.tap]) == [], answer
+        assert any("bpftool link detach id" in line for line in answer.first["repair"]["plan"]), answer
+        answer = lab.doctor(guest, f"--repair=tc.{where}-drop", env=journal)
+        done = [f for f in answer.findings if f["repair"] and f["repair"]["applied"]]
+        assert (answer.status, [f["repair"]["proven"] for f in done]) == (11, [True]), answer
+        assert lab.ping(guest.address), answer
+        saved = journal["MC_DOCTOR_JOURNAL"] + "/case.json"
+        assert lab.doctor(guest, "--save", saved).status == 0
+        assert programs(saved) == [int(after)]
+        assert lab.doctor(guest, "--undo", done[0]["repair"]["journal"], env=journal).status in (0, 10)
+        lab.doctor(guest, "--save", saved)
+        assert programs(saved) == [int(program), int(after)]
+        lab.cold()
+        assert not lab.ping(guest.address, 0.35), "undo took nothing back"
+
+
+def programs(saved):
+    """The programs on tcx, in their order, of a saved case."""
+    def rows(value):
+        if isinstance(value, dict):
+            return [value] if value.get("is_tcx") else [r for v in value.values() for r in rows(v)]
+        return [r for v in value for r in rows(v)] if isinstance(value, list) else []
+
+    with open(saved) as file:
+        before = json.load(file)["before"]
+    return [row["prog_id"] for row in rows(before)]
 
 
 def test_holder_is_never_cut_off(journal):

@@ -56,6 +56,10 @@ static void test_commands(void **state) {
           "nft chain bridge filter OUTPUT '{ policy accept; }'");
     check((struct repair_step){.action = REPAIR_QDISC_DELETE, .dev = "t", .parent = TC_H_ROOT},
           "tc qdisc del dev t root");
+    check((struct repair_step){.action = REPAIR_TCX_DETACH, .dev = "t", .value = 1, .handle = 12},
+          "bpftool net detach tcx_egress dev t");
+    check((struct repair_step){.action = REPAIR_TCX_DETACH, .dev = "t", .handle = 12, .parent = 7},
+          "bpftool link detach id 7");
     check((struct repair_step){.action = REPAIR_FILTER_DELETE, .dev = "t", .parent = 0xfffffff3, .priority = 5},
           "tc filter del dev t egress pref 5");
     check((struct repair_step){.action = REPAIR_ROUTE_DELETE, .prefix = {0xc0a80002, 32}, .route_type = RTN_BLACKHOLE},

@@ -9,11 +9,8 @@
 #include "base/fd.h"
 #include "base/str.h"
 #include "doctor/collect/collect.h"
+#include "doctor/tcx.h"
 #include "netlink/netns.h"
-
-#define TCX_INGRESS 46 /* enum bpf_attach_type; newer than Debian 12's headers */
-#define TCX_EGRESS 47
-#define PROGS_OF_DEVICE 64
 
 static int bpf(enum bpf_cmd command, union bpf_attr *attr) {
     return syscall(__NR_bpf, command, attr, sizeof *attr) < 0 ? -errno : 0;
@@ -55,16 +52,12 @@ static void describe(struct snapshot *s, uint32_t id) {
     str_hex(info.tag, sizeof info.tag, prog->tag);
 }
 
-static void query_tcx(struct snapshot *s, const struct snap_link *link, bool egress) {
-    uint32_t ids[PROGS_OF_DEVICE] = {0};
-    union bpf_attr attr = {0};
-    attr.query.target_fd = (uint32_t)link->index; /* target_ifindex has its place */
-    attr.query.attach_type = egress ? TCX_EGRESS : TCX_INGRESS;
-    attr.query.prog_ids = (uint64_t)(uintptr_t)ids;
-    attr.query.prog_cnt = PROGS_OF_DEVICE;
-    if (bpf(BPF_PROG_QUERY, &attr) < 0)
+static void list_tcx(struct snapshot *s, const struct snap_link *link, bool egress) {
+    struct tcx_prog progs[TCX_PROGS_MAX];
+    uint32_t count = 0;
+    if (tcx_list(link->index, egress, progs, &count) < 0)
         return;
-    for (uint32_t i = 0; i < attr.query.prog_cnt && i < PROGS_OF_DEVICE; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         struct snap_filter *filter = SNAP_PUSH(s, filters, SNAP_ROWS_MAX);
         if (!filter)
             return;
@@ -75,7 +68,8 @@ static void query_tcx(struct snapshot *s, const struct snap_link *link, bool egr
         filter->conditional = true;
         filter->protocol = 3;
         filter->action = -3;
-        filter->prog_id = ids[i];
+        filter->prog_id = progs[i].prog;
+        filter->link_id = progs[i].link;
         str_copy(filter->kind, sizeof filter->kind, "tcx");
     }
 }
@@ -85,8 +79,8 @@ void collect_progs(struct snapshot *s, int nsfd) {
     if (netns_enter(nsfd, &scope) < 0)
         return;
     for (uint32_t i = 0; i < s->links_count; i++) {
-        query_tcx(s, &s->links[i], false);
-        query_tcx(s, &s->links[i], true);
+        list_tcx(s, &s->links[i], false);
+        list_tcx(s, &s->links[i], true);
     }
     for (uint32_t i = 0; i < s->links_count; i++)
         describe(s, s->links[i].xdp_prog);

@@ -36,6 +36,7 @@ const char *repair_action_name(enum repair_action action) {
         [REPAIR_MASQUERADE_ADD] = "masquerade-add",
         [REPAIR_QDISC_DELETE] = "qdisc-delete",
         [REPAIR_FILTER_DELETE] = "filter-delete",
+        [REPAIR_TCX_DETACH] = "tcx-detach",
         [REPAIR_TAP_OFFLOAD] = "tap-offload",
         [REPAIR_GUEST_LINK_UP] = "guest-link-up",
         [REPAIR_GUEST_ADDRESS_ADD] = "guest-address-add",
@@ -308,6 +309,15 @@ static void put_guest(struct strbuf *text, const struct repair_step *step) {
     }
 }
 
+/* bpftool knows tcx since its version 7.5. */
+static void put_tcx(struct strbuf *text, const struct repair_step *step) {
+    if (step->parent)
+        strbuf_addf(text, "bpftool link detach id %u", step->parent);
+    else
+        put_dev(text, step->value ? "bpftool net detach tcx_egress dev" : "bpftool net detach tcx_ingress dev", step,
+                "");
+}
+
 static void put_step(struct strbuf *text, const struct repair_step *step) {
     switch (step->action) {
     case REPAIR_LINK_UP:
@@ -366,6 +376,9 @@ static void put_step(struct strbuf *text, const struct repair_step *step) {
         break;
     case REPAIR_FILTER_DELETE:
         put_filter(text, step);
+        break;
+    case REPAIR_TCX_DETACH:
+        put_tcx(text, step);
         break;
     case REPAIR_TAP_OFFLOAD:
         put_dev(text, "ethtool -K", step, step->value ? " tx on" : " tx off");

@@ -57,6 +57,8 @@ DECLARE_OP(guest_link);
 DECLARE_OP(guest_address);
 DECLARE_OP(guest_route);
 DECLARE_OP(guest_unit);
+/* ops_tcx.c */
+DECLARE_OP(tcx);
 /* ops_nft.c */
 DECLARE_OP(nft_rule);
 DECLARE_OP(nft_policy);

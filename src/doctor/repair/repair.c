@@ -153,6 +153,7 @@ const struct repair_op *repair_op_of(enum repair_action action) {
         [REPAIR_MASQUERADE_ADD] = &repair_op_masquerade,
         [REPAIR_QDISC_DELETE] = &repair_op_row,
         [REPAIR_FILTER_DELETE] = &repair_op_row,
+        [REPAIR_TCX_DETACH] = &repair_op_tcx,
         [REPAIR_TAP_OFFLOAD] = &repair_op_offload,
         [REPAIR_GUEST_LINK_UP] = &repair_op_guest_link,
         [REPAIR_GUEST_ADDRESS_ADD] = &repair_op_guest_address,

@@ -58,6 +58,7 @@ enum repair_action {
     REPAIR_MASQUERADE_ADD,   /* dev: where packets leave, prefix: whose; in a table of the doctor's own */
     REPAIR_QDISC_DELETE,     /* dev, handle: TC handle, parent: TC_H_ROOT … */
     REPAIR_FILTER_DELETE,    /* dev, parent, priority, protocol, chain, handle */
+    REPAIR_TCX_DETACH,       /* dev, value: 1 egress, 0 ingress, handle: the program's id, parent: its link's; 0 */
     REPAIR_TAP_OFFLOAD,      /* dev: value 0: tx checksum off (the host completes them itself) */
     /* Inside a guest, by its agent; object: the VM's id, dev: the guest's own name of the link. */
     REPAIR_GUEST_LINK_UP,        /* dev */

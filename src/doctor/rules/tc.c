@@ -147,14 +147,15 @@ static void describe_filter(struct judge *j, struct cause *c, const struct snap_
     const struct snap_prog *prog = snap_prog_get(j->s, f->prog_id);
     const struct snap_filter *after = same_filter(j->host->after, f);
     uint64_t more = after && after->packets > f->packets ? after->packets - f->packets : 0;
-    char where[96];
+    char where[96], id_text[16];
+    snprintf(id_text, sizeof id_text, "%u", f->link_id);
     snprintf(where, sizeof where, "%s %s pref %u handle 0x%x", link->name, f->egress ? "egress" : "ingress",
              f->priority, f->handle);
     if (f->is_tcx)
         snprintf(where, sizeof where, "%s tcx/%s", link->name, f->egress ? "egress" : "ingress");
     if (f->prog_id)
-        cause_evidence(c, "tc", where, "%s program %u \"%s\", tag %s", f->kind, f->prog_id, prog ? prog->name : "?",
-                       prog ? prog->tag : "?");
+        cause_evidence(c, "tc", where, "%s program %u \"%s\", tag %s%s%s", f->kind, f->prog_id, prog ? prog->name : "?",
+                       prog ? prog->tag : "?", f->link_id ? ", by link " : "", f->link_id ? id_text : "");
     else
         cause_evidence(c, "tc", where, "%s, action %s%s%s", f->kind, *f->actions ? f->actions : "its own",
                        f->to_link ? " to " : "", snap_link_name(j->s, f->to_link));
@@ -162,8 +163,13 @@ static void describe_filter(struct judge *j, struct cause *c, const struct snap_
         cause_evidence(c, "counters", where, "%llu packets more during the probe", (unsigned long long)more);
     if (more && c)
         c->seen = true;
-    if (f->is_tcx)
+    if (f->is_tcx) {
+        struct repair_step *off = cause_step(c, REPAIR_TCX_DETACH, link->name);
+        off->value = f->egress;
+        off->handle = f->prog_id;
+        off->parent = f->link_id;
         return;
+    }
     struct repair_step *step = cause_step(c, REPAIR_FILTER_DELETE, link->name);
     step->parent = f->parent;
     step->priority = f->priority;
