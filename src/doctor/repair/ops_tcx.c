@@ -25,7 +25,7 @@ static int enter(struct repair *repair, const struct repair_step *step, struct n
 static int tcx_read(struct repair *repair, const struct repair_step *step, char *value, char **raw, struct err *err) {
     _cleanup_netns_leave_ struct netns_scope scope = NETNS_SCOPE_NONE;
     struct tcx_prog progs[TCX_PROGS_MAX];
-    struct link link;
+    struct link link = {0};
     uint32_t count = 0;
     int r = enter(repair, step, &scope, &link, err);
     if (r < 0)
@@ -53,7 +53,7 @@ static int tcx_apply(struct repair *repair, const struct repair_step *step, stru
     _cleanup_netns_leave_ struct netns_scope scope = NETNS_SCOPE_NONE;
     char value[REPAIR_VALUE];
     struct tcx_prog prog = {0};
-    struct link link;
+    struct link link = {0};
     uint32_t before = 0;
     int r = tcx_read(repair, step, value, NULL, err);
     if (r == 0)
@@ -74,7 +74,7 @@ static int tcx_restore(struct repair *repair, const struct repair_step *step, co
                        struct err *err) {
     _cleanup_netns_leave_ struct netns_scope scope = NETNS_SCOPE_NONE;
     struct tcx_prog prog = {0};
-    struct link link;
+    struct link link = {0};
     uint32_t next = 0;
     int r = parse(before, &prog, &next, err);
     if (r < 0 || !prog.prog)
