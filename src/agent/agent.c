@@ -3,8 +3,8 @@
  * what is sent before that. So a greeting is repeated only when the one before has left our socket. Ready, it is asked
  * for its health every interval; silence for three of them ends the connection, and all begins anew.
  *
- * A guest that floods: frames that belong to nothing, and garbage, are counted by the byte. Above NOISE_MAX a second the
- * socket is not read for a while. What belongs to a job is bounded by the job's window. */
+ * A guest that floods: garbage, and frames that nobody waits for, are counted by the byte. Above NOISE_MAX a second the
+ * socket is not read for a while. What a job takes is bounded by its window, and it gets one answer. */
 #include "agent/agent.h"
 
 #include <fcntl.h>
@@ -233,7 +233,8 @@ static void greet(struct agent *agent, int64_t now_ms) {
     watch(agent);
 }
 
-static void on_hello(struct agent *agent, json_t *message) {
+/* Return: whether it was an agent's greeting that we can talk with. */
+static bool on_hello(struct agent *agent, json_t *message) {
     json_int_t version = 0, started = -1;
     const char *text = "?", *detail = "";
     char words[AGENT_WORDS_MAX];
@@ -244,44 +245,53 @@ static void on_hello(struct agent *agent, json_t *message) {
         agent->asked_at_ms = 0;
         snprintf(words, sizeof words, "ready: agent %.32s, protocol %d", text, AGENT_VERSION);
         set_state(agent, AGENT_READY, words);
-    } else if (json_unpack(message, "{s:{s:s}}", "error", "detail", &detail) == 0) {
+        return true;
+    }
+    if (json_unpack(message, "{s:{s:s}}", "error", "detail", &detail) == 0) {
         snprintf(words, sizeof words, "no common version: %.160s", detail);
         set_state(agent, AGENT_INCOMPATIBLE, words);
     }
+    return false;
 }
 
 /* ---- frames ---- */
 
-static void on_answer(struct agent_job *job, json_t *message) {
+/* Return: whether it was an answer; only one can come for a job. */
+static bool on_answer(struct agent_job *job, json_t *message) {
     struct err err = {0};
     const char *code = "", *detail = "";
     char safe[600], safe_code[40];
     json_t *ok = json_object_get(message, "ok");
     if (json_is_object(ok)) {
         job_end(job, ok, NULL);
-    } else if (json_unpack(message, "{s:{s:s, s?s}}", "error", "code", &code, "detail", &detail) == 0) {
+        return true;
+    }
+    if (json_unpack(message, "{s:{s:s, s?s}}", "error", "code", &code, "detail", &detail) == 0) {
         str_escape(detail, strnlen(detail, 512), safe, sizeof safe);
         str_escape(code, strnlen(code, 36), safe_code, sizeof safe_code);
         err_set(&err, EREMOTEIO, "guest", "the agent in the guest: %s", safe);
         snprintf(err.code, sizeof err.code, "guest.%s", safe_code);
         job_end(job, NULL, &err);
+        return true;
     }
+    return false;
 }
 
-static void on_data(struct agent_job *job, const struct agent_frame *frame) {
+/* Return: whether the guest paid for it: by the job's window, which only the job's owner opens again. */
+static bool on_data(struct agent_job *job, const struct agent_frame *frame) {
     struct err err = {0};
     size_t *window = &job->out_window[frame->stream];
     if (frame->stream == AGENT_STDIN || frame->len > *window) {
         err_set(&err, EPROTO, "agent.flow", "the agent in the guest sent more than it was given credit for");
         job_drop(job);
         job_end(job, NULL, &err);
-        return;
+        return true;
     }
+    if (!job->handler.data)
+        return false;
     *window -= frame->len;
-    if (job->handler.data)
-        job->handler.data(job->userdata, frame->stream, frame->payload, frame->len);
-    else
-        *window += frame->len;
+    job->handler.data(job->userdata, frame->stream, frame->payload, frame->len);
+    return frame->len > 0; /* empty ones cost no window */
 }
 
 static void on_credit(struct agent_job *job, const struct agent_frame *frame) {
@@ -299,16 +309,14 @@ static bool is_other_session(json_t *message) {
     return json_unpack(message, "{s:{s:s}}", "error", "code", &code) == 0 && strcmp(code, "session") == 0;
 }
 
-/* Return: whether the frame belonged to something. */
+/* Return: whether it was of use to somebody: what is not is counted as noise, whatever it belongs to. */
 static bool on_frame(struct agent *agent, const struct agent_frame *frame) {
     struct agent_job *job = frame->id ? job_find(agent, frame->id) : NULL;
     if (agent->session == 0 || frame->session != agent->session || (frame->id != 0 && !job))
         return false;
     agent->heard_at_ms = time_monotonic_ms();
-    if (job && frame->kind == AGENT_FRAME_DATA) {
-        on_data(job, frame);
-        return frame->len > 0; /* empty ones cost the guest no window */
-    }
+    if (job && frame->kind == AGENT_FRAME_DATA)
+        return on_data(job, frame);
     if (job && frame->kind == AGENT_FRAME_CREDIT) {
         on_credit(job, frame);
         return false; /* as cheap to send as they are to take: counted */
@@ -316,11 +324,11 @@ static bool on_frame(struct agent *agent, const struct agent_frame *frame) {
     if (frame->kind != AGENT_FRAME_JSON)
         return false;
     json_t *message = agent_frame_json(frame);
-    bool expected = message && (job || agent->state != AGENT_READY);
+    bool expected = false;
     if (message && job)
-        on_answer(job, message);
+        expected = on_answer(job, message);
     else if (message && agent->state != AGENT_READY)
-        on_hello(agent, message);
+        expected = on_hello(agent, message);
     else if (message && is_other_session(message))
         disconnect(agent, "it was started anew");
     json_decref(message);
