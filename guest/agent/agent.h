@@ -115,6 +115,9 @@ struct child_spec {
 /* Starts a program with its streams on the job. Errors: "exec.failed". */
 int child_start(struct job *job, const struct child_spec *spec, struct err *err);
 
+/* Ids of a user of the guest. Errors: "exec.failed", there is none. */
+int child_user(const char *user, uid_t *ret_uid, gid_t *ret_gid, struct err *err);
+
 /* Starts one whose output is kept in job->capture, and whose end calls on_done. */
 int child_capture(struct job *job, const char *const *argv, void (*on_done)(struct job *job), struct err *err);
 

@@ -58,6 +58,16 @@ static int find_account(const char *user, struct account *ret, struct err *err) 
     return 0;
 }
 
+int child_user(const char *user, uid_t *ret_uid, gid_t *ret_gid, struct err *err) {
+    struct account account;
+    int r = find_account(user, &account, err);
+    if (r < 0)
+        return r;
+    *ret_uid = account.uid;
+    *ret_gid = account.gid;
+    return 0;
+}
+
 /* ---- the environment ---- */
 
 struct environment {

@@ -13,8 +13,8 @@
 #include "base/fd.h"
 
 #define LISTENERS_MAX 64
-#define PROCESSES_MAX 4096
-#define FILES_MAX 4096 /* of one process */
+/* Descriptors that are looked at, of all processes: some 50 ms, and no program can hold up the agent by having many. */
+#define FILES_MAX 20000
 
 struct listener {
     const char *protocol;
@@ -73,12 +73,11 @@ static void name_process(struct listener *l, int pid) {
         l->program[strcspn(l->program, "\n")] = '\0';
 }
 
-static void look_at_process(struct listeners *list, int pid) {
+static void look_at_process(struct listeners *list, int pid, int *left) {
     char path[64], target[64];
     snprintf(path, sizeof path, "/proc/%d/fd", pid);
     DIR *dir = opendir(path);
-    int seen = 0;
-    for (struct dirent *e; dir && seen < FILES_MAX && (e = readdir(dir)); seen++) {
+    for (struct dirent *e; dir && *left > 0 && (e = readdir(dir)); (*left)--) {
         ssize_t n = readlinkat(dirfd(dir), e->d_name, target, sizeof target - 1);
         unsigned long inode;
         if (n <= 0)
@@ -96,13 +95,10 @@ static void look_at_process(struct listeners *list, int pid) {
 
 static void find_programs(struct listeners *list) {
     DIR *dir = opendir("/proc");
-    int seen = 0;
-    for (struct dirent *e; dir && seen < PROCESSES_MAX && (e = readdir(dir));) {
-        if (!isdigit((unsigned char)e->d_name[0]))
-            continue;
-        seen++;
-        look_at_process(list, atoi(e->d_name));
-    }
+    int left = FILES_MAX;
+    for (struct dirent *e; dir && left > 0 && (e = readdir(dir)); left--)
+        if (isdigit((unsigned char)e->d_name[0]))
+            look_at_process(list, atoi(e->d_name), &left);
     if (dir)
         closedir(dir);
 }

@@ -53,12 +53,17 @@ static int open_plain(const char *path, uint64_t flags, int *ret_fd, struct err 
     return 0;
 }
 
-static void on_read(struct job *job) {
-    job_answer(job, json_object());
+static void free_data(struct job *job) {
+    free(job->data);
 }
 
-/* {"op":"file.read","path":"/var/log/x","allow":["/var/log/"],"offset":0,"max":65536}: the content as AGENT_STDOUT.
- * offset below 0 counts from the end. */
+static void on_read(struct job *job) {
+    const int64_t *size = job->data;
+    job_answer(job, json_pack("{s:I}", "size", (json_int_t)*size));
+}
+
+/* {"op":"file.read","path":"/var/log/x","allow":["/var/log/"],"offset":0,"max":65536}: the content as AGENT_STDOUT,
+ * and {"size"}, the file's as it was opened. offset below 0 counts from the end. */
 int op_file_read(struct job *job, json_t *request, struct err *err) {
     const char *path;
     json_t *allow;
@@ -81,6 +86,12 @@ int op_file_read(struct job *job, json_t *request, struct err *err) {
         offset = st.st_size + offset > 0 ? st.st_size + offset : 0;
     if (offset > 0 && lseek(fd, offset, SEEK_SET) < 0)
         return err_sys(err, errno, "file.failed", "go to byte %lld of %s", (long long)offset, path);
+    int64_t *size = malloc(sizeof *size);
+    if (!size)
+        return err_sys(err, ENOMEM, "file.failed", "read %s", path);
+    *size = st.st_size;
+    job->data = size;
+    job->on_free = free_data;
     job->out_left = (size_t)max;
     job->on_done = on_read;
     job->out[0].fd = fd_steal(&fd);
@@ -89,14 +100,22 @@ int op_file_read(struct job *job, json_t *request, struct err *err) {
 
 /* A file that is being written under another name. */
 struct written {
-    int folder; /* descriptor */
+    int folder, file; /* descriptors; the file's own one stays when job->in_fd is closed at the input's end */
     char name[256], hidden[272];
 };
 
+/* Whether what lies under the other name is still our file: the folder may be somebody's who is not root. */
+static bool is_ours(const struct written *w) {
+    struct stat ours, there;
+    return fstat(w->file, &ours) == 0 && fstatat(w->folder, w->hidden, &there, AT_SYMLINK_NOFOLLOW) == 0 &&
+           ours.st_dev == there.st_dev && ours.st_ino == there.st_ino;
+}
+
 static void free_written(struct job *job) {
     struct written *w = job->data;
-    if (*w->hidden)
+    if (*w->hidden && is_ours(w))
         unlinkat(w->folder, w->hidden, 0);
+    fd_close(&w->file);
     fd_close(&w->folder);
     free(w);
 }
@@ -104,9 +123,11 @@ static void free_written(struct job *job) {
 static void on_written(struct job *job) {
     struct written *w = job->data;
     struct err err = {0};
-    _cleanup_close_ int fd = openat(w->folder, w->hidden, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || fsync(fd) < 0 || renameat(w->folder, w->hidden, w->folder, w->name) < 0) {
+    if (!is_ours(w))
+        err_set(&err, EBUSY, "file.failed", "write %s: somebody in the guest took the new file away", w->name);
+    else if (fsync(w->file) < 0 || renameat(w->folder, w->hidden, w->folder, w->name) < 0)
         err_sys(&err, errno, "file.failed", "write %s", w->name);
+    if (err.errnum) {
         job_fail(job, &err);
         return;
     }
@@ -114,43 +135,55 @@ static void on_written(struct job *job) {
     job_answer(job, json_object());
 }
 
-static int open_written(struct job *job, const char *path, mode_t mode, struct err *err) {
+static int open_folder(struct job *job, const char *path, struct err *err) {
     char folder[1024];
     const char *name = strrchr(path, '/') + 1;
     struct written *w = calloc(1, sizeof *w);
     if (!w)
         return err_sys(err, ENOMEM, "file.failed", "write %s", path);
-    w->folder = -1;
+    w->folder = w->file = -1;
     job->data = w;
     job->on_free = free_written;
     snprintf(folder, sizeof folder, "%.*s", name - path > 1 ? (int)(name - path - 1) : 1, path);
-    if (!*name || !str_copy(w->name, sizeof w->name, name))
+    if (!*name || strcmp(name, ".") == 0 || !str_copy(w->name, sizeof w->name, name))
         return err_set(err, EINVAL, "bad-request", "path does not name a file");
-    int r = open_plain(folder, O_PATH | O_DIRECTORY, &w->folder, err);
-    if (r < 0)
-        return r;
-    snprintf(w->hidden, sizeof w->hidden, ".%.200s.%u.new", name, (unsigned)getpid() + job->id);
-    job->in_fd = openat(w->folder, w->hidden, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (job->in_fd < 0) {
-        w->hidden[0] = '\0';
-        return err_sys(err, errno, "file.failed", "make a file in %s", folder);
-    }
-    return fchmod(job->in_fd, mode) < 0 ? err_sys(err, errno, "file.failed", "set the mode of %s", path) : 0;
+    return open_plain(folder, O_PATH | O_DIRECTORY, &w->folder, err);
 }
 
-/* {"op":"file.write","path":"/home/desktop/x","allow":["/home/desktop/"],"mode":384}: AGENT_STDIN until its end becomes
- * the file, in one step. */
+static int make_file(struct job *job, const char *path, mode_t mode, const char *user, struct err *err) {
+    struct written *w = job->data;
+    uid_t uid = (uid_t)-1;
+    gid_t gid = (gid_t)-1;
+    int r = user ? child_user(user, &uid, &gid, err) : 0;
+    if (r < 0)
+        return r;
+    snprintf(w->hidden, sizeof w->hidden, ".%.200s.%u.new", w->name, (unsigned)getpid() + job->id);
+    job->in_fd = openat(w->folder, w->hidden, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    w->file = job->in_fd < 0 ? -1 : fcntl(job->in_fd, F_DUPFD_CLOEXEC, 3);
+    if (w->file < 0)
+        return err_sys(err, errno, "file.failed", "make a file beside %s", path);
+    /* The owner before the mode: no moment in which another than the owner has more than nothing. */
+    if ((user && fchown(w->file, uid, gid) < 0) || fchmod(w->file, mode) < 0)
+        return err_sys(err, errno, "file.failed", "set owner and mode of %s", path);
+    return 0;
+}
+
+/* {"op":"file.write","path":"/home/desktop/x","allow":["/home/desktop/"],"mode":384,"user":"desktop"}: AGENT_STDIN
+ * until its end becomes the file, in one step; what was there is replaced. user: who it will belong to, else root. */
 int op_file_write(struct job *job, json_t *request, struct err *err) {
-    const char *path;
+    const char *path, *user = NULL;
     json_t *allow;
     int mode = 0600;
-    int r = request_unpack(request, err, "{s:s, s:o, s?i}", "path", &path, "allow", &allow, "mode", &mode);
+    int r = request_unpack(request, err, "{s:s, s:o, s?i, s?s}", "path", &path, "allow", &allow, "mode", &mode, "user",
+                           &user);
     if (r == 0 && (mode < 0 || mode > 0777))
         r = err_set(err, EINVAL, "bad-request", "mode is from 0 to 511 (0777)");
     if (r == 0)
         r = check_path(path, allow, err);
     if (r == 0)
-        r = open_written(job, path, (mode_t)mode, err);
+        r = open_folder(job, path, err);
+    if (r == 0)
+        r = make_file(job, path, (mode_t)mode, user, err);
     job->in_left = FILE_MAX;
     job->on_done = on_written;
     return r;
