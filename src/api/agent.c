@@ -1,27 +1,65 @@
 /* What the agent in a guest says, for who judges or mends: the doctor, an operator. The answer is a guest's word. */
+#include <sodium.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "api/internal.h"
+#include "base/fd.h"
 #include "base/str.h"
 
 #define TIMEOUT_DEFAULT_MS 10000
 #define TIMEOUT_MAX_MS 60000
+#define FILE_MAX ((size_t)1024 * 1024) /* bytes of a file in one answer */
+#define BASE64 sodium_base64_VARIANT_ORIGINAL
 
-/* Operations that stream, or that carry more than their JSON, have ways of their own. */
-static const char *const operations[] = {"health", "network", "kernel.log", "units",    "unit.log",    "unit.restart",
-                                         "ping",   "connect", "clock.set",  "net.link", "net.address", "net.route"};
+/* What a file's bytes are in, here: base64 in "data". */
+enum carries { CARRIES_NOTHING, CARRIES_OUT, CARRIES_IN };
+
+/* exec streams, and has a way of its own. */
+static const struct operation {
+    const char *name;
+    enum carries carries;
+    int timeout_ms; /* 0: the default */
+} operations[] = {
+    {"health", 0, 0},
+    {"network", 0, 0},
+    {"kernel.log", 0, 0},
+    {"units", 0, 0},
+    {"unit.log", 0, 0},
+    {"unit.restart", 0, 0},
+    {"ping", 0, 0},
+    {"connect", 0, 0},
+    {"clock.set", 0, 0},
+    {"net.link", 0, 0},
+    {"net.address", 0, 0},
+    {"net.route", 0, 0},
+    {"file.read", CARRIES_OUT, 0},
+    {"file.write", CARRIES_IN, 0},
+    {"browser.open", 0, TIMEOUT_MAX_MS}, /* a program as large as a browser starts first */
+};
 
 struct asking {
     struct http_request *req; /* NULL: the caller has gone */
+    const struct operation *operation;
+    struct agent_job *job;
+    struct strbuf read;
+    unsigned char *written; /* what is to be sent to the guest */
+    size_t written_len, written_at;
+    bool input_ended;
 };
 
-static bool is_operation(const char *name) {
+static void asking_free(struct asking *a) {
+    strbuf_free(&a->read);
+    free(a->written);
+    free(a);
+}
+
+static const struct operation *find_operation(const char *name) {
     for (size_t i = 0; name && i < sizeof operations / sizeof *operations; i++)
-        if (strcmp(operations[i], name) == 0)
-            return true;
-    return false;
+        if (strcmp(operations[i].name, name) == 0)
+            return &operations[i];
+    return NULL;
 }
 
 /* The VM's agent. Answers and returns NULL when there is none. */
@@ -56,32 +94,117 @@ static void on_gone(struct http_request *req, void *userdata) {
     a->req = NULL; /* what was asked may be a change: it goes on */
 }
 
+/* ---- a file's bytes ---- */
+
+static void on_data(void *userdata, enum agent_stream stream, const uint8_t *data, size_t len) {
+    struct asking *a = userdata;
+    if (stream == AGENT_STDOUT && len > 0)
+        strbuf_add(&a->read, (const char *)data, len);
+    /* A guest that sends more than it was asked for waits in vain for more room. */
+    if (len > 0 && !a->read.truncated)
+        agent_job_credit(a->job, stream, (uint32_t)len);
+}
+
+static void feed(struct asking *a) {
+    while (a->written_at < a->written_len && agent_job_window(a->job) > 0) {
+        size_t left = a->written_len - a->written_at, window = agent_job_window(a->job);
+        if (agent_job_write(a->job, a->written + a->written_at, left < window ? left : window) < 0)
+            return;
+        a->written_at += left < window ? left : window;
+    }
+    if (a->written_at == a->written_len && !a->input_ended)
+        a->input_ended = agent_job_write(a->job, NULL, 0) == 0;
+}
+
+static void on_credit(void *userdata, uint32_t bytes) {
+    struct asking *a = userdata;
+    if (a->operation->carries == CARRIES_IN)
+        feed(a);
+}
+
+/* Return: the answer with what was read in it; NULL without memory. */
+static json_t *with_data(const struct asking *a, json_t *ok) {
+    json_t *answer = json_copy(ok);
+    size_t size = sodium_base64_encoded_len(a->read.len, BASE64);
+    _cleanup_free_ char *text = malloc(size);
+    if (!answer || !text ||
+        json_object_set_new(
+            answer, "data",
+            json_string(sodium_bin2base64(text, size, (const unsigned char *)(a->read.data ? a->read.data : ""),
+                                          a->read.len, BASE64))) < 0) {
+        json_decref(answer);
+        return NULL;
+    }
+    return answer;
+}
+
 static void on_done(void *userdata, json_t *ok, const struct err *err) {
     struct asking *a = userdata;
     char detail[sizeof err->detail];
-    if (a->req && ok) {
-        api_json(a->req, 200, json_pack("{s:O}", "ok", ok));
+    json_t *answer = ok && a->operation->carries == CARRIES_OUT ? with_data(a, ok) : json_incref(ok);
+    if (a->req && ok && a->read.truncated) {
+        http_problem(a->req, 502, "agent.flow", NULL, "the guest sent more of the file than it was asked for", NULL);
+    } else if (a->req && ok) {
+        api_json(a->req, 200, answer ? json_pack("{s:O}", "ok", answer) : NULL);
     } else if (a->req) {
         /* The guest refused, or did not answer: neither is the caller's fault, nor ours. */
         str_escape(err->detail, strlen(err->detail), detail, sizeof detail);
         http_problem(a->req, err->errnum == ETIMEDOUT ? 504 : 502, err->code, NULL, detail, err->hint);
     }
-    free(a);
+    json_decref(answer);
+    asking_free(a);
 }
 
-/* Takes "op" and "timeout_ms" out of the body. Return: the time, or -1 after an answer. */
-static int check_body(struct http_request *req, json_t *body) {
-    const char *op = json_string_value(json_object_get(body, "op"));
+/* ---- what is asked ---- */
+
+static bool refuse(struct http_request *req, const char *detail, const char *hint) {
+    http_problem(req, 400, "body.bad-value", NULL, detail, hint);
+    return false;
+}
+
+/* Takes "data" out of the body. Return: false after an answer. */
+static bool take_data(struct http_request *req, json_t *body, struct asking *a) {
+    const char *text = json_string_value(json_object_get(body, "data")), *end = NULL;
+    size_t len = text ? json_string_length(json_object_get(body, "data")) : 0;
+    a->written = malloc(len + 1);
+    if (!text || !a->written ||
+        sodium_base642bin(a->written, len + 1, text, len, NULL, &a->written_len, &end, BASE64) < 0 || end != text + len)
+        return refuse(req, "data is the file's content in base64", NULL);
+    json_object_del(body, "data");
+    return true;
+}
+
+/* Return: false after an answer. */
+static bool limit_read(struct http_request *req, json_t *body) {
+    json_t *wanted = json_object_get(body, "max");
+    json_int_t max = wanted ? json_integer_value(wanted) : (json_int_t)FILE_MAX;
+    if (max < 1 || max > (json_int_t)FILE_MAX)
+        return refuse(req, "max is from 1 to 1048576 bytes", "read the rest with offset");
+    return json_object_set_new(body, "max", json_integer(max)) == 0;
+}
+
+/* Return: false after an answer. */
+static bool check_body(struct http_request *req, json_t *body, struct asking *a, int *ret_timeout_ms) {
     json_t *wanted = json_object_get(body, "timeout_ms");
-    json_int_t timeout_ms = wanted ? json_integer_value(wanted) : TIMEOUT_DEFAULT_MS;
-    if (!is_operation(op))
-        http_problem(req, 400, "body.bad-value", NULL, "op is not an operation of the agent that can be asked here",
-                     "doc/openapi.yaml lists them");
-    else if (timeout_ms < 1 || timeout_ms > TIMEOUT_MAX_MS)
-        http_problem(req, 400, "body.bad-value", NULL, "timeout_ms is from 1 to 60000", NULL);
-    else
-        return (int)timeout_ms;
-    return -1;
+    a->operation = find_operation(json_string_value(json_object_get(body, "op")));
+    if (!a->operation)
+        return refuse(req, "op is not an operation of the agent that can be asked here", "doc/openapi.yaml lists them");
+    json_int_t timeout_ms = a->operation->timeout_ms ? a->operation->timeout_ms : TIMEOUT_DEFAULT_MS;
+    if (wanted)
+        timeout_ms = json_integer_value(wanted);
+    if (timeout_ms < 1 || timeout_ms > TIMEOUT_MAX_MS)
+        return refuse(req, "timeout_ms is from 1 to 60000", NULL);
+    *ret_timeout_ms = (int)timeout_ms;
+    a->read.max = FILE_MAX;
+    switch (a->operation->carries) {
+    case CARRIES_NOTHING:
+        return true;
+    case CARRIES_OUT:
+        return limit_read(req, body);
+    case CARRIES_IN:
+        return take_data(req, body, a);
+    }
+    return false;
 }
 
 static json_t *parse_body(struct http_request *req) {
@@ -95,28 +218,37 @@ static json_t *parse_body(struct http_request *req) {
     return NULL;
 }
 
-void route_vm_agent_ask(struct http_request *req, const struct http_match *match, void *userdata) {
-    static const struct agent_handler handler = {.done = on_done};
-    struct agent *agent = agent_of(userdata, req, match);
-    json_t *body = agent ? parse_body(req) : NULL;
-    int timeout_ms = body ? check_body(req, body) : -1;
-    if (timeout_ms < 0) {
-        json_decref(body);
-        return;
-    }
+/* Takes body and a, whatever comes of it. */
+static void ask(struct http_request *req, struct agent *agent, json_t *body, int timeout_ms, struct asking *a) {
+    static const struct agent_handler plain = {.done = on_done};
+    static const struct agent_handler carrying = {.data = on_data, .credit = on_credit, .done = on_done};
+    const struct agent_handler *handler = a->operation->carries == CARRIES_NOTHING ? &plain : &carrying;
     struct err err = {0};
-    struct agent_job *job;
-    struct asking *a = calloc(1, sizeof *a);
-    if (!a) {
-        json_decref(body);
-        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
-        return;
-    }
-    if (agent_begin(agent, body, timeout_ms, &handler, a, &job, &err) < 0) {
-        free(a);
+    if (agent_begin(agent, body, timeout_ms, handler, a, &a->job, &err) < 0) {
+        asking_free(a);
         http_problem(req, 503, err.code, NULL, err.detail, "mctl vm console shows how far the guest is");
         return;
     }
     a->req = req;
     http_request_defer(req, on_gone, a);
+    if (a->operation->carries == CARRIES_IN)
+        feed(a);
+}
+
+void route_vm_agent_ask(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct agent *agent = agent_of(userdata, req, match);
+    json_t *body = agent ? parse_body(req) : NULL;
+    int timeout_ms = 0;
+    if (!body)
+        return;
+    struct asking *a = calloc(1, sizeof *a);
+    if (a && check_body(req, body, a, &timeout_ms)) {
+        ask(req, agent, body, timeout_ms, a);
+        return;
+    }
+    json_decref(body);
+    if (a)
+        asking_free(a);
+    else
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
 }
