@@ -15,11 +15,20 @@
 #define WINDOW_LOG_MAX 27 /* zstd -19 uses 8 MiB; a frame that asks for more than 128 MiB is hostile */
 #define HEADER 110U
 
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* newc, or newc with sums, which the kernel does not look at either. */
+static bool is_newc(const char *head) {
+    return memcmp(head, "07070", 5) == 0 && (head[5] == '1' || head[5] == '2');
+}
+
 static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
     if (packed_len > UNPACKED_MAX)
         return -EFBIG;
     ZSTD_DCtx *context = ZSTD_createDCtx();
-    size_t cap = packed_len * 4 + 65536, left = 1;
+    size_t cap = smaller(packed_len * 4 + 65536, UNPACKED_MAX), left = 1;
     char *data = malloc(cap);
     ZSTD_inBuffer in = {packed, packed_len, 0};
     ZSTD_outBuffer out = {data, cap, 0};
@@ -28,13 +37,14 @@ static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
         ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, WINDOW_LOG_MAX);
     while (r == 0 && (in.pos < in.size || (left && out.pos == out.size))) {
         if (out.pos == out.size) {
-            char *grown = out.size < UNPACKED_MAX ? reallocarray(data, 2, out.size) : NULL;
+            cap = smaller(2 * out.size, UNPACKED_MAX);
+            char *grown = cap > out.size ? realloc(data, cap) : NULL;
             if (!grown) {
-                r = out.size < UNPACKED_MAX ? -ENOMEM : -EFBIG;
+                r = cap > out.size ? -ENOMEM : -EFBIG;
                 break;
             }
             data = grown;
-            out = (ZSTD_outBuffer){data, out.size * 2, out.pos};
+            out = (ZSTD_outBuffer){data, cap, out.pos};
         }
         size_t before_in = in.pos, before_out = out.pos;
         left = ZSTD_decompressStream(context, &out, &in);
@@ -54,7 +64,7 @@ static int unpack(const char *packed, size_t packed_len, struct initrd *ret) {
 int initrd_parse(const void *data, size_t len, struct initrd *ret) {
     if (len >= 4 && memcmp(data, "\x28\xb5\x2f\xfd", 4) == 0)
         return unpack(data, len, ret);
-    if (len < 6 || memcmp(data, "07070", 5) != 0)
+    if (len < 6 || !is_newc(data))
         return len < 6 ? -EBADMSG : -EOPNOTSUPP;
     char *copy = malloc(len);
     if (!copy)
@@ -101,7 +111,7 @@ struct entry {
 static int next_entry(const struct initrd *initrd, size_t *at, struct entry *ret) {
     const char *h = initrd->data + *at;
     size_t left = initrd->len - *at, name_len;
-    if (left < HEADER || memcmp(h, "07070", 5) != 0 || !hex8(h + 14, &ret->mode) || !hex8(h + 54, &ret->len) ||
+    if (left < HEADER || !is_newc(h) || !hex8(h + 14, &ret->mode) || !hex8(h + 54, &ret->len) ||
         !hex8(h + 94, &name_len))
         return -EBADMSG;
     size_t data_at = (*at + HEADER + name_len + 3) & ~(size_t)3;
