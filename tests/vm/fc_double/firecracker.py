@@ -8,7 +8,6 @@ import re
 import select
 import socket
 import sys
-import threading
 import time
 
 from machine import Machine, os_error
@@ -48,26 +47,6 @@ def parse_arguments(argv, version):
     return args
 
 
-def serve_vsock(host, agent):
-    """One connection to the guest's agent; any other port is one at which nothing listens."""
-    with contextlib.suppress(OSError), host:
-        line = b""
-        while not line.endswith(b"\n"):
-            data = host.recv(1)
-            if not data or len(line) > 64:
-                return
-            line += data
-        if line != b"CONNECT 6100\n" or agent is None:
-            return
-        host.sendall(b"OK 1073741824\n")
-        while True:
-            for s in select.select([host, agent], [], [])[0]:
-                data = s.recv(65536)
-                if not data:
-                    return
-                (agent if s is host else host).sendall(data)
-
-
 class Server:
     """faults: what a test wants to go wrong: {"refuse": {"PUT /vsock": "words"}, "hang": "PUT /actions",
     "die": "PUT /actions" or "start", "delay_s": 0.2 for each request, "version": "1.9.0"}."""
@@ -92,8 +71,7 @@ class Server:
 
     def serve(self):
         while True:
-            sources = [self.listener, *self.buffers] + ([self.machine.vsock] if self.machine.vsock else [])
-            ready, _, _ = select.select(sources, [], [], max(0, self.flush_at - time.monotonic()))
+            ready, _, _ = select.select([self.listener, *self.buffers], [], [], max(0, self.flush_at - time.monotonic()))
             if time.monotonic() >= self.flush_at:
                 self.flush_at += FLUSH_S
                 if self.machine.state != "Not started":
@@ -101,8 +79,6 @@ class Server:
             for s in ready:
                 if s is self.listener:
                     self.buffers[s.accept()[0]] = b""
-                elif s is self.machine.vsock:
-                    threading.Thread(target=serve_vsock, args=(s.accept()[0], self.machine.agent), daemon=True).start()
                 else:
                     self.read(s)
 

@@ -11,9 +11,9 @@ import struct
 import time
 
 from spec import Refused
+from vsock import Vsock
 
 QEMU = "/usr/bin/qemu-system-x86_64"
-AGENT_PORT = "org.master-controller.agent"
 CMDLINE_MAX = 2048
 IFNAMSIZ = 16
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
@@ -61,7 +61,7 @@ class Machine:
         self.machine = {"vcpu_count": 1, "mem_size_mib": 128, "smt": False, "track_dirty_pages": False}
         self.drives, self.nics = {}, {}   # id: (description, fd)
         self.kernel = self.initrd = None
-        self.log_fd = self.metrics_fd = self.vsock = self.agent = None
+        self.log_fd = self.metrics_fd = self.vsock = None
         self.state = "Not started"
         self.qmp = None
         self.counted = (0, 0)
@@ -192,11 +192,13 @@ class Machine:
         if "entropy" in self.config:
             argv += ["-device", "virtio-rng-pci"]
         if "vsock" in self.config:
-            # TCG has no vsock: what is connected to the agent's port in the guest goes over a serial port of its name.
-            self.agent, theirs = socket.socketpair()
+            # TCG needs no vhost for it: QEMU leaves the device to us, with the guest's memory.
+            ours, theirs = socket.socketpair()
             keep.append(theirs.detach())
-            argv += ["-chardev", f"socket,id=agent,fd={keep[-1]}", "-device", "virtio-serial-pci", "-device",
-                     f"virtserialport,chardev=agent,name={AGENT_PORT}"]
+            size = self.machine["mem_size_mib"]
+            argv += ["-object", f"memory-backend-memfd,id=memory,size={size}M,share=on", "-machine", "memory-backend=memory",
+                     "-chardev", f"socket,id=vsock,fd={keep[-1]}", "-device", "vhost-user-vsock-pci,chardev=vsock"]
+            self.device = Vsock(ours, self.vsock, self.config["vsock"]["guest_cid"])
         return argv, keep
 
     def start(self):
@@ -214,6 +216,8 @@ class Machine:
         if os.getppid() != parent:
             os._exit(1)
         theirs.close()
+        if self.vsock is not None:
+            self.device.start()
         for _, fd in [*self.drives.values(), *self.nics.values()]:
             os.close(fd)
         ours.settimeout(60)
