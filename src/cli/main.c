@@ -16,7 +16,7 @@ static const struct {
     {"vm", "show", verb_vm_show, "ID"},
     {"vm", "destroy", verb_vm_destroy, "ID --reason TEXT"},
     {"vm", "console", verb_vm_console, "ID [--follow]"},
-    {"vm", "exec", verb_vm_exec, "[--user U] ID -- CMD…"},
+    {"vm", "exec", verb_vm_exec, "[--user U] [-t|-T] ID -- CMD…"},
     {"vm", "why", verb_vm_why, "ID"},
     {"image", "build", verb_image_build, "[--type browser|cli] [--out FOLDER]"},
     {"image", "verify", verb_image_verify,

@@ -1,5 +1,5 @@
-/* mctl vm exec: runs a program in a guest, through its agent. The program's streams are ours, on a terminal it gets one
- * of its own, and its exit status is ours too. */
+/* mctl vm exec: runs a program in a guest, through its agent. The program's streams are ours, and so is its exit
+ * status; on a terminal it gets one of its own (-t: in any case, -T: in none). */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -322,18 +322,27 @@ static int run(struct session *s, const char *user, int argc, char **argv) {
 }
 
 int verb_vm_exec(struct cli *cli, int argc, char **argv) {
-    static const struct option longs[] = {{"user", required_argument, NULL, 'u'}, {0}};
+    static const struct option longs[] = {{"user", required_argument, NULL, 'u'},
+                                          {"tty", no_argument, NULL, 't'},
+                                          {"no-tty", no_argument, NULL, 'T'},
+                                          {0}};
     const char *user = NULL;
+    bool has_pty = !cli->json && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     opterr = 0;
-    for (int c; (c = getopt_long(argc, argv, "+", longs, NULL)) != -1;) {
-        if (c != 'u')
+    for (int c; (c = getopt_long(argc, argv, "+tT", longs, NULL)) != -1;) {
+        if (c == 'u')
+            user = optarg;
+        else if (c == 't' || c == 'T')
+            has_pty = c == 't';
+        else
             return cli_usage(cli, "mctl vm exec does not know %s", argv[optind - 1]);
-        user = optarg;
     }
     const char *id = argv[optind];
     int at = optind + 1;
     if (at < argc && strcmp(argv[at], "--") == 0)
         at++;
+    else if (at < argc && argv[at][0] == '-')
+        return cli_usage(cli, "the options of mctl vm exec come before the ID: mctl vm exec %s ID -- CMD", argv[at]);
     if (!id || at >= argc)
         return cli_usage(cli, "mctl vm exec needs an ID and a command: mctl vm exec ID -- CMD");
     struct session s = {.cli = cli,
@@ -341,7 +350,7 @@ int verb_vm_exec(struct cli *cli, int argc, char **argv) {
                         .signal_fd = -1,
                         .window = AGENT_WINDOW,
                         .status = -1,
-                        .has_pty = !cli->json && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO),
+                        .has_pty = has_pty,
                         .out = {.max = (size_t)4 * 1024 * 1024},
                         .kept = {{0}, {.max = JSON_OUTPUT_MAX}, {.max = JSON_OUTPUT_MAX}}};
     int status = open_session(&s, id);
