@@ -92,9 +92,18 @@ def check_answer(method, path, status, content_type, body):
 def guest_image(word=""):
     """The tiny test guest's image; with a word, one that misbehaves so (tests/vm/guest/init). Built when it is not there."""
     out = HERE / ".cache" / ("test-guest" + (f"-{word}" if word else ""))
-    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", BUILD / "guest/mc-agent",
-        "--out", out, "--cache",
+    agent = BUILD / ("tests/vm/flood-agent" if word == "flood" else "guest/mc-agent")
+    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", agent, "--out", out, "--cache",
         HERE / ".cache/kernel", *(["--test", word] if word else []))
+    return out
+
+
+def golden_image(type):
+    """The real image of a type, built from the recipe when it is not there: minutes."""
+    out = HERE / ".cache/golden"
+    build = [HERE / "guest/build-image", "--init", BUILD / "guest/guest-init", "--type", type, "--out", out]
+    if run(build[0], "--check", *build[1:], check=False).returncode != 0:
+        run(*build)
     return out
 
 

@@ -1,5 +1,6 @@
 """The guest's agent with a real guest: it is beside the network, so it answers when the network is dead."""
 
+import base64
 import fcntl
 import hashlib
 import json
@@ -42,6 +43,25 @@ def mctl_exec(d, vm_id, *command, options=(), **kwargs):
 
 def shell(d, vm_id, script, **kwargs):
     return mctl_exec(d, vm_id, "sh", "-c", script, **kwargs)
+
+
+def ask(d, vm_id, op, **members):
+    answer = d.admin("POST", f"/api/vms/{vm_id}/agent", {"op": op, **members})
+    assert answer.status == 200, answer.json
+    return answer.json["ok"]
+
+
+def refused(d, vm_id, op, **members):
+    answer = d.admin("POST", f"/api/vms/{vm_id}/agent", {"op": op, **members})
+    return answer.status, answer.json["code"]
+
+
+def read_file(d, vm_id, path, **members):
+    return base64.b64decode(ask(d, vm_id, "file.read", path=path, allow=[path], **members)["data"])
+
+
+def write_file(d, vm_id, path, data, **members):
+    return ask(d, vm_id, "file.write", path=path, allow=[path], data=base64.b64encode(data).decode(), **members)
 
 
 def agent_events(d, vm_id):
@@ -166,6 +186,24 @@ def test_on_a_terminal_the_program_has_one_of_the_same_size(running):
         os.close(fd)
 
 
+def test_a_terminal_is_a_matter_of_choice(running):
+    d, vm_id = running
+    command = [harness.MCTL, "--socket", d.socket, "vm", "exec"]
+    r = subprocess.run([*command, "-t", vm_id, "--", "sh", "-c", "tty; echo wrong >&2; cat; exit 5"], input=b"in\n",
+                       capture_output=True, timeout=120)
+    assert r.returncode == 5 and b"/dev/pts/" in r.stdout and b"wrong\r\n" in r.stdout and r.stderr == b""
+    assert r.stdout.count(b"in\r\n") == 2, "once by the terminal's echo, once by cat"
+    ours, theirs = pty.openpty()
+    try:
+        r = subprocess.run([*command, "-T", vm_id, "--", "sh", "-c", "tty; exit 6"], stdin=theirs, stdout=subprocess.PIPE,
+                           timeout=120)
+        assert r.returncode == 6 and r.stdout == b"not a tty\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert subprocess.run([*command, vm_id, "-t", "true"], capture_output=True).returncode == 2
+
+
 def test_it_answers_when_the_network_is_dead(running):
     d, vm_id = running
     facts = d.state / "users" / vm_id / "agent.json"
@@ -179,6 +217,8 @@ def test_it_answers_when_the_network_is_dead(running):
             links = json.loads(facts.read_text())["network"]["links"]
             return [link["up"] for link in links if link["name"] == "eth0"] == [False]
         wait_for(told, 30, 0.2)
+        assert ask(d, vm_id, "connect", address="192.168.0.1", port=80)["why"] == "Network is unreachable"
+        assert read_file(d, vm_id, "/etc/passwd").startswith(b"root:")
     finally:
         shell(d, vm_id, "ip link set eth0 up; ip route replace default via 192.168.0.1")
     wait_for(lambda: d.vm(vm_id)["reachable"] is True, 60, 0.3)
@@ -213,6 +253,78 @@ def test_it_is_asked_over_http(running):
         answer = d.admin("POST", path, body)
         assert (answer.status, answer.json["code"]) == (status, code), body
     assert d.request("POST", path, {"op": "health"}).status == 401
+
+
+def test_files_go_over_http(running):
+    d, vm_id = running
+    data = bytes(range(256)) * 150
+    assert write_file(d, vm_id, "/tmp/a b", data, mode=0o640) == {}
+    assert shell(d, vm_id, "stat -c '%a %u' '/tmp/a b'; sha256sum <'/tmp/a b'").stdout.decode().split()[:3] == [
+        "640", "0", hashlib.sha256(data).hexdigest()]
+    assert read_file(d, vm_id, "/tmp/a b") == data
+    answer = ask(d, vm_id, "file.read", path="/tmp/a b", allow=["/tmp/"], offset=-3, max=2)
+    assert answer == {"size": len(data), "data": base64.b64encode(data[-3:-1]).decode()}
+    assert write_file(d, vm_id, "/tmp/a b", b"") == {} and read_file(d, vm_id, "/tmp/a b") == b""
+    shell(d, vm_id, "dd if=/dev/zero of=/tmp/big bs=1M count=2 2>/dev/null; echo u:x:1007:1008::/:/bin/sh >>/etc/passwd; "
+                    "mkdir /tmp/d; ln -s /etc /tmp/d/etc; ln -s /etc/passwd /tmp/d/passwd; mkfifo /tmp/d/fifo")
+    answer = ask(d, vm_id, "file.read", path="/tmp/big", allow=["/tmp/big"])
+    assert answer["size"] == 2 << 20 and len(base64.b64decode(answer["data"])) == 1 << 20
+    write_file(d, vm_id, "/tmp/of-u", b"x", user="u")
+    assert shell(d, vm_id, "stat -c '%a %u:%g' /tmp/of-u").stdout == b"600 1007:1008\n"
+    read, write = {"op": "file.read"}, {"op": "file.write", "data": "eA=="}
+    for members, status, code in (
+            ({**read, "path": "/etc/passwd", "allow": ["/tmp/"]}, 502, "guest.file.not-allowed"),
+            ({**read, "path": "/etc/passwd", "allow": []}, 502, "guest.file.not-allowed"),
+            ({**read, "path": "/etc/passwd"}, 502, "guest.bad-request"),
+            ({**read, "path": "/tmp/../etc/passwd", "allow": ["/tmp/"]}, 502, "guest.bad-request"),
+            ({**read, "path": "/tmp/d/passwd", "allow": ["/tmp/"]}, 502, "guest.file.failed"),
+            ({**read, "path": "/tmp/d/etc/passwd", "allow": ["/tmp/"]}, 502, "guest.file.failed"),
+            ({**read, "path": "/tmp/d/fifo", "allow": ["/tmp/"]}, 502, "guest.file.failed"),
+            ({**read, "path": "/tmp/none", "allow": ["/tmp/"]}, 502, "guest.file.failed"),
+            ({**read, "path": "/tmp/big", "allow": ["/tmp/"], "max": (1 << 20) + 1}, 400, "body.bad-value"),
+            ({**write, "path": "/etc/passwd", "allow": ["/tmp/"]}, 502, "guest.file.not-allowed"),
+            ({**write, "path": "/tmp/d/etc/x", "allow": ["/tmp/"]}, 502, "guest.file.failed"),
+            ({**write, "path": "/tmp/d/", "allow": ["/tmp/"]}, 502, "guest.bad-request"),
+            ({**write, "path": "/tmp/x", "allow": ["/tmp/"], "user": "nobody-there"}, 502, "guest.exec.failed"),
+            ({**write, "path": "/tmp/x", "allow": ["/tmp/"], "data": "e"}, 400, "body.bad-value"),
+            ({**write, "path": "/tmp/x", "allow": ["/tmp/"], "data": None}, 400, "body.bad-value")):
+        assert refused(d, vm_id, **members) == (status, code), members
+    # A link in the file's own place is replaced, not followed.
+    assert write_file(d, vm_id, "/tmp/d/passwd", b"mine") == {}
+    assert read_file(d, vm_id, "/etc/passwd").startswith(b"root:") and read_file(d, vm_id, "/tmp/d/passwd") == b"mine"
+    assert shell(d, vm_id, "ls -A /tmp | grep new").stdout == b""
+    shell(d, vm_id, "rm -r /tmp/*; sed -i /^u:/d /etc/passwd")
+
+
+def test_a_page_is_opened_by_an_argument_vector(running):
+    """A browser that writes down what it was called with is all that this guest has."""
+    d, vm_id = running
+    script = "#!/bin/sh\nfor a; do echo \"[$a]\"; done >/tmp/called\necho $DISPLAY $HOME $(id -u) >>/tmp/called\nexit $(cat /tmp/status)\n"
+    assert refused(d, vm_id, "browser.open", url="https://a/") == (502, "guest.exec.failed")
+    shell(d, vm_id, "echo desktop:x:1000:1000::/tmp/home:/bin/sh >>/etc/passwd; mkdir -p /usr/bin; chmod 777 /tmp; echo 0 >/tmp/status")
+    write_file(d, vm_id, "/usr/bin/chromium", script.encode(), mode=0o755)
+    assert ask(d, vm_id, "browser.open", url="https://a.example/?q=$(id)&x=;'\"") == {}
+    called = read_file(d, vm_id, "/tmp/called").decode().splitlines()
+    assert called[:2] == ["[--]", "[https://a.example/?q=$(id)&x=;'\"]"]
+    assert called[2].split()[:2] == [":0", "/tmp/home"] and called[2].split()[2] != "0"
+    for url in ("http://a.example/", "file:///etc/passwd", "javascript:alert(1)", "https://", "--no-sandbox", "https://a b",
+                "https://\u00e4.example/", "https://a/" + "x" * 4096, "HTTPS://A", ""):
+        assert refused(d, vm_id, "browser.open", url=url) == (502, "guest.bad-request"), url
+    shell(d, vm_id, "echo 1 >/tmp/status")
+    assert refused(d, vm_id, "browser.open", url="https://a/") == (502, "guest.browser.failed")
+    shell(d, vm_id, "rm -r /tmp/* /usr/bin; sed -i /^desktop:/d /etc/passwd")
+
+
+def test_a_program_ends_with_the_daemon(running):
+    d, vm_id = running
+    p = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "exec", vm_id, "--", "sh", "-c",
+                          "echo up; exec sleep 4712"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert p.stdout.readline() == b"up\n"
+    d.stop(signal.SIGKILL)
+    assert p.wait(60) == 1 and b"the connection to the daemon was lost" in p.stderr.read()
+    d.start()
+    wait_for(lambda: shell(d, vm_id, "true").returncode == 0, 60, 0.5)
+    wait_for(lambda: "sleep 4712" not in processes(d, vm_id, "sleep 4712"), 60, 0.5)
 
 
 @pytest.fixture
@@ -286,8 +398,26 @@ def test_what_else_it_knows_and_can(direct):
     direct.ask("clock.set", realtime_ms=int(time.time() * 1000))
     with pytest.raises(Refused, match="exec.failed: start systemctl"):
         direct.ask("units")  # there is no systemd in this guest
-    assert direct.ask("file.read", path="/etc/passwd", allow=["/etc/"]) == {}
-    assert direct.output[1] == b"root:x:0:0:root:/:/bin/sh\n"
+    assert direct.ask("file.read", path="/etc/passwd", allow=["/etc/"])["size"] == len(direct.output[1])
+    assert direct.output[1].startswith(b"root:x:0:0:root:/:/bin/sh\n")
+
+
+def test_a_file_that_is_swapped_while_it_is_written_is_not_taken(direct):
+    """The folder may be a user's: what he puts there under the new file's name is neither opened nor renamed."""
+    direct.ask("exec", argv=["sh", "-c", "mkdir -p /tmp/theirs; chmod 777 /tmp/theirs"])
+    for swap in ("mkfifo", "ln -s /etc/passwd", "cp /etc/passwd", None):
+        direct.last_id += 1
+        id = direct.last_id
+        direct.send(1, id, json.dumps({"op": "file.write", "path": "/tmp/theirs/a", "allow": ["/tmp/theirs/"]}).encode())
+        direct.send(2, id, b"content")
+        direct.ask("exec", argv=["sh", "-c", "cd /tmp/theirs; for f in .a.*.new; do rm $f; " +
+                                 (f"{swap} $f; done" if swap else "done")])
+        direct.send(2, id, b"")
+        answer = direct.answer(id)
+        assert answer["error"]["code"] == "file.failed" and "took the new file away" in answer["error"]["detail"], answer
+        direct.ask("exec", argv=["sh", "-c", "ls -A /tmp/theirs; rm -f /tmp/theirs/.a*"])
+        assert direct.output[1].decode().split() != ["a"] and b" a\n" not in direct.output[1]
+    direct.ask("exec", argv=["rm", "-r", "/tmp/theirs"])
 
 
 def test_it_survives_a_host_that_sends_anything(direct):
@@ -325,8 +455,31 @@ def test_a_guest_whose_agent_does_not_answer_does_not_run():
         assert mctl_exec(d, vm["id"], "true").returncode == 5
 
 
+def test_a_guest_that_floods_holds_up_nobody(each_vmm):
+    """Its agent greets, and then talks without end about what was asked, what was not, and nothing at all."""
+    with daemon(image=harness.guest_image("flood")) as d:
+        vm = d.create(wait=True)
+        wait_for(lambda: "agent-ready" in agent_events(d, vm["id"]), 60, 0.5)
+        other = d.create(user="u2")
+        assert refused(d, vm["id"], "ping", address="192.168.0.1", timeout_ms=3000) == (504, "agent.timeout")
+        before, began = cpu_s(d.process.pid), time.monotonic()
+        for _ in range(8):
+            assert d.get("/health").status == 200
+            time.sleep(0.5)
+        # It reads half a MiB of it a second: unhindered it would be all that a processor can.
+        assert (cpu_s(d.process.pid) - before) / (time.monotonic() - began) < 0.4
+        assert d.vm(other["id"])["state"] in ("booting", "running")
+        assert d.mctl("--json", "vm", "destroy", vm["id"], "--reason", "floods").json["vm"]["state"] == "stopped"
+
+
+def cpu_s(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        words = f.read().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_under_firecracker_it_is_reached_by_vsock():
-    """The double's guest has no vsock; what is tested is the host's half: CONNECT, OK, and the channel behind it."""
+    """The double's device is a vsock's, served by the double: the guest's kernel and agent have nothing else."""
     with daemon(start=False) as d:
         d.use_firecracker()
         d.start()
@@ -334,6 +487,8 @@ def test_under_firecracker_it_is_reached_by_vsock():
         assert vm["state"] == "running" and vm["vmm"] == "firecracker"
         assert agent_events(d, vm["id"]) == ["agent-ready"]
         assert shell(d, vm["id"], "echo by vsock").stdout == b"by vsock\n"
+        devices = shell(d, vm["id"], "cd /sys; ls class/virtio-ports; ls bus/virtio/drivers/vmw_vsock_virtio_transport").stdout
+        assert re.search(rb"^virtio\d+$", devices, re.M) and b"vport" not in devices
         d.stop(signal.SIGKILL)
         d.start()
         wait_for(lambda: shell(d, vm["id"], "echo again").stdout == b"again\n", 60, 0.5)
