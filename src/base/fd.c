@@ -220,16 +220,19 @@ int dir_remove(const char *path) {
 int fd_connect_unix(int folder_fd, const char *name, uint32_t uid, pid_t pid, int *ret_fd) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     struct ucred peer;
+    struct stat st;
     socklen_t len = sizeof peer;
     _cleanup_close_ int inode = openat(folder_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (inode < 0)
+    if (inode < 0 || fstat(inode, &st) < 0)
         return -errno;
+    if (!pid && st.st_uid != uid)
+        return -EPERM;
     _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     snprintf(addr.sun_path, sizeof addr.sun_path, "/proc/self/fd/%d", inode);
     if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0 ||
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
         return -errno;
-    if (peer.uid != uid || (pid && peer.pid != pid))
+    if (pid && (peer.uid != uid || peer.pid != pid))
         return -EPERM;
     *ret_fd = fd_steal(&fd);
     return 0;

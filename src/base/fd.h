@@ -31,9 +31,10 @@ int fd_steal(int *fd);
 int fd_write_all(int fd, const void *data, size_t len);
 
 /* Connects to the unix socket `name`, one component, in a folder, without waiting and without following a symbolic link;
- * a path may be longer than the 107 bytes of a socket's address so. Who listens there must be of that uid, and that
- * process (0: any): else -EPERM, and nothing was said to it. Return: 0 with a non-blocking descriptor, or -errno.
- * Source: unix(7), SO_PEERCRED: of a stream socket, who called listen(2). */
+ * a path may be longer than the 107 bytes of a socket's address so. Who listens there must be that process of that uid;
+ * with a pid of 0 it is the socket's file that must be that uid's, because one that was handed to another process may be
+ * listened on by that: else -EPERM, and nothing was said to it. Return: 0 with a non-blocking descriptor, or -errno.
+ * Source: unix(7), SO_PEERCRED: of a stream socket, who called listen(2) last; QEMU calls it on what it is given. */
 int fd_connect_unix(int folder_fd, const char *name, uint32_t uid, pid_t pid, int *ret_fd);
 
 /* Reads a regular file of at most max bytes into a new NUL-terminated buffer (the caller frees). The last
