@@ -52,14 +52,14 @@ json_t *op_health(struct agent *agent, json_t *request, struct err *err) {
                      proc_value("/proc/vmstat", "oom_kill"), "cmdline", text_of_file("/proc/cmdline", 2048));
 }
 
-/* What an operator looks for first. */
+/* What an operator looks for first, as the kernel spells it: a "bug" of the firmware's is none of these. */
 static bool is_trouble(const char *line) {
     static const char *const words[] = {
-        "Out of memory",         "oom-kill",    "Kernel panic", "BUG:",          "Oops:",
-        "blocked for more than", "soft lockup", "I/O error",    "EXT4-fs error", "segfault",
-        "general protection",    "call trace:"};
+        "ut of memory", "oom-kill",    "Kernel panic", "BUG:",          "Oops:",    "blocked for more than",
+        "soft lockup",  "hard LOCKUP", "I/O error",    "EXT4-fs error", "segfault", "general protection",
+        "Call Trace:"};
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcasestr(line, words[i]))
+        if (strstr(line, words[i]))
             return true;
     return false;
 }
