@@ -1,0 +1,72 @@
+"""The agent where systemd is PID 1 and a desktop runs: the real browser image. It is made once, minutes, where ./run of
+tests/e2e has its own."""
+
+import subprocess
+
+import pytest
+
+import harness
+from harness import daemon, wait_for
+from test_agent import agent_events, ask, refused, shell
+
+BOOT_S = 900  # an emulated desktop on a busy host
+
+
+@pytest.fixture(scope="module")
+def desktop():
+    with daemon(image=harness.golden_image("browser"), vm={"browser_boot_timeout": str(BOOT_S)}) as d:
+        vm = d.create(type="browser")
+        d.wait_state(vm["id"], "running", BOOT_S)
+        yield d, vm["id"]
+
+
+def unit(d, vm_id, name):
+    (told,) = ask(d, vm_id, "units", names=[name], timeout_ms=60000)["units"]
+    return told
+
+
+def test_units_are_told_and_restarted(desktop):
+    d, vm_id = desktop
+    told = unit(d, vm_id, "x11vnc.service")
+    assert (told["LoadState"], told["ActiveState"], told["UnitFileState"]) == ("loaded", "active", "enabled"), told
+    assert unit(d, vm_id, "none.service")["LoadState"] == "not-found"
+    pid = shell(d, vm_id, "systemctl show --value -p MainPID x11vnc").stdout
+    assert ask(d, vm_id, "unit.restart", name="x11vnc.service", timeout_ms=60000) == {}
+    assert shell(d, vm_id, "systemctl show --value -p MainPID x11vnc").stdout != pid
+    assert refused(d, vm_id, "unit.restart", name="none.service", timeout_ms=60000) == (502, "guest.unit.failed")
+    assert "Started" in ask(d, vm_id, "unit.log", name="x11vnc.service", lines=50, timeout_ms=60000)["text"]
+    assert any(u["Id"] == "mc-agent.service" and u["ActiveState"] == "active"
+               for u in ask(d, vm_id, "units", timeout_ms=60000)["units"])
+
+
+def test_a_killed_agent_is_started_by_its_unit_and_its_programs_are_gone(desktop):
+    d, vm_id = desktop
+    before = len(agent_events(d, vm_id))
+    p = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "exec", vm_id, "--", "sh", "-c",
+                          "echo up; exec sleep 4713"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert p.stdout.readline() == b"up\n"
+    shell(d, vm_id, "systemctl kill --kill-who=main -s KILL mc-agent")
+    assert p.wait(120) == 1
+    wait_for(lambda: agent_events(d, vm_id)[before:] == ["agent-lost", "agent-ready"], 120, 0.5)
+    assert int(shell(d, vm_id, "systemctl show --value -p NRestarts mc-agent").stdout) == 1
+    assert b"sleep 4713" not in shell(d, vm_id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
+
+
+def test_a_page_is_handed_to_the_browser_that_runs(desktop):
+    d, vm_id = desktop
+
+    def browsers():
+        """as many browsers as the unit's own, after a page was opened"""
+        return shell(d, vm_id, "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep '^/usr/lib/chromium/chromium ' | "
+                               "grep -v -- --type=; done 2>/dev/null | wc -l").stdout.strip()
+    wait_for(lambda: browsers() == b"1", 600, 3)
+    pid = shell(d, vm_id, "systemctl show --value -p MainPID chromium").stdout
+    wait_for(lambda: shell(d, vm_id, "test -S $(readlink -f /home/desktop/.config/chromium/SingletonSocket)").returncode == 0, 600, 3)
+    assert ask(d, vm_id, "browser.open", url="https://192.168.0.1/where?a=$(id)&b=1") == {}
+    assert browsers() == b"1" and shell(d, vm_id, "systemctl show --value -p MainPID chromium").stdout == pid
+    wait_for(lambda: knows_page(d, vm_id), 300, 5)
+
+
+def knows_page(d, vm_id):
+    """the browser that runs has the page in its session's files"""
+    return shell(d, vm_id, "grep -rla '192.168.0.1/where' /home/desktop/.config/chromium/Default/ 2>/dev/null").stdout
