@@ -17,7 +17,9 @@ struct doctor_options {
     struct net_mac guest_mac;
     uint16_t guest_port; /* 0: not given */
     const char *state_dir;
-    const char *socket; /* of the daemon's API, to ask guests' agents by; NULL or "": nobody is asked */
+    const char *socket;        /* of the daemon's API, to ask guests' agents by; NULL or "": nobody is asked */
+    const struct target *keep; /* looked at in any case: what a repair of one of them made of the others. NULL: none */
+    uint32_t keep_count;
     bool no_probe, no_trace;
     const char *disabled; /* finding ids that are not given, commas between; for tests of unknown.<hop>. NULL: none */
 };

@@ -11,7 +11,7 @@
 #include "doctor/repair/repair.h"
 #include "netlink/netns.h"
 
-#define ROUNDS_MAX 16
+#define ROUNDS_MAX 64 /* a host's TAPs, one by one; a second run goes on */
 #define SETTLE_MS 120 /* a port's carrier and state follow its flags a little later */
 #define LOOK_AGAIN_MS 400
 #define LOCK_WAIT_MS 30000 /* for another doctor that repairs: longer than most repairs take */
@@ -23,16 +23,19 @@ struct attempt {
 };
 
 struct mending {
-    const struct doctor_options *options;
+    struct doctor_options options;
+    struct target *targets; /* of the first look: they are looked at each time */
     const char *which;
     struct repair *repair;
-    struct attempt attempts[ROUNDS_MAX];
+    struct attempt *attempts;
     size_t count;
 };
 
 static void mending_free(struct mending *m) {
     for (size_t i = 0; i < m->count; i++)
         free(m->attempts[i].finding.steps);
+    free(m->attempts);
+    free(m->targets);
     repair_close(m->repair);
 }
 #define _cleanup_mending_ __attribute__((cleanup(mending_free)))
@@ -83,7 +86,7 @@ static bool is_there(const struct doctor_case *c, const struct attempt *attempt)
 
 static int look_again(const struct mending *m, struct doctor_case **c, struct err *err) {
     struct doctor_case *again = NULL;
-    int r = doctor_run(m->options, &again, err);
+    int r = doctor_run(&m->options, &again, err);
     if (r < 0)
         return r;
     doctor_case_free(*c);
@@ -116,10 +119,12 @@ static int prove(const struct mending *m, const struct attempt *attempt, struct 
 
 /* The finding keeps its steps in the case; the attempt has a copy. */
 static int remember(struct mending *m, const struct finding *f, const char *tap, struct attempt **ret) {
-    struct attempt *a = &m->attempts[m->count];
-    struct repair_step *steps = calloc(f->step_count, sizeof *steps);
+    struct attempt *grown = reallocarray(m->attempts, m->count + 1, sizeof *grown);
+    struct repair_step *steps = grown ? calloc(f->step_count, sizeof *steps) : NULL;
+    m->attempts = grown ? grown : m->attempts;
     if (!steps)
         return -ENOMEM;
+    struct attempt *a = &grown[m->count];
     memcpy(steps, f->steps, f->step_count * sizeof *steps);
     a->finding = *f;
     a->finding.steps = steps;
@@ -223,9 +228,9 @@ static int take_back_unfinished(struct mending *m, struct doctor_case **c, struc
 
 static int begin(struct mending *m, int nsfd, const char *journal_dir, struct doctor_case **c, struct err *err) {
     bool waited = false;
-    int r = repair_open(nsfd, m->options->netns, journal_dir, &m->repair, err);
+    int r = repair_open(nsfd, m->options.netns, journal_dir, &m->repair, err);
     if (r == 0)
-        repair_use_daemon(m->repair, m->options->socket);
+        repair_use_daemon(m->repair, m->options.socket);
     if (r == 0)
         r = repair_lock(m->repair, LOCK_WAIT_MS, &waited, err);
     if (r == 0 && waited) /* what the other one did is not in what we saw */
@@ -253,13 +258,27 @@ static void tell_why_not(const struct mending *m, struct doctor_case *c) {
                             : "it was found, and no program can repair it");
 }
 
+/* A bridge whose first TAP is attached again hides that the others are not: all that were looked at stay so. */
+static int keep_targets(struct mending *m, const struct doctor_case *c, struct err *err) {
+    m->targets = calloc(c->count + 1U, sizeof *m->targets);
+    if (!m->targets)
+        return err_sys(err, ENOMEM, "doctor.failed", "repair");
+    if (c->targets)
+        memcpy(m->targets, c->targets, c->count * sizeof *m->targets);
+    m->options.keep = m->targets;
+    m->options.keep_count = c->count;
+    return 0;
+}
+
 int doctor_repair(const struct doctor_options *options, const char *which, const char *journal_dir,
                   struct doctor_case **c, struct err *err) {
     int64_t began_ms = time_monotonic_ms() - (*c)->duration_ms;
     _cleanup_close_ int nsfd = -1;
-    _cleanup_mending_ struct mending m = {.options = options, .which = which};
+    _cleanup_mending_ struct mending m = {.options = *options, .which = which};
     struct doctor_recovered recovered;
     int r = netns_open(options->netns, &nsfd, err);
+    if (r == 0)
+        r = keep_targets(&m, *c, err);
     if (r == 0)
         r = begin(&m, nsfd, journal_dir, c, err);
     recovered = (*c)->recovered;

@@ -118,6 +118,13 @@ static int find_vm(struct doctor_case *c, const struct doctor_options *o, struct
     return add_target(c, found->tap, o, true) < 0 ? err_sys(err, ENOMEM, "doctor.failed", "find the VM") : 0;
 }
 
+static bool is_target(const struct doctor_case *c, const char *tap) {
+    for (uint32_t i = 0; i < c->count; i++)
+        if (strcmp(c->targets[i].tap, tap) == 0)
+            return true;
+    return false;
+}
+
 /* Every TAP of the bridge; TAPs of recorded VMs wherever they are; and when the bridge has none at all, those that are
  * ports of nothing: it may have been made again. */
 static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
@@ -138,6 +145,9 @@ static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
     for (uint32_t i = 0; r == 0 && i < s->vms_count && c->count < TARGETS_MAX; i++)
         if (!snap_link_by_name(s, s->vms[i].tap) && s->vms[i].pid)
             r = add_target(c, s->vms[i].tap, o, false);
+    for (uint32_t i = 0; r == 0 && i < o->keep_count && c->count < TARGETS_MAX; i++)
+        if (!is_target(c, o->keep[i].tap))
+            r = add_target(c, o->keep[i].tap, o, false);
     return r;
 }
 

@@ -380,3 +380,56 @@ def test_somebody_works_against_it(journal, tmp_path):
         assert not (tmp_path / "unfinished").exists()
         answer = lab.doctor(guest, "--repair", env=journal)
         assert answer.status == 11 and "recovered" not in answer.json, answer
+
+
+def test_the_whole_bridge_was_made_again(journal):
+    """No TAP is a port of the new bridge: all are attached again in one run, also those that stop being found when the first is."""
+    with Lab() as lab:
+        guests = [lab.guest() for _ in range(3)]
+        lab.batch(f"link del br0\nlink add br0 type bridge\nlink set br0 up\naddress add {lab.address} dev br0")
+        answer = lab.doctor(None, "--repair", env=journal)
+        assert answer.status == 11, answer
+        for guest in guests:
+            assert lab.link(guest.tap)["master"] == "br0", answer
+            assert lab.ping(guest.address), answer
+
+
+def test_a_port_is_given_back_as_it_was(journal):
+    """A TAP that is taken from another bridge and back has all that was set of its port there."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.batch(f"link add br1 type bridge\nlink set br1 up\nlink set {guest.tap} master br1")
+        lab.bridge("link", "set", "dev", guest.tap, "hairpin", "on", "cost", "77", "isolated", "on", "learning", "off")
+        before = lab.bridge("-d", "link", "show", "dev", guest.tap)
+        answer = lab.doctor(guest, "--repair", env=journal)
+        assert (answer.status, answer.first["id"]) == (11, "tap.wrong-bridge"), answer
+        assert lab.doctor(guest, "--undo", answer.first["repair"]["journal"], env=journal).status == 0
+        assert lab.bridge("-d", "link", "show", "dev", guest.tap) == before
+
+
+def test_rules_of_one_priority(journal):
+    """Two policy rules have the same number: the one that is to blame is taken away, and comes back."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.ip("rule", "add", "to", "10.0.0.0/8", "lookup", "main", "pref", 10)
+        lab.ip("rule", "add", "to", guest.address, "blackhole", "pref", 10)
+        before = lab.ip("rule")
+        answer = lab.doctor(guest, "--repair=host.policy-rule", env=journal)
+        assert answer.status == 11, answer
+        assert answer.first["repair"]["plan"] == [f"ip rule del pref 10 to {guest.address}/32 blackhole"], answer
+        assert "10.0.0.0/8" in lab.ip("rule")
+        assert lab.doctor(guest, "--undo", answer.first["repair"]["journal"], env=journal).status == 0
+        assert sorted(lab.ip("rule").splitlines()) == sorted(before.splitlines())
+
+
+def test_what_could_not_be_given_back_is_not_taken(journal):
+    """The classes of a qdisc go with it: it is left to a person."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.tc("qdisc", "replace", "dev", guest.tap, "root", "handle", "1:", "htb", "default", "10")
+        lab.tc("class", "add", "dev", guest.tap, "parent", "1:", "classid", "1:10", "htb", "rate", "8bit", "burst", "1", "cburst", "1")
+        before = lab.tc("class", "show", "dev", guest.tap)
+        answer = lab.doctor(guest, f"--repair={lab.doctor(guest).first['id']}", env=journal)
+        assert answer.status == 10, answer
+        assert answer.first["repair"]["applied"] is False and answer.first["repair"]["plan"], answer
+        assert lab.tc("class", "show", "dev", guest.tap) == before

@@ -351,7 +351,10 @@ static void test_rows(void **state) {
         repair,
         (struct repair_step){.action = REPAIR_ROUTE_DELETE, .prefix = {0x0a020007, 32}, .route_type = RTN_BLACKHOLE},
         "present", "absent");
-    apply_and_undo(repair, (struct repair_step){.action = REPAIR_POLICY_DELETE, .value = 32767}, "present", "absent");
+    apply_and_undo(
+        repair,
+        (struct repair_step){.action = REPAIR_POLICY_DELETE, .value = 32767, .route_table = 253, .route_type = 1},
+        "present", "absent");
     apply_and_undo(repair, (struct repair_step){.action = REPAIR_LINK_TXQLEN, .dev = "br3", .value = 77}, "1000", "77");
     struct repair_step gone = {.action = REPAIR_ROUTE_DELETE, .prefix = {0x0a020009, 32}};
     struct repair_entry *entry = NULL;

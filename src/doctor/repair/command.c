@@ -1,5 +1,6 @@
 /* A step as the command that a person would type. */
 #include <arpa/inet.h>
+#include <linux/fib_rules.h>
 #include <linux/if_link.h>
 #include <linux/netfilter.h>
 #include <linux/pkt_sched.h>
@@ -269,6 +270,33 @@ static void put_neighbour(struct strbuf *text, const struct repair_step *step) {
         strbuf_addf(text, " vlan %llu", (unsigned long long)step->value);
 }
 
+/* As much of it as ip(8) needs to tell it from others of its priority. */
+static void put_rule(struct strbuf *text, const struct repair_step *step) {
+    static const char *const actions[] = {
+        [FR_ACT_BLACKHOLE] = " blackhole", [FR_ACT_UNREACHABLE] = " unreachable", [FR_ACT_PROHIBIT] = " prohibit"};
+    strbuf_addf(text, "ip rule del pref %llu", (unsigned long long)step->value);
+    if (step->route_scope) {
+        strbuf_addf(text, " from ");
+        put_prefix(text, (struct net_prefix){step->gateway, step->route_scope});
+    }
+    if (step->prefix.length) {
+        strbuf_addf(text, " to ");
+        put_prefix(text, step->prefix);
+    }
+    if (*step->object) {
+        strbuf_addf(text, " iif ");
+        put_safe(text, step->object);
+    }
+    if (step->parent)
+        strbuf_addf(text, " fwmark 0x%x", step->parent);
+    if (step->protocol)
+        strbuf_addf(text, " ipproto %u", step->protocol);
+    if (step->route_type == FR_ACT_TO_TBL && step->route_table)
+        strbuf_addf(text, " lookup %u", step->route_table);
+    else if (step->route_type < sizeof actions / sizeof *actions && actions[step->route_type])
+        strbuf_addf(text, "%s", actions[step->route_type]);
+}
+
 static void put_key(struct strbuf *text, const struct repair_step *step) {
     char key[sizeof step->object];
     str_copy(key, sizeof key, step->object);
@@ -355,7 +383,7 @@ static void put_step(struct strbuf *text, const struct repair_step *step) {
         put_route(text, step);
         break;
     case REPAIR_POLICY_DELETE:
-        strbuf_addf(text, "ip rule del pref %llu", (unsigned long long)step->value);
+        put_rule(text, step);
         break;
     case REPAIR_SYSCTL:
         put_key(text, step);

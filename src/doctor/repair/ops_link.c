@@ -167,12 +167,60 @@ const struct repair_op repair_op_up = {up_read, up_apply, up_restore};
 
 /* --- master --- */
 
+/* A device that leaves a bridge loses how its port was set: kept in the journal, and given back with the bridge. */
+struct port_setting {
+    uint16_t type, len;
+    uint64_t value;
+};
+
+static char *keep_port(const struct facts *facts) {
+    static const uint16_t types[] = {
+        IFLA_BRPORT_PRIORITY,        IFLA_BRPORT_COST,           IFLA_BRPORT_MODE,
+        IFLA_BRPORT_GUARD,           IFLA_BRPORT_PROTECT,        IFLA_BRPORT_FAST_LEAVE,
+        IFLA_BRPORT_LEARNING,        IFLA_BRPORT_UNICAST_FLOOD,  IFLA_BRPORT_PROXYARP,
+        IFLA_BRPORT_PROXYARP_WIFI,   IFLA_BRPORT_MCAST_TO_UCAST, IFLA_BRPORT_MCAST_FLOOD,
+        IFLA_BRPORT_BCAST_FLOOD,     IFLA_BRPORT_VLAN_TUNNEL,    IFLA_BRPORT_GROUP_FWD_MASK,
+        IFLA_BRPORT_NEIGH_SUPPRESS,  IFLA_BRPORT_ISOLATED,       IFLA_BRPORT_LOCKED,
+        IFLA_BRPORT_MULTICAST_ROUTER};
+    struct port_setting kept[sizeof types / sizeof *types] = {0};
+    size_t count = 0;
+    for (size_t i = 0; strcmp(facts->slave_kind, "bridge") == 0 && i < sizeof types / sizeof *types; i++) {
+        const struct attr_value *v = &facts->port[types[i]];
+        if (v->there && v->len <= sizeof v->value)
+            kept[count++] = (struct port_setting){types[i], v->len, v->value};
+    }
+    return count ? repair_hex(kept, count * sizeof *kept) : NULL;
+}
+
+/* bridge link set dev DEV priority N cost N hairpin … */
+static int give_port_back(struct repair *repair, const struct repair_step *step, const char *raw, struct err *err) {
+    size_t len = 0;
+    struct link link;
+    struct rtnl_msg msg;
+    _cleanup_free_ struct port_setting *kept = raw ? repair_unhex(raw, &len) : NULL;
+    int r = kept ? repair_find_dev(repair, step, &link, err) : -ENOENT;
+    if (r < 0)
+        return kept ? r : 0;
+    struct ifinfomsg *ifi = rtnl_msg_begin(&msg, RTM_SETLINK, 0, sizeof *ifi);
+    ifi->ifi_index = link.index;
+    ifi->ifi_family = AF_BRIDGE;
+    struct nlattr *nest = rtnl_nest_begin(&msg, IFLA_PROTINFO | NLA_F_NESTED);
+    for (size_t i = 0; i < len / sizeof *kept; i++)
+        if (kept[i].len <= sizeof kept[i].value)
+            rtnl_put(&msg, kept[i].type, &kept[i].value, kept[i].len);
+    rtnl_nest_end(&msg, nest);
+    return rtnl_change(repair->rtnl, &msg, err);
+}
+
 static int master_read(struct repair *repair, const struct repair_step *step, char *value, char **raw,
                        struct err *err) {
     struct link link, master;
-    int r = repair_find_dev(repair, step, &link, err);
+    struct facts facts;
+    int r = get_facts(repair, step, &link, &facts, err);
     if (r < 0)
         return r;
+    if (raw)
+        *raw = keep_port(&facts);
     say(value, NO_VALUE);
     if (link.master && link_get_by_index(repair->rtnl, link.master, &master, NULL) == 0)
         say(value, "%s", master.name);
@@ -200,7 +248,8 @@ static int master_apply(struct repair *repair, const struct repair_step *step, s
 
 static int master_restore(struct repair *repair, const struct repair_step *step, const char *before, const char *raw,
                           struct err *err) {
-    return master_set(repair, step, before, err);
+    int r = master_set(repair, step, before, err);
+    return r < 0 || strcmp(before, NO_VALUE) == 0 ? r : give_port_back(repair, step, raw, err);
 }
 
 const struct repair_op repair_op_master = {master_read, master_apply, master_restore};

@@ -57,8 +57,21 @@ static bool match_route(const struct nlmsghdr *nlh, const struct search *search)
 }
 
 static bool match_policy(const struct nlmsghdr *nlh, const struct search *search) {
+    const struct repair_step *step = search->step;
     const struct fib_rule_hdr *rule = mnl_nlmsg_get_payload(nlh);
-    return rule->family == AF_INET && attr_u32(nlh, sizeof *rule, FRA_PRIORITY) == search->step->value;
+    const struct nlattr *proto = attr_of(nlh, sizeof *rule, FRA_IP_PROTO),
+                        *in = attr_of(nlh, sizeof *rule, FRA_IIFNAME);
+    uint32_t table = attr_u32(nlh, sizeof *rule, FRA_TABLE);
+    char iif[REPAIR_DEVICE] = "";
+    if (in)
+        rtnl_attr_text(in, iif, sizeof iif);
+    return rule->family == AF_INET && attr_u32(nlh, sizeof *rule, FRA_PRIORITY) == step->value &&
+           rule->dst_len == step->prefix.length &&
+           ntohl(attr_u32(nlh, sizeof *rule, FRA_DST)) == step->prefix.address && rule->src_len == step->route_scope &&
+           ntohl(attr_u32(nlh, sizeof *rule, FRA_SRC)) == step->gateway &&
+           attr_u32(nlh, sizeof *rule, FRA_FWMARK) == step->parent && strcmp(iif, step->object) == 0 &&
+           (proto && mnl_attr_get_payload_len(proto) ? mnl_attr_get_u8(proto) : 0) == step->protocol &&
+           (table ? table : rule->table) == step->route_table && rule->action == step->route_type;
 }
 
 /* What the kernel learned by itself is no object: it comes and goes, also in the place of a fixed entry that was taken
@@ -213,11 +226,31 @@ static uint32_t bpf_id(const struct search *search) {
     return 0;
 }
 
+/* The classes of a qdisc, and what hangs below them, go with it and are in no row of its own. */
+static bool has_classes(const struct search *search) {
+    static const char *const kinds[] = {"htb", "hfsc", "drr", "qfq", "ets", "cbq", "prio", "mqprio"};
+    char kind[32] = "";
+    const char *row = search->found, *end = row + search->found_len;
+    for (const struct nlattr *attr = (const void *)(row + MNL_ALIGN(search->header));
+         mnl_attr_ok(attr, (int)(end - (const char *)attr)); attr = mnl_attr_next(attr))
+        if (mnl_attr_get_type(attr) == TCA_KIND)
+            rtnl_attr_text(attr, kind, sizeof kind);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kind, kinds[i]) == 0)
+            return true;
+    return false;
+}
+
 static int row_read(struct repair *repair, const struct repair_step *step, char *value, char **raw, struct err *err) {
     struct search search;
     int r = find_row(repair, step, &search, err);
     if (r < 0)
         return r;
+    if (raw && search.found && step->action == REPAIR_QDISC_DELETE && has_classes(&search)) {
+        free(search.found);
+        err_set(err, ENOTSUP, "repair.irreversible", "its classes could not be put back: nothing was changed");
+        return err_hint(err, "keep `tc -s class show` before you delete it by hand");
+    }
     snprintf(value, REPAIR_VALUE, "%s", search.found ? "present" : ABSENT);
     if (search.found && raw)
         *raw = repair_hex(search.found, search.found_len);

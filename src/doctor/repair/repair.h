@@ -33,24 +33,25 @@
 
 enum repair_action {
     REPAIR_NONE,
-    REPAIR_LINK_UP,          /* dev */
-    REPAIR_LINK_DOWN,        /* dev */
-    REPAIR_LINK_MASTER,      /* dev, object: the bridge's name; "": none */
-    REPAIR_LINK_MAC,         /* dev, mac: also pins a bridge's, the present one may be given again */
-    REPAIR_LINK_MTU,         /* dev, value */
-    REPAIR_LINK_XDP_OFF,     /* dev: all of its XDP programs */
-    REPAIR_LINK_PROTO_UP,    /* dev: protodown off */
-    REPAIR_LINK_MODE,        /* dev, value: IF_LINK_MODE_DEFAULT 0 or _DORMANT 1 */
-    REPAIR_LINK_TXQLEN,      /* dev, value: packets; a TAP's ring is resized with it */
-    REPAIR_LINK_ARP,         /* dev, value: 1 arp on, 0 noarp */
-    REPAIR_PORT_ATTR,        /* dev, attr IFLA_BRPORT_…, attr_size 1, 2 or 4, value */
-    REPAIR_BRIDGE_ATTR,      /* dev, attr IFLA_BR_…, attr_size, value */
-    REPAIR_FDB_DELETE,       /* dev: the port, mac, vlan in value (0: none); object "self": the device's own list */
-    REPAIR_ADDRESS_ADD,      /* dev, prefix */
-    REPAIR_ADDRESS_DELETE,   /* dev, prefix */
-    REPAIR_ROUTE_ADD,        /* prefix, dev (may be ""), gateway, route_… */
-    REPAIR_ROUTE_DELETE,     /* as above: the one that is exactly so */
-    REPAIR_POLICY_DELETE,    /* ip rule: the one at priority `value` (the first, where there are several) */
+    REPAIR_LINK_UP,        /* dev */
+    REPAIR_LINK_DOWN,      /* dev */
+    REPAIR_LINK_MASTER,    /* dev, object: the bridge's name; "": none */
+    REPAIR_LINK_MAC,       /* dev, mac: also pins a bridge's, the present one may be given again */
+    REPAIR_LINK_MTU,       /* dev, value */
+    REPAIR_LINK_XDP_OFF,   /* dev: all of its XDP programs */
+    REPAIR_LINK_PROTO_UP,  /* dev: protodown off */
+    REPAIR_LINK_MODE,      /* dev, value: IF_LINK_MODE_DEFAULT 0 or _DORMANT 1 */
+    REPAIR_LINK_TXQLEN,    /* dev, value: packets; a TAP's ring is resized with it */
+    REPAIR_LINK_ARP,       /* dev, value: 1 arp on, 0 noarp */
+    REPAIR_PORT_ATTR,      /* dev, attr IFLA_BRPORT_…, attr_size 1, 2 or 4, value */
+    REPAIR_BRIDGE_ATTR,    /* dev, attr IFLA_BR_…, attr_size, value */
+    REPAIR_FDB_DELETE,     /* dev: the port, mac, vlan in value (0: none); object "self": the device's own list */
+    REPAIR_ADDRESS_ADD,    /* dev, prefix */
+    REPAIR_ADDRESS_DELETE, /* dev, prefix */
+    REPAIR_ROUTE_ADD,      /* prefix, dev (may be ""), gateway, route_… */
+    REPAIR_ROUTE_DELETE,   /* as above: the one that is exactly so */
+    REPAIR_POLICY_DELETE, /* ip rule: priority `value`, prefix to, gateway and route_scope from, object iif, parent mark,
+                                protocol, route_table, route_type (FR_ACT_…); several may have one priority */
     REPAIR_NEIGHBOUR_DELETE, /* dev, prefix.address */
     REPAIR_SYSCTL,           /* object: key as "net/ipv4/ip_forward", text: the value */
     REPAIR_NFT_RULE_DELETE,  /* nft_family, nft_table, nft_chain, handle */

@@ -131,6 +131,19 @@ void judge_lookup_evidence(const struct judge *j, struct cause *c, const struct 
                        l->gateway ? ip_text(l->gateway).text : "");
 }
 
+static void step_policy_delete(struct cause *c, const struct snap_policy *p) {
+    struct repair_step *step = cause_step(c, REPAIR_POLICY_DELETE, "");
+    step->value = p->priority;
+    step->prefix = (struct net_prefix){p->to, p->to_length};
+    step->gateway = p->from;
+    step->route_scope = p->from_length;
+    step->parent = p->mark;
+    step->protocol = p->protocol;
+    step->route_table = p->table;
+    step->route_type = p->action;
+    str_copy(step->object, sizeof step->object, p->iif);
+}
+
 static const char *refusal(uint8_t action) {
     switch (action) {
     case FR_ACT_BLACKHOLE:
@@ -182,7 +195,7 @@ static void rule_policy(struct judge *j, const struct snap_lookup *l, const stru
     selectors_text(p, selectors, sizeof selectors);
     cause_evidence(c, "rule", "ip rule", "%s: %s", selectors, leads);
     judge_lookup_evidence(j, c, l);
-    cause_step(c, REPAIR_POLICY_DELETE, "")->value = p->priority;
+    step_policy_delete(c, p);
 }
 
 static const struct snap_addr *addr_containing(const struct snapshot *s, int32_t link, uint32_t ip) {
@@ -396,7 +409,7 @@ static void blame_policy(struct judge *j, const struct snap_policy *p, const str
                                 "policy rule %u takes what the host sends to %s: %s", p->priority,
                                 ip_text(j->target->ip).text, leads);
     cause_evidence(c, "rule", "ip rule", "%s%s: %s", selectors, p->more ? " and more" : "", leads);
-    cause_step(c, REPAIR_POLICY_DELETE, "")->value = p->priority;
+    step_policy_delete(c, p);
     /* Who gets its mark in the output hook is routed again there. */
     if (c && p->mask && (sent->flows & j->dead & FLOW(PROBE_ICMP)) && j->paths[PROBE_ICMP].dies == HOP_HOST_OUTPUT)
         c->finding.hop = HOP_HOST_OUTPUT;
@@ -456,7 +469,7 @@ static void rule_refused_through(struct judge *j) {
                        p->from_length, *p->iif ? " iif " : "", p->iif);
         cause_evidence(c, "route", "lookup", "from %s by %s to the outside: %s", ip_text(j->target->ip).text,
                        j->bridge->name, strerror(through->error));
-        cause_step(c, REPAIR_POLICY_DELETE, "")->value = p->priority;
+        step_policy_delete(c, p);
         return;
     }
 }
