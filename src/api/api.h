@@ -8,6 +8,7 @@
 #include "network/network.h"
 #include "session/sessions.h"
 #include "store/store.h"
+#include "vault/vault.h"
 #include "vm/vms.h"
 
 struct api;
@@ -18,6 +19,7 @@ struct api_params {
     struct network *network;
     struct vms *vms;
     struct sessions *sessions;
+    struct vault *vault;
     const struct config *config;
 };
 

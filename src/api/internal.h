@@ -41,6 +41,7 @@ struct api {
     struct network *network;
     struct vms *vms;
     struct sessions *sessions;
+    struct vault *vault;
     const struct config *config;
     struct relay *relay;
     struct static_files *files;
@@ -120,6 +121,9 @@ void api_doctor_free(struct api *api);
 /* exec.c */
 void api_exec_free(struct api *api);
 
+/* route_vault.c */
+void api_credential_status(struct api *api, struct http_request *req, const struct session *session);
+
 /* files.c */
 int api_files_load(const char *web_dir, struct static_files **ret_files, struct err *err);
 void api_files_free(struct static_files *files);
@@ -134,6 +138,8 @@ http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, ro
 http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
+http_route_fn route_vault_get, route_vault_rotate, route_credentials_list, route_credential_forget;
+http_route_fn route_session_credentials;
 http_route_fn route_token_create, route_tokens_list, route_token_revoke;
 http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;

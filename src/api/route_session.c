@@ -140,6 +140,12 @@ void route_session_heartbeat(struct http_request *req, const struct http_match *
                            seconds_left(&session)));
 }
 
+void route_session_credentials(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct session session;
+    if (session_of(userdata, req, match, &session))
+        api_credential_status(userdata, req, &session);
+}
+
 /* Who did what and why, and where the files of its VM are. */
 void route_session_events(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;

@@ -30,10 +30,15 @@ static const struct http_route routes[] = {
     {"POST", "/api/tokens", route_token_create, API_ADMIN, NULL},
     {"GET", "/api/tokens", route_tokens_list, API_ADMIN, NULL},
     {"DELETE", "/api/tokens/{id}", route_token_revoke, API_ADMIN, NULL},
+    {"GET", "/api/vault", route_vault_get, API_ADMIN, NULL},
+    {"POST", "/api/vault/rotate", route_vault_rotate, API_ADMIN, NULL},
+    {"GET", "/api/users/{user}/credentials", route_credentials_list, API_USER, NULL},
+    {"DELETE", "/api/users/{user}/credentials/{provider}", route_credential_forget, API_USER, NULL},
     {"GET", "/api/auth/sessions", route_sessions_list, API_USER, NULL},
     {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/cancel", route_session_cancel, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/heartbeat", route_session_heartbeat, API_SESSION, NULL},
+    {"GET", "/api/auth/session/{id}/credentials/status", route_session_credentials, API_SESSION, NULL},
     {"GET", "/api/auth/session/{id}/events", route_session_events, API_USER, NULL},
     {"POST", "/api/auth/session/{id}/ticket", route_session_ticket, API_PUBLIC, NULL},
     {"GET", "/api/auth/session/{id}/novnc", route_session_page, API_PUBLIC, NULL},
@@ -98,6 +103,7 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
                         .network = params->network,
                         .vms = params->vms,
                         .sessions = params->sessions,
+                        .vault = params->vault,
                         .config = params->config,
                         .started_ms = time_realtime_ms()};
     const struct config_api *config = &params->config->api;

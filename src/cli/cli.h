@@ -29,6 +29,7 @@ cli_verb_fn verb_vm_create, verb_vm_list, verb_vm_show, verb_vm_destroy, verb_vm
 cli_verb_fn verb_auth_start, verb_auth_show, verb_auth_cancel, verb_status;
 cli_verb_fn verb_doctor;
 cli_verb_fn verb_image_build, verb_image_list, verb_image_verify;
+cli_verb_fn verb_vault_forget, verb_vault_rotate, verb_vault_status;
 cli_verb_fn verb_token_create, verb_token_list, verb_token_revoke;
 
 /* Calls the daemon. body may be NULL and is taken. Return: CLI_DONE with *ret_answer (the caller decrefs), or the exit

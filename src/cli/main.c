@@ -28,6 +28,9 @@ static const struct {
     {"token", "create", verb_token_create, "--user U [--days N] [--note TEXT]"},
     {"token", "list", verb_token_list, "[--user U]"},
     {"token", "revoke", verb_token_revoke, "ID"},
+    {"vault", "status", verb_vault_status, ""},
+    {"vault", "rotate", verb_vault_rotate, ""},
+    {"vault", "forget", verb_vault_forget, "--user U --provider P"},
     {"status", NULL, verb_status, ""},
     {"doctor", NULL, verb_doctor,
      "[--netns NAME] [--bridge br0] [--vm ID | --tap NAME --guest-ip A [--guest-mac M] [--guest-port P]]\n"

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
@@ -51,6 +52,7 @@ struct daemon {
     struct store *store;
     struct vms *vms;
     struct sessions *sessions;
+    struct vault *vault;
     struct api *api;
 };
 
@@ -222,6 +224,14 @@ static void raise_fd_limit(void) {
     }
 }
 
+/* Tickets, tokens and credentials pass through our memory: none of it goes into a core file, ours or a child's, nor to who
+ * would trace us without being root. */
+static void keep_secrets(void) {
+    static const struct rlimit none = {0, 0};
+    prctl(PR_SET_DUMPABLE, 0);
+    setrlimit(RLIMIT_CORE, &none);
+}
+
 static void handle(struct http_request *req, void *userdata) {
     struct daemon *d = userdata;
     api_handle(req, d->api);
@@ -310,12 +320,29 @@ static int start_vms(struct daemon *d, struct err *err) {
     return r < 0 ? r : sessions_new(&sessions, &d->sessions, err);
 }
 
+/* A key that cannot be used stops logins and nothing else. */
+static int start_vault(struct daemon *d, struct err *err) {
+    struct vault_rotation rotation;
+    struct err problem = {0};
+    int r = vault_new(d->store, d->config.session.vault_key_file, &d->vault, err);
+    if (r < 0)
+        return r;
+    if (vault_resume(d->vault, &rotation, &problem) < 0)
+        log_error("the vault cannot be used: %s (%s)", problem.detail, problem.hint);
+    else if (rotation.rewrapped || !rotation.done)
+        log_event(LOG_LEVEL_INFO, (struct log_about){.event = "vault-rotated"},
+                  "a rotation went on: %u credentials have the new key, %u could not be opened%s", rotation.rewrapped,
+                  rotation.unopened, rotation.done ? "" : "; the old keys stay");
+    return 0;
+}
+
 static int start_api(struct daemon *d, struct err *err) {
     struct api_params params = {.loop = d->loop,
                                 .store = d->store,
                                 .network = d->network,
                                 .vms = d->vms,
                                 .sessions = d->sessions,
+                                .vault = d->vault,
                                 .config = &d->config};
     return api_new(&params, &d->api, err);
 }
@@ -324,6 +351,7 @@ static void stop(struct daemon *d) {
     http_server_free(d->http);
     api_free(d->api);
     sessions_free(d->sessions);
+    vault_free(d->vault);
     vms_free(d->vms);
     network_free(d->network);
     store_close(d->store);
@@ -337,6 +365,8 @@ static int serve(struct daemon *d, struct err *err) {
         r = start_listening(d, err);
     if (r == 0)
         r = start_vms(d, err);
+    if (r == 0)
+        r = start_vault(d, err);
     if (r == 0)
         r = start_api(d, err);
     if (r < 0)
@@ -374,6 +404,7 @@ int main(int argc, char **argv) {
     log_open(options.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO);
     umask(0022);
     raise_fd_limit();
+    keep_secrets();
     /* A heap a thread would keep what each has needed once. */
     mallopt(M_ARENA_MAX, 2);
     int r = config_file_load(options.config_file, &d.config, &err);

@@ -57,6 +57,9 @@ static int change(struct sessions *all, struct session *session, enum session_ev
         next.timeout_ms = time_realtime_ms() + all->config->session.timeout_ms;
     struct store_event e = event_of(&next, session_event_name(event), actor);
     str_copy(e.from, sizeof e.from, session_status_name(session->status));
+    struct vm vm;
+    if (session_status_is_end(next.status) && store_vm_get(all->store, next.vm_id, &vm, NULL) == 0)
+        snprintf(e.evidence, sizeof e.evidence, "evidence/%s", vm.id);
     int r = store_session_update(all->store, &next, &e, err);
     if (r < 0)
         return r;

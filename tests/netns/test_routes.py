@@ -51,6 +51,11 @@ TABLE = {
     ("GET", "/api/tokens"): (ADMIN, None),
     ("DELETE", "/api/tokens/{id}"): (like(ADMIN, 404), None),
     ("POST", "/api/auth/start"): (USER, {"userId": "{user}", "provider": "demo"}),
+    ("GET", "/api/vault"): (ADMIN, None),
+    ("POST", "/api/vault/rotate"): (like(ADMIN, 503), None),  # there is no key yet
+    ("GET", "/api/users/{user}/credentials"): (USER, None),
+    ("DELETE", "/api/users/{user}/credentials/{provider}"): (like(USER, 404), None),  # there is none
+    ("GET", "/api/auth/session/{id}/credentials/status"): (PAGE, None),
     ("GET", "/api/auth/sessions"): (LIST, None),
     ("GET", "/api/auth/session/{id}"): (PAGE, None),
     ("POST", "/api/auth/session/{id}/cancel"): (PAGE, {}),
@@ -101,7 +106,7 @@ class World:
 
     def call(self, method, path, body, caller, user="ann", vm=None, session=None):
         ident = (session or self.session) if "/session/" in path else "00000000" if "/tokens/" in path else (vm or self.vm)
-        path = path.replace("{user}", user).replace("{id}", ident)
+        path = path.replace("{user}", user).replace("{id}", ident).replace("{provider}", "codex")
         if body:
             body = {k: v.replace("{user}", user) for k, v in body.items()}
         return self.d.request(method, path, body, self.headers(caller))

@@ -235,6 +235,10 @@ static void the_story_has_every_step(void **state) {
         assert_string_equal(events[i].actor, steps[i][3]);
     }
     assert_string_equal(events[3].reason, "enough");
+    assert_string_equal(events[2].evidence, "");
+    char evidence[64];
+    snprintf(evidence, sizeof evidence, "evidence/%s", s.vm_id);
+    assert_string_equal(events[3].evidence, evidence);
     free(events);
     assert_int_equal(fake.destroyed, 1);
     assert_string_equal(fake.destroy_actor, "ann");
