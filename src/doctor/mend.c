@@ -263,7 +263,7 @@ static int keep_targets(struct mending *m, const struct doctor_case *c, struct e
     m->targets = calloc(c->count + 1U, sizeof *m->targets);
     if (!m->targets)
         return err_sys(err, ENOMEM, "doctor.failed", "repair");
-    if (c->targets)
+    if (c->count)
         memcpy(m->targets, c->targets, c->count * sizeof *m->targets);
     m->options.keep = m->targets;
     m->options.keep_count = c->count;
