@@ -83,7 +83,7 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
         !request_of(req, &request))
         return;
     int r = request.type == VM_TYPE_CLI ? find_cli_vm(api, user, &vm, &err) : -ENOENT;
-    if (r == -ENOENT) {
+    if (r == -ENOENT || (r == 0 && vms_is_over(api->vms, vm.id))) {
         char actor[STORE_ACTOR_MAX];
         api_actor(api, req, actor);
         status = 201;

@@ -191,6 +191,11 @@ void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
         vms->listeners[vms->listener_count++] = (struct listener){fn, userdata};
 }
 
+bool vms_is_over(struct vms *vms, const char *id) {
+    struct machine *m = machine_find(vms, id);
+    return !m || m->is_over;
+}
+
 int vms_stuck(struct vms *vms, const char *id, struct err *err) {
     struct machine *m = machine_find(vms, id);
     if (!m || !m->is_over || !m->again)

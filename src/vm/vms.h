@@ -75,6 +75,9 @@ const struct err *vms_create_error(struct vms *vms, const char *id);
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                 struct err *err);
 
+/* Whether a VM has ended or is about to, though its record does not say so yet. */
+bool vms_is_over(struct vms *vms, const char *id);
+
 /* Whether a VM is over, but not all of it can be removed or written now. Return: 0, or -EIO "store.failed". */
 int vms_stuck(struct vms *vms, const char *id, struct err *err);
 

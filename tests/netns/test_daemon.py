@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,19 @@ def test_a_killed_vmm_is_told():
         d.wait_state(vm["id"], "failed")
         assert "killed by signal 9" in d.vm(vm["id"])["reason"]
         assert d.taps() == [] and d.folders() == []
+
+
+def test_a_vm_whose_end_is_being_told_is_not_given_again():
+    with idle() as d:
+        vm = d.create()
+        pid = d.processes()[0]
+        pidfd = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [], 10)
+        os.close(pidfd)
+        r = d.admin("POST", "/api/users/u1/vm", {})
+        assert r.status == 201 and r.json["vm"]["id"] != vm["id"]
+        d.wait_state(vm["id"], "failed")
 
 
 def test_who_killed_a_vmm_that_was_asked_to_end_is_told():
