@@ -14,19 +14,6 @@ static const char *only_header(const struct http_request *req, const char *name)
     return http_request_header_count(req, name) == 1 ? http_request_header(req, name) : NULL;
 }
 
-/* Names are compared as they are: a subprotocol has a case (RFC 6455, 11.5). */
-static bool list_has_exact(const char *list, const char *token) {
-    size_t token_len = strlen(token);
-    while (*list) {
-        list += strspn(list, " \t,");
-        size_t len = strcspn(list, ", \t");
-        if (len == token_len && strncmp(list, token, len) == 0)
-            return true;
-        list += len;
-    }
-    return false;
-}
-
 int http_websocket_check(const struct http_request *req, struct http_websocket *ret_websocket, struct err *err) {
     size_t body_len;
     http_request_body(req, &body_len);
@@ -56,10 +43,6 @@ int http_websocket_refuse(struct http_request *req, const struct err *err) {
     static const struct http_header version[] = {{"Sec-WebSocket-Version", "13"}};
     return http_problem_with(req, 400, err->code, NULL, err->detail, err->hint, version,
                              err->errnum == EPROTONOSUPPORT ? 1 : 0);
-}
-
-bool http_websocket_offers(const struct http_websocket *websocket, const char *protocol) {
-    return websocket->protocols && list_has_exact(websocket->protocols, protocol);
 }
 
 int http_websocket_upgrade(struct http_request *req, const struct http_websocket *websocket, const char *protocol,

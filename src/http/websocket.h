@@ -20,9 +20,6 @@ int http_websocket_check(const struct http_request *req, struct http_websocket *
 /* 400, with the version that is spoken here if that was it, as in RFC 6455, 4.4. */
 int http_websocket_refuse(struct http_request *req, const struct err *err);
 
-/* Whether the client offered that subprotocol. */
-bool http_websocket_offers(const struct http_websocket *websocket, const char *protocol);
-
 /* Answers 101 and hands the connection over as http_upgrade() does. protocol: one that was offered, or NULL. */
 int http_websocket_upgrade(struct http_request *req, const struct http_websocket *websocket, const char *protocol,
                            http_upgrade_fn *fn, void *userdata);

@@ -239,13 +239,6 @@ int relay_close(struct relay *relay, uint64_t conn, uint16_t code, const char *r
     return close_one(thread_for(relay, conn), COMMAND_CLOSE, conn, code, reason);
 }
 
-int relay_close_tag(struct relay *relay, uint64_t tag, uint16_t code, const char *reason) {
-    int r = 0;
-    for (unsigned i = 0; i < relay->threads_len && r == 0; i++)
-        r = close_one(&relay->threads[i], COMMAND_CLOSE_TAG, tag, code, reason);
-    return r;
-}
-
 int relay_cancel(struct relay *relay, uint64_t conn) {
     return close_one(thread_for(relay, conn), COMMAND_CANCEL, conn, FRAME_CODE_NONE, "");
 }

@@ -98,7 +98,7 @@ int relay_new(const struct relay_config *config, const struct relay_callbacks *c
 void relay_shutdown(struct relay *relay, uint16_t code, const char *reason, int timeout_ms);
 
 struct relay_dial {
-    uint64_t tag;          /* the caller's: all connections that relay_close_tag() is to end together */
+    uint64_t tag;          /* the caller's own number for it: callbacks tell it */
     const char *host;      /* Host field; "192.168.0.2:6080" */
     const char *path;      /* "/websockify" */
     const char *protocols; /* the browser's Sec-WebSocket-Protocol, or NULL */
@@ -127,9 +127,6 @@ int relay_refuse(struct relay *relay, int client_fd, const void *early, size_t e
  * A connection that is still being dialed fails with this verdict; one that was dialed and not yet joined tells it
  * to the browser when it is. Return: 0 or -ENOMEM. */
 int relay_close(struct relay *relay, uint64_t conn, uint16_t code, const char *reason);
-
-/* All connections of a tag. */
-int relay_close_tag(struct relay *relay, uint64_t tag, uint16_t code, const char *reason);
 
 /* The browser of a dialed connection went away before relay_join(), which will not come. Return: 0 or -ENOMEM. */
 int relay_cancel(struct relay *relay, uint64_t conn);

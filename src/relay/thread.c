@@ -114,13 +114,12 @@ static void join(struct thread *t, struct command *command) {
     }
 }
 
-static void tell_all(struct thread *t, const uint64_t *tag, const struct relay_verdict *verdict) {
+static void tell_all(struct thread *t, const struct relay_verdict *verdict) {
     for (size_t i = 0; i < THREAD_BUCKETS; i++)
-        for (struct conn *c = t->buckets[i]; c; c = c->next_in_bucket)
-            if (!tag || c->tag == *tag) {
-                conn_tell(c, verdict);
-                make_ready(t, c);
-            }
+        for (struct conn *c = t->buckets[i]; c; c = c->next_in_bucket) {
+            conn_tell(c, verdict);
+            make_ready(t, c);
+        }
 }
 
 static void run_command(struct thread *t, struct command *command) {
@@ -141,11 +140,8 @@ static void run_command(struct thread *t, struct command *command) {
         if (c)
             conn_tell(c, &command->verdict);
         break;
-    case COMMAND_CLOSE_TAG:
-        tell_all(t, &command->id, &command->verdict);
-        break;
     case COMMAND_CLOSE_ALL:
-        tell_all(t, NULL, &command->verdict);
+        tell_all(t, &command->verdict);
         break;
     case COMMAND_CANCEL:
         if (c)

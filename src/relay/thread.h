@@ -19,7 +19,6 @@ enum command_kind {
     COMMAND_JOIN,      /* id, fd, early */
     COMMAND_REFUSE,    /* conn, fd, early, verdict */
     COMMAND_CLOSE,     /* id, verdict */
-    COMMAND_CLOSE_TAG, /* id: the tag; verdict */
     COMMAND_CLOSE_ALL, /* verdict */
     COMMAND_CANCEL,    /* id */
     COMMAND_STOP,

@@ -347,31 +347,6 @@ static void relay_close_ends_a_connection_in_words(void **state) {
     rig_close(&rig);
 }
 
-static void a_tag_ends_all_of_its_connections_and_no_other(void **state) {
-    struct rig rig;
-    struct ends e[6];
-    rig_open(&rig, &slow);
-    for (size_t i = 0; i < 6; i++)
-        rig_connect(&rig, &e[i], i % 2);
-    assert_int_equal(relay_close_tag(rig.relay, 1, 1011, "The VM was lost."), 0);
-    for (size_t i = 1; i < 6; i += 2) {
-        expect_close(e[i].browser, &e[i].at_browser, 1011, "The VM was lost.");
-        finish_browser(&e[i]);
-        finish_vm(&e[i]);
-    }
-    rig_wait(&rig, &rig.ended_len, 3);
-    for (size_t i = 0; i < 6; i += 2) {
-        send_frame(e[i].vm, 0x82, false, "on", 2);
-        read_messages(e[i].browser, &e[i].at_browser, 1);
-    }
-    for (int i = 0; i < RIG_PATIENCE_MS && relay_count(rig.relay) > 3; i++)
-        poll(NULL, 0, 1);
-    assert_int_equal(relay_count(rig.relay), 3);
-    for (size_t i = 0; i < 6; i++)
-        ends_close(&e[i]);
-    rig_close(&rig);
-}
-
 /* A silent end of either side, where it counts: nobody answers the Close. */
 static void an_end_that_nobody_answers_is_bounded(void **state) {
     struct rig rig;
@@ -563,7 +538,6 @@ int main(void) {
         cmocka_unit_test(nothing_follows_a_close),
         cmocka_unit_test(a_close_is_not_lost_to_a_reset),
         cmocka_unit_test(relay_close_ends_a_connection_in_words),
-        cmocka_unit_test(a_tag_ends_all_of_its_connections_and_no_other),
         cmocka_unit_test(an_end_that_nobody_answers_is_bounded),
         cmocka_unit_test(why_may_choose_the_words),
         cmocka_unit_test(why_may_take_its_time),

@@ -251,7 +251,7 @@ static void what_happens_between_dial_and_join_is_told_at_join(void **state) {
     finish_browser(&e);
     ends_close(&e);
     rig_dial_well(&rig, &e, 5, NULL, 0); /* the session ends */
-    relay_close_tag(rig.relay, 5, 4408, "Time is up.");
+    relay_close(rig.relay, e.conn, 4408, "Time is up.");
     expect_close(e.vm, &e.at_vm, 1001, "");
     rig_join(&rig, &e, NULL, 0);
     expect_close(e.browser, &e.at_browser, 4408, "Time is up.");

@@ -267,7 +267,7 @@ static void *disturb(void *userdata) {
             relay_close(rig->relay, conn, 4408, "Time is up.");
             break;
         case 1:
-            relay_close_tag(rig->relay, conn, 1011, "The VM was lost.");
+            relay_close(rig->relay, conn, 1011, "The VM was lost.");
             break;
         case 2:
             relay_cancel(rig->relay, conn);
