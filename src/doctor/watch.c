@@ -62,7 +62,7 @@ static int subscribe(int nsfd, int protocol, const int *groups, size_t count, in
 /* What asking never does: addresses and policy rules are somebody else's change for sure. */
 static bool holds_foreign(const char *buffer, ssize_t size) {
     int left = (int)size;
-    for (const struct nlmsghdr *nlh = (const void *)buffer; mnl_nlmsg_ok(nlh, left); nlh = mnl_nlmsg_next(nlh, &left))
+    for (const struct nlmsghdr *nlh = (const void *)buffer; NLMSG_OK(nlh, left); nlh = mnl_nlmsg_next(nlh, &left))
         if (nlh->nlmsg_type == RTM_NEWADDR || nlh->nlmsg_type == RTM_DELADDR || nlh->nlmsg_type == RTM_NEWRULE ||
             nlh->nlmsg_type == RTM_DELRULE)
             return true;

@@ -224,8 +224,8 @@ static int converse(struct nftset *nftset, const void *request, size_t len, stru
             continue;
         if (n < 0)
             return errno == EAGAIN ? -ETIMEDOUT : -errno;
-        int left = (int)n;
-        for (const struct nlmsghdr *nlh = (void *)nftset->reply; mnl_nlmsg_ok(nlh, left);
+        int left = (int)n; /* NLMSG_OK: see rtnl.c */
+        for (const struct nlmsghdr *nlh = (void *)nftset->reply; NLMSG_OK(nlh, left);
              nlh = mnl_nlmsg_next(nlh, &left)) {
             if (nlh->nlmsg_seq - talk->first > talk->last - talk->first) /* of a request that we gave up */
                 continue;
@@ -355,7 +355,7 @@ bool nftset_watch_read(int fd, const char *table, const struct nftset *self) {
         if (n <= 0)
             return changed;
         int left = (int)n;
-        for (const struct nlmsghdr *nlh = (void *)data; mnl_nlmsg_ok(nlh, left); nlh = mnl_nlmsg_next(nlh, &left))
+        for (const struct nlmsghdr *nlh = (void *)data; NLMSG_OK(nlh, left); nlh = mnl_nlmsg_next(nlh, &left))
             changed = changed || (nlh->nlmsg_pid != own && is_of_table(nlh, table));
     }
 }

@@ -230,8 +230,8 @@ static int read_reply(struct rtnl *rtnl, struct talk *talk) {
             return err_sys(talk->err, errno == EAGAIN ? ETIMEDOUT : errno, "netlink.failed",
                            "read the kernel's answer");
         int left = (int)n;
-        for (const struct nlmsghdr *nlh = (void *)rtnl->reply; mnl_nlmsg_ok(nlh, left);
-             nlh = mnl_nlmsg_next(nlh, &left)) {
+        /* Not mnl_nlmsg_ok(): that takes a length above INT_MAX for a negative one, and so for short enough. */
+        for (const struct nlmsghdr *nlh = (void *)rtnl->reply; NLMSG_OK(nlh, left); nlh = mnl_nlmsg_next(nlh, &left)) {
             if (nlh->nlmsg_seq != talk->sequence) /* of a request that we gave up */
                 continue;
             int r = read_message(talk, nlh);

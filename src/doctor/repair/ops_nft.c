@@ -74,7 +74,7 @@ static int commit(struct repair *repair, const struct nlmsghdr *message, struct 
         if (n < 0)
             return err_sys(err, errno == EAGAIN ? ETIMEDOUT : errno, "repair.failed", "change nftables");
         int left = (int)n;
-        for (const struct nlmsghdr *got = (void *)answer; mnl_nlmsg_ok(got, left); got = mnl_nlmsg_next(got, &left)) {
+        for (const struct nlmsghdr *got = (void *)answer; NLMSG_OK(got, left); got = mnl_nlmsg_next(got, &left)) {
             const struct nlmsgerr *error = mnl_nlmsg_get_payload(got);
             if (got->nlmsg_type != NLMSG_ERROR || mnl_nlmsg_get_payload_len(got) < sizeof *error)
                 continue;

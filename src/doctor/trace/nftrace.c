@@ -138,7 +138,7 @@ static int batch_send(struct nftrace *nft, uint32_t last) {
         if (n < 0)
             return errno == EAGAIN ? -ETIMEDOUT : -errno;
         int left = (int)n;
-        for (const struct nlmsghdr *nlh = (void *)answer; mnl_nlmsg_ok(nlh, left); nlh = mnl_nlmsg_next(nlh, &left)) {
+        for (const struct nlmsghdr *nlh = (void *)answer; NLMSG_OK(nlh, left); nlh = mnl_nlmsg_next(nlh, &left)) {
             const struct nlmsgerr *error = mnl_nlmsg_get_payload(nlh);
             if (nlh->nlmsg_type != NLMSG_ERROR || mnl_nlmsg_get_payload_len(nlh) < sizeof *error)
                 continue;
@@ -564,7 +564,7 @@ void nftrace_drain(struct nftrace *nft, struct trace_result *result) {
             return;
         clock_gettime(CLOCK_MONOTONIC, &now);
         int left = (int)n;
-        for (const struct nlmsghdr *nlh = (void *)data; mnl_nlmsg_ok(nlh, left); nlh = mnl_nlmsg_next(nlh, &left)) {
+        for (const struct nlmsghdr *nlh = (void *)data; NLMSG_OK(nlh, left); nlh = mnl_nlmsg_next(nlh, &left)) {
             struct nftnl_trace *trace = nftnl_trace_alloc();
             if (trace && nlh->nlmsg_type == ((NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_TRACE) &&
                 nftnl_trace_nlmsg_parse(nlh, trace) == 0)
