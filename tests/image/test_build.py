@@ -101,3 +101,33 @@ def test_list_tells_who_stands_on_what(good, tmp_path):
     assert [(i["id"], i["current"], i["vms"], i["good"]) for i in images] == [
         ("20260202T000000Z-bb", True, 0, None), ("20260101T000000Z-aa", False, 1, None)]
     assert images[0]["type"] == "browser" and images[0]["kernel"] == golden.KERNEL
+
+
+def run_functions():
+    """What ./run judges an image with, without the rest of it."""
+    text = (golden.HERE / "run").read_text()
+    return text[text.index("image_is_good() {"):text.index("if ! image_is_good")]
+
+
+def test_run_tells_why_it_builds(good, image, tmp_path):
+    """The first thing that is wrong, in one line: from the check of what was built, else from the look inside."""
+    (tmp_path / "guest").mkdir()
+    check = tmp_path / "guest/build-image"
+
+    def why(said, status, folder):
+        check.write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
+        check.chmod(0o755)
+        state = tmp_path / "state"
+        (state / "snapshots").mkdir(parents=True, exist_ok=True)
+        (state / "snapshots/base").unlink(missing_ok=True)
+        (state / "snapshots/base").symlink_to(folder)
+        r = subprocess.run(["bash", "-c", f"set -euo pipefail; here={tmp_path} build={tmp_path} state={state} "
+                            f"mctl=({golden.MCTL} --socket /nowhere)\n{run_functions()}\nimage_is_good && echo good || why_not_good"],
+                           check=True, capture_output=True, text=True)
+        assert r.stderr == ""
+        return r.stdout
+
+    assert why("image: good: x", 0, good) == "good\n"
+    assert why("image: not good: there is none in x", 1, good) == "image: not good: there is none in x\n"
+    golden.debugfs(image / "rootfs.ext4", "rm /etc/hosts")
+    assert "/etc/hosts is missing" in why("image: good: x", 0, image)
