@@ -6,12 +6,11 @@
 /* Who did what and why, and where the files are. */
 static int print_story(struct cli *cli, const char *id) {
     _cleanup_free_ char *path = cli_path("/api/auth/session/", id, "/events");
-    json_t *answer, *event;
-    size_t i;
+    json_t *answer;
     int status = cli_call(cli, "GET", path, NULL, &answer);
     if (status != CLI_DONE)
         return status;
-    json_array_foreach(json_object_get(answer, "events"), i, event) cli_print_event(event);
+    cli_print_events(json_object_get(answer, "events"));
     if (*cli_text(answer, "files"))
         printf("files: %s\n", cli_text(answer, "files"));
     json_decref(answer);

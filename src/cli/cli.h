@@ -63,8 +63,8 @@ char *cli_path(const char *before, const char *part, const char *after);
 /* One VM in words, a line a fact. */
 void cli_print_vm(json_t *vm);
 
-/* One event of a VM's or a session's story. */
-void cli_print_event(json_t *event);
+/* A VM's or a session's story, each event with the time since the one before it: where the seconds went. */
+void cli_print_events(json_t *events);
 
 /* Waits until the VM has settled, with progress on a terminal. Return: the exit status; *vm is replaced. */
 int cli_wait_vm(struct cli *cli, json_t **vm);

@@ -18,15 +18,8 @@
 #define EVENTS_MAX 32
 
 static void note(struct machine *m, const char *name, const char *reason) {
-    struct err err = {0};
-    struct store_event e = {.at_ms = time_realtime_ms(), .actor = "controller"};
-    if (++m->agent_events > EVENTS_MAX)
-        return;
-    str_copy(e.event, sizeof e.event, name);
-    str_copy(e.reason, sizeof e.reason, reason);
-    if (store_vm_update(m->vms->store, &m->vm, &e, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
-    log_event(LOG_LEVEL_INFO, (struct log_about){.event = e.event, .vm_id = m->vm.id}, "%s", reason);
+    if (++m->agent_events <= EVENTS_MAX)
+        machine_note(m, LOG_LEVEL_INFO, name, reason);
 }
 
 /* ---- what is kept ---- */
@@ -84,6 +77,7 @@ static void on_changed(void *userdata, enum agent_state state, const char *words
     char reason[VM_REASON_MAX];
     switch (state) {
     case AGENT_READY:
+        machine_reach(m, STAGE_AGENT);
         /* The guest's own figure is its word alone; ours is beside it. */
         snprintf(reason, sizeof reason, "%s; the agent started %.1f s after the guest's kernel", words,
                  (double)agent_started_ms(m->agent) / 1000);
@@ -132,14 +126,15 @@ void machine_agent_stop(struct machine *m) {
     m->agent_facts = NULL;
 }
 
+/* It must have told how the guest is, not only that it is there. */
 bool machine_agent_awaited(struct machine *m) {
-    if (!m->agent || agent_state(m->agent) == AGENT_READY)
+    if (!m->agent)
         return false;
-    if (!m->path_told)
-        note(m, "path-answered", "the guest answers over the network; its agent is awaited");
-    m->path_told = true;
-    snprintf(m->last_probe, sizeof m->last_probe, "its network answers, but its agent does not: %.120s",
-             agent_words(m->agent));
+    bool is_ready = agent_state(m->agent) == AGENT_READY;
+    if (is_ready && agent_health(m->agent))
+        return false;
+    snprintf(m->last_probe, sizeof m->last_probe, "its network answers, but its agent does not%s: %.120s",
+             is_ready ? " tell its health" : "", agent_words(m->agent));
     return true;
 }
 

@@ -139,9 +139,10 @@ static void prove_next(struct boot *b) {
     while (b->proving != BOOT_STAGES && !boot_has(b, b->proving));
 }
 
-static void on_probe(void *userdata, bool ok, const char *words) {
+static void on_probe(void *userdata, enum probe_answer answer, const char *words) {
     struct boot *b = userdata;
     enum boot_stage stage = probed(b);
+    bool ok = answer == PROBE_YES;
     b->probe = NULL;
     b->probe_again_ms = boot_now(b) + (ok ? 0 : PROBE_INTERVAL_MS);
     if (stage == BOOT_STAGES)
@@ -165,7 +166,7 @@ static void probe(struct boot *b) {
     if (probe_start(b->loop, b->network, stage == BOOT_NETWORK ? PROBE_ICMP : PROBE_DESKTOP, b->vm.ip,
                     b->config.vm.type[b->vm.type].port, (int)b->config.vm.probe_timeout_ms, on_probe, b, &b->probe,
                     &err) < 0)
-        on_probe(b, false, err.detail);
+        on_probe(b, PROBE_SILENCE, err.detail);
 }
 
 /* A probe that is under way belongs to the wait before. */

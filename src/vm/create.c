@@ -5,6 +5,7 @@
  * knowing only the record and the VM's folder, and the undo of all of them is the end of a VM (end.c), whichever of them
  * have been done. Then, on the loop's thread again, the VM is booting: its VMM's pid and the state in one transaction. A
  * VM that somebody ends meanwhile is made to its end and then ended. */
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@
 #include "vm/machine.h"
 
 #define CLAIM_ATTEMPTS 8
+#define STEPS_MAX 5
 
 static int random_bytes(void *data, size_t len) {
     return getrandom(data, len, 0) == (ssize_t)len ? 0 : -EIO;
@@ -94,6 +96,7 @@ struct creation {
     pid_t pid;
     uint64_t pid_start;
     int pidfd;
+    int64_t step_ms[STEPS_MAX];
     int result;
     struct err err;
 };
@@ -155,13 +158,34 @@ static int start_vmm(struct creation *c, struct err *err) {
 
 /* Undone by: removing the folder, its disks with it; removing the groups that the folder names; removing the TAP of
  * that alias; killing the process of that pid and start time, or who is in those groups. */
-static int (*const steps[])(struct creation *c, struct err *err) = {make_folder, make_disk, make_limits, make_tap,
-                                                                    start_vmm};
+static const struct {
+    const char *name;
+    int (*run)(struct creation *c, struct err *err);
+} steps[] = {
+    {"folder", make_folder}, {"disk", make_disk}, {"limits", make_limits}, {"network", make_tap}, {"VMM", start_vmm}};
+#define STEP_COUNT (sizeof steps / sizeof *steps)
+static_assert(STEP_COUNT <= STEPS_MAX, "creation has a time for each");
 
 static void work(void *userdata) {
     struct creation *c = userdata;
-    for (size_t i = 0; c->result == 0 && i < sizeof steps / sizeof *steps; i++)
-        c->result = steps[i](c, &c->err);
+    for (size_t i = 0; c->result == 0 && i < STEP_COUNT; i++) {
+        int64_t begun_ms = time_monotonic_ms();
+        c->result = steps[i].run(c, &c->err);
+        c->step_ms[i] = time_monotonic_ms() - begun_ms;
+    }
+}
+
+/* "made in 43 ms: folder 0, disk 12, …": for the VM's story. */
+static void tell_steps(const struct creation *c, char *ret_words, size_t size) {
+    struct strbuf words = {.max = size - 1};
+    int64_t sum_ms = 0;
+    for (size_t i = 0; i < STEP_COUNT; i++)
+        sum_ms += c->step_ms[i];
+    strbuf_addf(&words, "made in %lld ms", (long long)sum_ms);
+    for (size_t i = 0; i < STEP_COUNT; i++)
+        strbuf_addf(&words, "%s%s %lld", i ? ", " : ": ", steps[i].name, (long long)c->step_ms[i]);
+    str_copy(ret_words, size, words.data ? words.data : "");
+    strbuf_free(&words);
 }
 
 static void free_creation(struct creation *c) {
@@ -176,9 +200,11 @@ static void free_creation(struct creation *c) {
 
 static int go_on(struct creation *c, struct err *err) {
     struct machine *m = c->m;
+    char words[VM_REASON_MAX];
     int r = c->result;
+    tell_steps(c, words, sizeof words);
     if (r == 0)
-        r = machine_change(m, VM_EVENT_STARTED, c->actor, "", err);
+        r = machine_change(m, VM_EVENT_STARTED, c->actor, words, err);
     m->is_fresh = true;
     return r < 0 ? r : machine_watch(m, err);
 }

@@ -50,16 +50,6 @@ unsigned vms_halted(const struct vms *vms) {
 
 /* ---- one VM ---- */
 
-static void note(struct machine *m, enum log_level level, const char *name, const char *reason) {
-    struct err err = {0};
-    struct store_event e = {.at_ms = time_realtime_ms(), .actor = "controller"};
-    str_copy(e.event, sizeof e.event, name);
-    str_copy(e.reason, sizeof e.reason, reason);
-    log_event(level, (struct log_about){.event = e.event, .vm_id = m->vm.id}, "%s", reason);
-    if (store_vm_update(m->vms->store, &m->vm, &e, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
-}
-
 /* On a full disk the store may not be writable either: what is owed is written when it is. */
 static void record(struct machine *m) {
     struct err err = {0};
@@ -139,11 +129,12 @@ static void on_news(void *userdata, enum vmm_news news, const char *words) {
         snprintf(reason, sizeof reason,
                  "the host could not do what its disk was asked for, and its guest was told so (%s)", words);
         if (is_alive && m->halt.events++ < EVENTS_MAX)
-            note(m, LOG_LEVEL_ERROR, "disk-error", reason);
+            machine_note(m, LOG_LEVEL_ERROR, "disk-error", reason);
         return;
     case VMM_NEWS_PANIC:
         if (is_alive && m->halt.events++ < EVENTS_MAX)
-            note(m, LOG_LEVEL_ERROR, "guest-panicked", "its guest says that its kernel panicked: see its console");
+            machine_note(m, LOG_LEVEL_ERROR, "guest-panicked",
+                         "its guest says that its kernel panicked: see its console");
         return;
     }
 }
@@ -190,10 +181,11 @@ static void tell_unheard(struct vms *vms) {
         const struct vmm_ops *ops = vmm_find(m->vm.vmm);
         bool is_alive = m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING;
         if (ops && !ops->watch && is_alive && !m->is_over && m->halt.events++ < EVENTS_MAX)
-            note(m, LOG_LEVEL_WARNING, "disk-full",
-                 "there is no space left on the host for its disk: its guest gets errors when it writes, and its root "
-                 "may "
-                 "be read-only from now on; its console tells");
+            machine_note(
+                m, LOG_LEVEL_WARNING, "disk-full",
+                "there is no space left on the host for its disk: its guest gets errors when it writes, and its root "
+                "may "
+                "be read-only from now on; its console tells");
     }
 }
 

@@ -38,6 +38,8 @@ struct machine *machine_find(struct vms *vms, const char *id) {
 void machine_unwatch(struct machine *m) {
     sd_event_source_disable_unref(m->process);
     m->process = NULL;
+    sd_event_source_disable_unref(m->console);
+    m->console = NULL;
     probe_free(m->probe);
     m->probe = NULL;
     vmm_talk_free(m->talk);
@@ -90,17 +92,18 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     vm.state_since_ms = time_realtime_ms();
     vm.reachable = to == VM_STATE_RUNNING ? 1 : -1;
     /* A reason may quote a guest, and be cut within a character. */
-    str_escape(reason, strlen(reason), vm.reason, sizeof vm.reason);
+    struct store_event e = {.at_ms = vm.state_since_ms};
+    str_escape(reason, strlen(reason), e.reason, sizeof e.reason);
+    bool is_well = to == VM_STATE_BOOTING || to == VM_STATE_RUNNING;
+    str_copy(vm.reason, sizeof vm.reason, is_well ? "" : e.reason);
     if (vm_state_is_end(to)) {
         vm.pid = 0;
         vm.pid_start = 0;
     }
-    struct store_event e = {.at_ms = vm.state_since_ms};
     str_copy(e.actor, sizeof e.actor, actor);
     str_copy(e.event, sizeof e.event, vm_event_name(event));
     str_copy(e.from, sizeof e.from, vm_state_name(m->vm.state));
     str_copy(e.to, sizeof e.to, vm_state_name(to));
-    str_copy(e.reason, sizeof e.reason, vm.reason);
     if (vm_state_is_end(to))
         tell_evidence(m, e.evidence, sizeof e.evidence);
     int r = store_vm_update(m->vms->store, &vm, &e, err);
@@ -159,10 +162,26 @@ static void on_unreached(struct machine *m, const char *words) {
         machine_set_reachable(m, false, words);
 }
 
-static void on_probe(void *userdata, bool ok, const char *words) {
-    struct machine *m = userdata;
+static void on_proven(struct machine *m) {
     struct err err = {0};
+    char words[VM_REASON_MAX];
+    machine_tell_boot(m, words, sizeof words);
+    if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", words, &err) < 0) {
+        log_error("%s: %s", m->vm.id, err.detail);
+        return;
+    }
+    loop_timer_free(m->deadline);
+    m->deadline = NULL;
+}
+
+static void on_probe(void *userdata, enum probe_answer answer, const char *words) {
+    struct machine *m = userdata;
+    bool ok = answer == PROBE_YES;
     m->probe = NULL;
+    if (answer != PROBE_SILENCE)
+        machine_reach(m, STAGE_NETWORK);
+    if (ok && m->vm.type == VM_TYPE_BROWSER)
+        machine_reach(m, STAGE_DESKTOP);
     str_copy(m->last_probe, sizeof m->last_probe, words);
     m->failures = ok ? 0 : m->failures + 1;
     if (m->halt.is_halted && !ok) { /* why is known */
@@ -176,12 +195,7 @@ static void on_probe(void *userdata, bool ok, const char *words) {
         return;
     }
     if (m->vm.state == VM_STATE_BOOTING && ok) {
-        if (machine_change(m, VM_EVENT_PATH_PROVEN, "controller", "", &err) < 0) {
-            log_error("%s: %s", m->vm.id, err.detail);
-        } else {
-            loop_timer_free(m->deadline);
-            m->deadline = NULL;
-        }
+        on_proven(m);
     } else if (m->vm.state == VM_STATE_RUNNING && ok) {
         machine_set_reachable(m, true, words);
     } else if (m->vm.state == VM_STATE_RUNNING && m->failures >= REACH_FAILURES) {
@@ -317,6 +331,7 @@ int machine_watch(struct machine *m, struct err *err) {
     if (r < 0 && m->is_fresh)
         return r;
     if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING) {
+        machine_listen_to_console(m);
         machine_agent_start(m);
         probe_later(m);
     }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "agent/agent.h"
+#include "base/log.h"
 #include "image/image.h"
 #include "loop/workers.h"
 #include "vm/confine.h"
@@ -22,6 +23,14 @@ struct halt {
     int64_t pause_ms;       /* between two attempts */
     int events;
 };
+
+enum machine_stage {
+    STAGE_KERNEL,  /* said its first word on the console */
+    STAGE_NETWORK, /* the guest answered, whatever it said */
+    STAGE_AGENT,   /* greeted */
+    STAGE_DESKTOP, /* of a browser VM: RFB behind WebSocket */
+};
+#define MACHINE_STAGES 4
 
 struct machine {
     struct machine *next;
@@ -41,8 +50,9 @@ struct machine {
     struct agent_job *agent_job; /* a fact that is asked for, the agent_fact-th, to go into agent_facts */
     json_t *agent_facts;
     int agent_fact, agent_events;
-    bool path_told;
-    int failures; /* probes that failed in a row */
+    sd_event_source *console;         /* its first word is awaited */
+    int64_t stage_ms[MACHINE_STAGES]; /* of its boot, from the VMM's start; 0: not seen */
+    int failures;                     /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];
     char stop_actor[STORE_ACTOR_MAX];
     bool is_busy;             /* it is being made: a worker has it */
@@ -106,7 +116,7 @@ struct machine *machine_find(struct vms *vms, const char *id);
 void machine_free(struct machine *m);
 
 /* The one place where a VM's state changes: reads the transition table, stores state and event in one transaction,
- * logs, tells the listeners. Errors: -EPROTO "vm.state" when the table has no such row; the store's. The machine is
+ * logs, tells the listeners. The reason stays with the VM unless it boots or runs: then all is well. Errors: -EPROTO "vm.state" when the table has no such row; the store's. The machine is
  * unchanged then. */
 int machine_change(struct machine *m, enum vm_event event, const char *actor, const char *reason, struct err *err);
 
@@ -171,6 +181,13 @@ void address_rest(struct vms *vms, uint32_t ip, int64_t since_ms);
 /* guard.c */
 int guard_start(struct vms *vms, struct err *err);
 void guard_stop(struct vms *vms);
+
+/* stages.c: an event in the VM's story that changes no state; and the stages of its boot, each told once. */
+void machine_note(struct machine *m, enum log_level level, const char *name, const char *reason);
+void machine_reach(struct machine *m, enum machine_stage stage);
+void machine_listen_to_console(struct machine *m);
+/* The whole of it, "booted in 21.3 s: kernel after 1.2 s, …"; empty where an earlier daemon saw its beginning. */
+void machine_tell_boot(const struct machine *m, char *ret_words, size_t size);
 
 /* agent.c: the guest's agent is looked after from machine_watch() to the end. */
 #define MACHINE_AGENT_MARK                                                                                             \

@@ -39,7 +39,7 @@ void probe_free(struct probe *probe) {
     free(probe);
 }
 
-static void finish(struct probe *p, bool ok, const char *words) {
+static void finish(struct probe *p, enum probe_answer answer, const char *words) {
     char ip[NET_IP_TEXT], text[256];
     net_format_ip(p->ip, ip);
     if (p->kind == PROBE_ICMP)
@@ -49,14 +49,19 @@ static void finish(struct probe *p, bool ok, const char *words) {
     probe_done_fn *done = p->done;
     void *userdata = p->userdata;
     probe_free(p);
-    done(userdata, ok, text);
+    done(userdata, answer, text);
+}
+
+/* What the guest said where it is not what it should be; nothing, where no connection came about. */
+static void refuse(struct probe *p, const char *words) {
+    finish(p, p->connected ? PROBE_NO : PROBE_SILENCE, words);
 }
 
 static void finish_errno(struct probe *p, int errnum) {
     const char *words = errnum == ECONNREFUSED   ? "connection refused: the guest answers, but nothing listens there"
                         : errnum == EHOSTUNREACH ? "no route to host: the guest did not answer ARP"
                                                  : strerror(errnum);
-    finish(p, false, words);
+    finish(p, errnum == ECONNREFUSED ? PROBE_NO : PROBE_SILENCE, words);
 }
 
 static void on_deadline(void *userdata) {
@@ -64,11 +69,11 @@ static void on_deadline(void *userdata) {
     if (p->start_errnum)
         finish_errno(p, p->start_errnum);
     else if (p->kind == PROBE_DESKTOP && p->connected && p->len == 0)
-        finish(p, false, "accepts connections but does not answer a WebSocket upgrade");
+        refuse(p, "accepts connections but does not answer a WebSocket upgrade");
     else if (p->kind == PROBE_DESKTOP && p->connected)
-        finish(p, false, "speaks WebSocket, but no desktop (RFB) answers behind it");
+        refuse(p, "speaks WebSocket, but no desktop (RFB) answers behind it");
     else
-        finish(p, false, "no answer");
+        refuse(p, "no answer");
 }
 
 /* A fixed key is fine: this is a question to our own guest, and the answer's proof is not looked at. */
@@ -89,21 +94,21 @@ static void look_for_rfb(struct probe *p) {
     const char *end = memmem(p->reply, p->len, "\r\n\r\n", 4);
     if (!end) {
         if (p->len == REPLY_MAX)
-            finish(p, false, "does not speak WebSocket");
+            refuse(p, "does not speak WebSocket");
         return;
     }
     if (p->len < 12 || memcmp(p->reply, "HTTP/1.1 101", 12) != 0) {
-        finish(p, false, "does not speak WebSocket: it refuses the upgrade");
+        refuse(p, "does not speak WebSocket: it refuses the upgrade");
         return;
     }
     const char *frame = end + 4;
     size_t n = (size_t)(p->reply + p->len - frame);
     if (n >= 1 && (frame[0] & 0x0f) == 8)
-        finish(p, false, "websockify answers, but the VNC server behind it does not");
+        refuse(p, "websockify answers, but the VNC server behind it does not");
     else if (n >= 6 && memcmp(frame + 2, "RFB ", 4) == 0)
-        finish(p, true, "desktop ready");
+        finish(p, PROBE_YES, "desktop ready");
     else if (n >= 6)
-        finish(p, false, "speaks WebSocket, but not RFB");
+        refuse(p, "speaks WebSocket, but not RFB");
 }
 
 static void on_connected(struct probe *p) {
@@ -116,9 +121,9 @@ static void on_connected(struct probe *p) {
     }
     p->connected = true;
     if (p->kind == PROBE_TCP)
-        finish(p, true, "accepts connections");
+        finish(p, PROBE_YES, "accepts connections");
     else if (ask_upgrade(p) < 0)
-        finish(p, false, "closed the connection");
+        refuse(p, "closed the connection");
     else
         sd_event_source_set_io_events(p->io, EPOLLIN);
 }
@@ -128,7 +133,7 @@ static void on_reply(struct probe *p) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (n <= 0) {
-        finish(p, false, "closed the connection");
+        refuse(p, "closed the connection");
         return;
     }
     p->len += (size_t)n;
@@ -148,7 +153,7 @@ static void on_icmp(struct probe *p) {
         struct icmp_echo echo;
         if (n > 0 && icmp_echo_read(packet, (size_t)n, &from, &echo) && from == p->ip && echo.id == p->echo.id &&
             echo.nonce == p->echo.nonce) {
-            finish(p, true, "answered");
+            finish(p, PROBE_YES, "answered");
             return;
         }
     }

@@ -15,9 +15,15 @@ enum probe_kind {
 
 struct probe;
 
-/* ok: the path works. words say how it failed, such as "TCP 192.168.0.2:6080: connection refused: the guest answers,
+enum probe_answer {
+    PROBE_SILENCE, /* nothing came back */
+    PROBE_NO,      /* the guest answers, but not what it should */
+    PROBE_YES,     /* the path works */
+};
+
+/* words say how it failed, such as "TCP 192.168.0.2:6080: connection refused: the guest answers,
  * but nothing listens there". The probe is over when it is called, and is freed by it. */
-typedef void probe_done_fn(void *userdata, bool ok, const char *words);
+typedef void probe_done_fn(void *userdata, enum probe_answer answer, const char *words);
 
 /* Return: 0 (done will be called once, never from inside this call) or -errno. */
 int probe_start(struct loop *loop, struct network *network, enum probe_kind kind, uint32_t ip, uint16_t port,

@@ -73,6 +73,16 @@ def test_running_means_that_the_agent_answers_and_the_story_has_the_stages(runni
     events = d.events(vm_id)
     names = [e["event"] for e in events]
     assert names.index("started") < names.index("agent-ready") < names.index("path-proven")
+    assert names.index("started") < names.index("kernel-started") < names.index("network-answered") < names.index("path-proven")
+    assert re.match(r"made in \d+ ms: folder \d+, disk \d+, limits \d+, network \d+, VMM \d+$", events[names.index("started")]["reason"])
+    stage = r"(kernel|network|agent) after (\d+\.\d) s"
+    booted = events[names.index("path-proven")]["reason"]
+    assert re.match(rf"booted in (\d+\.\d) s: {stage}, {stage}, {stage}$", booted), booted
+    took = float(booted.split()[2])
+    assert all(0 <= float(s) <= took + 0.1 for _, s in re.findall(stage, booted))
+    words = d.mctl("vm", "why", vm_id).out
+    assert booted in words and re.search(r"Z +\+\d+\.\d s  kernel-started", words)
+    assert d.vm(vm_id)["reason"] is None, "all is well"
     ready = events[names.index("agent-ready")]
     assert re.match(r"ready: agent \S+, protocol 1; the agent started \d+\.\d s after the guest's kernel$",
                     ready["reason"])
@@ -447,7 +457,7 @@ def test_a_guest_whose_agent_does_not_answer_does_not_run():
 
         def answers():
             """its network answers"""
-            return "path-answered" in [e["event"] for e in d.events(vm["id"])] or d.state_of(vm["id"]) == "failed"
+            return "network-answered" in [e["event"] for e in d.events(vm["id"])] or d.state_of(vm["id"]) == "failed"
         wait_for(answers, BOOT_S, 0.5)
         assert d.state_of(vm["id"]) == "booting"
         r = mctl_exec(d, vm["id"], "true")
