@@ -51,6 +51,7 @@ struct machine {
     json_t *agent_facts;
     int agent_fact, agent_events;
     sd_event_source *console;         /* its first word is awaited */
+    int64_t boot_begun_ms;            /* monotonic; of a boot that this daemon began */
     int64_t stage_ms[MACHINE_STAGES]; /* of its boot, from the VMM's start; 0: not seen */
     int failures;                     /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];

@@ -34,7 +34,7 @@ void machine_reach(struct machine *m, enum machine_stage stage) {
     /* What an earlier daemon has seen of this boot is in the story already. */
     if (m->vm.state != VM_STATE_BOOTING || !m->is_fresh || m->stage_ms[stage] > 0)
         return;
-    int64_t ms = time_realtime_ms() - m->vm.state_since_ms;
+    int64_t ms = time_monotonic_ms() - m->boot_begun_ms;
     m->stage_ms[stage] = ms > 0 ? ms : 1;
     if (stage == STAGE_AGENT)
         return;
@@ -56,6 +56,7 @@ void machine_listen_to_console(struct machine *m) {
     str_copy(path + strlen(path), 16, "/console.log");
     if (m->console || m->vm.state != VM_STATE_BOOTING || !m->is_fresh)
         return;
+    m->boot_begun_ms = time_monotonic_ms();
     /* Where the kernel has no watch left the stage is not told, and nothing else is lost. */
     sd_event_add_inotify(loop_event(m->vms->loop), &m->console, path, IN_MODIFY, on_console, m);
     if (stat(path, &st) == 0 && st.st_size > 0)
@@ -66,7 +67,7 @@ void machine_tell_boot(const struct machine *m, char *ret_words, size_t size) {
     struct strbuf words = {.max = size - 1};
     const char *between = ": ";
     if (m->is_fresh)
-        strbuf_addf(&words, "booted in %.1f s", (double)(time_realtime_ms() - m->vm.state_since_ms) / 1000);
+        strbuf_addf(&words, "booted in %.1f s", (double)(time_monotonic_ms() - m->boot_begun_ms) / 1000);
     for (int i = 0; i < MACHINE_STAGES; i++) {
         if (m->stage_ms[i] == 0)
             continue;
