@@ -3,9 +3,15 @@ there, old images go but never one that a VM stands on. Nothing is downloaded.""
 
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
+
+import pytest
 
 import golden
 
@@ -131,3 +137,88 @@ def test_run_tells_why_it_builds(good, image, tmp_path):
     assert why("image: not good: there is none in x", 1, good) == "image: not good: there is none in x\n"
     golden.debugfs(image / "rootfs.ext4", "rm /etc/hosts")
     assert "/etc/hosts is missing" in why("image: good: x", 0, image)
+
+
+STEPS = ["install Debian's packages", "take the kernel out", "unpack the kernel", "list the packages", "pack the initramfs",
+         "make the root file system", "check the root file system", "write the manifest", "add the agent", "clean up",
+         "look into the image"]
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    """guest/build-image with a mmdebstrap that copies a small root instead of downloading one: all else is real."""
+    sys.path.insert(0, str(golden.HERE / "tests"))
+    import harness
+    harness.guest_image()  # for Debian's kernel, which it keeps
+    kernel = max((golden.HERE / ".cache/kernel").glob("linux-image-*-cloud-amd64"))
+    version = kernel.name.removeprefix("linux-image-")
+    work = tmp_path_factory.mktemp("build")
+    root = work / "tree"
+    golden.make_tree(root, "cli")
+    shutil.rmtree(root / "lib/modules")
+    shutil.copytree(kernel / "lib/modules" / version, root / "lib/modules" / version)
+    (root / "boot").mkdir()
+    shutil.copy(kernel / f"boot/vmlinuz-{version}", root / "boot")
+    golden.put(root, f"lib/modules/{version}/modules.dep", "")
+    golden.put(root, "var/lib/dpkg/status", golden.status_text(
+        [p.replace(golden.KERNEL, version) for p in golden.PACKAGES["cli"]]))
+    golden.put(root, "usr/lib/master-controller/mc-agent", (golden.BUILD / "guest/mc-agent").read_bytes(), 0o755)
+    golden.run("chown", "1000:1000", root / "home/user")
+    golden.put(work, "bin/mmdebstrap", f"""#!/bin/bash
+set -eu
+while [[ $1 != bookworm ]]; do shift; done
+cp -a {root}/. "$2"
+printf 'TYPE=%s\\nRECIPE=%s\\n' "$MC_IMAGE_TYPE" "$MC_IMAGE_RECIPE" >"$2/usr/lib/master-controller/image"
+""", 0o755)
+    return work
+
+
+def start_build(builder, base):
+    return subprocess.Popen([golden.HERE / "guest/build-image", "--init", golden.BUILD / "guest/guest-init", "--type", "cli",
+                             "--out", base, "--verify", golden.MCTL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env=dict(os.environ, PATH=f"{builder / 'bin'}:{os.environ['PATH']}", SOURCE_DATE_EPOCH="1700000000"))
+
+
+def whole_build(builder, base):
+    for _ in range(120):  # the rest of a killed one may hold the lock for a moment
+        p = start_build(builder, base)
+        said = p.communicate(timeout=500)[1]
+        if "another build is running" not in said:
+            break
+        time.sleep(1)
+    assert p.returncode == 0, said
+    assert all(step in said for step in STEPS) and re.search(r"^\[ *\d+ s\] done: ", said, re.M), said
+    return (base / "cli/current").resolve()
+
+
+def test_a_build_that_is_killed_at_any_step_leaves_the_old_image(builder, tmp_path):
+    first = whole_build(builder, tmp_path)
+    digest = golden.part(first / "rootfs.ext4")["sha256"]
+    rng = random.Random()
+    for step in sorted(rng.sample(STEPS, 4), key=STEPS.index):
+        sig = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+        for _ in range(120):
+            p = start_build(builder, tmp_path)
+            lines = []
+            for line in p.stderr:
+                lines.append(line)
+                if step in line or "another build" in line:
+                    break
+            if step in lines[-1]:
+                break
+            p.communicate(timeout=60)
+            assert "another build" in "".join(lines), lines
+            time.sleep(1)
+        time.sleep(rng.uniform(0, 0.5))
+        p.send_signal(sig)
+        p.communicate(timeout=60)
+        what = (step, sig, p.returncode)
+        assert (tmp_path / "cli/current").resolve() == first or p.returncode == 0, what
+        assert golden.verify(tmp_path / "cli/current", "--quick", check=0)["good"], what
+        if p.returncode == 0:  # it had been quicker than the signal
+            first = (tmp_path / "cli/current").resolve()
+    last = whole_build(builder, tmp_path)
+    assert last != first and golden.part(last / "rootfs.ext4")["sha256"] == digest, "the same bytes"
+    assert not list((tmp_path / "cli").glob(".tmp-*"))
+    assert len(left(tmp_path / "cli")) == 2, "old images are kept by count"
+    assert golden.verify(last, check=0)["good"]
