@@ -88,6 +88,9 @@ json_t *api_vm_json(const struct vm *vm);
 json_t *api_vm_network_json(struct api *api, const struct vm *vm);
 /* The caller's VM of {id}, which may be any unique prefix. Error: "vm.not-found", for another's VM too. */
 int api_vm_find(struct api *api, const struct http_match *match, struct vm *ret_vm, struct err *err);
+/* The caller's session of {id}. Answers and returns false when there is none, or it is another's. */
+bool api_session_of(struct api *api, struct http_request *req, const struct http_match *match,
+                    struct session *ret_session);
 json_t *api_events_json(const struct store_event *events, size_t n);
 json_t *api_session_json(struct api *api, const struct session *session);
 
@@ -139,7 +142,7 @@ http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_vault_get, route_vault_rotate, route_credentials_list, route_credential_forget;
-http_route_fn route_session_credentials;
+http_route_fn route_session_credentials, route_session_open_url;
 http_route_fn route_token_create, route_tokens_list, route_token_revoke;
 http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;

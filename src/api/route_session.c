@@ -13,8 +13,8 @@ static void no_session(struct http_request *req) {
     http_problem(req, 404, "session.not-found", NULL, "there is no such session", NULL);
 }
 
-static bool session_of(struct api *api, struct http_request *req, const struct http_match *match,
-                       struct session *ret_session) {
+bool api_session_of(struct api *api, struct http_request *req, const struct http_match *match,
+                    struct session *ret_session) {
     const char *id = http_match_param(match, "id");
     struct err err = {0};
     struct session session;
@@ -120,7 +120,7 @@ static json_t *seconds_left(const struct session *session) {
 void route_session_get(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct session session;
-    if (session_of(api, req, match, &session))
+    if (api_session_of(api, req, match, &session))
         api_json(req, 200,
                  json_pack("{s:o, s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
                            seconds_left(&session), "vm", session_vm_json(api, &session)));
@@ -130,7 +130,7 @@ void route_session_heartbeat(struct http_request *req, const struct http_match *
     struct api *api = userdata;
     struct session session;
     struct err err = {0};
-    if (!session_of(api, req, match, &session))
+    if (!api_session_of(api, req, match, &session))
         return;
     if (sessions_heartbeat(api->sessions, session.id, &session, &err) < 0)
         api_fail(req, &err);
@@ -142,7 +142,7 @@ void route_session_heartbeat(struct http_request *req, const struct http_match *
 
 void route_session_credentials(struct http_request *req, const struct http_match *match, void *userdata) {
     struct session session;
-    if (session_of(userdata, req, match, &session))
+    if (api_session_of(userdata, req, match, &session))
         api_credential_status(userdata, req, &session);
 }
 
@@ -155,7 +155,7 @@ void route_session_events(struct http_request *req, const struct http_match *mat
     size_t n;
     struct err err = {0};
     char folder[VMS_PATH_MAX] = "";
-    if (!session_of(api, req, match, &session))
+    if (!api_session_of(api, req, match, &session))
         return;
     if (store_events(api->store, session.id, &events, &n, &err) < 0) {
         api_fail(req, &err);
@@ -175,7 +175,7 @@ void route_session_cancel(struct http_request *req, const struct http_match *mat
     struct err err = {0};
     const char *reason = "it was cancelled";
     char actor[STORE_ACTOR_MAX];
-    json_t *body = session_of(api, req, match, &session) ? api_body(req, known) : NULL;
+    json_t *body = api_session_of(api, req, match, &session) ? api_body(req, known) : NULL;
     if (!body)
         return;
     if (json_unpack(body, "{s?s}", "reason", &reason) < 0 || strlen(reason) >= VM_REASON_MAX) {

@@ -56,6 +56,7 @@ TABLE = {
     ("GET", "/api/users/{user}/credentials"): (USER, None),
     ("DELETE", "/api/users/{user}/credentials/{provider}"): (like(USER, 404), None),  # there is none
     ("GET", "/api/auth/session/{id}/credentials/status"): (PAGE, None),
+    ("POST", "/api/auth/session/{id}/open-url"): (like(PAGE, 400), {"url": "https://evil.example/"}),
     ("GET", "/api/auth/sessions"): (LIST, None),
     ("GET", "/api/auth/session/{id}"): (PAGE, None),
     ("POST", "/api/auth/session/{id}/cancel"): (PAGE, {}),

@@ -247,3 +247,26 @@ def test_profiles_are_read_when_a_session_starts(tmp_path):
         assert f"{profile}:3: " in d.log.read_text(), "a broken profile is told, and stops nobody else"
         profile.write_text(PROFILE.format("yes"))
         assert begin().status == 201 and begin().json["session"]["provider"] == "mine"
+
+
+def test_open_url(plain_image, tmp_path):
+    """Which addresses are taken is tests/unit/test_provider.c's; what comes of them in a guest, tests/vm's."""
+    (tmp_path / "mine.conf").write_text(PROFILE.format("yes") + "[open-url]\nhost = login.example.com\n")
+    with idle(image=plain_image, session={"providers": tmp_path}) as d:
+        r = d.admin("POST", "/api/auth/start", {"userId": "u", "provider": "mine"}).json
+        sid, jar = r["sessionId"], cookie(d, r["sessionId"], r["novncURL"].split("#ticket=")[1])
+        to = lambda url: d.request("POST", f"/api/auth/session/{sid}/open-url", {"url": url}, jar)
+        said = lambda r: (r.status, r.json["code"])
+        assert said(to("https://login.example.com/?code=SECRET1")) == (409, "session.state")
+        with desktop(d, d.vm(r["session"]["vm_id"])):
+            wait_status(d, sid, "awaiting_user_auth")
+            assert said(to("https://login.example.com/?code=SECRET2")) == (409, "agent.none")
+            for url in ("http://login.example.com/?SECRET3", "https://evil.example/?SECRET4", "https://127.0.0.1/SECRET5",
+                        "https://SECRET6@login.example.com/", "SECRET7", ""):
+                r = to(url)
+                assert said(r) == (400, "url.refused") and b"SECRET" not in r.body
+            for body in ({}, {"url": 1}, {"url": "x", "y": 1}):
+                assert d.request("POST", f"/api/auth/session/{sid}/open-url", body, jar).status == 400
+        d.mctl("auth", "cancel", sid)
+        assert said(to("https://login.example.com/")) == (409, "session.ended")
+        assert "SECRET" not in d.log.read_text()

@@ -1,0 +1,92 @@
+/* What a session's page asks of the login in the VM. Addresses may hold codes and tokens: none of them is logged, or told
+ * again in an error. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/internal.h"
+#include "session/providers.h"
+
+#define OPEN_TIMEOUT_MS 60000 /* a program as large as a browser starts first */
+
+struct opening {
+    struct http_request *req; /* NULL: the caller has gone */
+};
+
+static void on_gone(struct http_request *req, void *userdata) {
+    struct opening *o = userdata;
+    o->req = NULL;
+}
+
+/* The guest's own words are left out: it has the address, and may say anything. */
+static void on_done(void *userdata, json_t *ok, const struct err *err) {
+    struct opening *o = userdata;
+    if (o->req && ok)
+        api_json(o->req, 200, json_pack("{s:b}", "opened", 1));
+    else if (o->req)
+        http_problem(o->req, err->errnum == ETIMEDOUT ? 504 : 502, err->code, NULL,
+                     "the browser in the VM did not open the address", "look at the desktop: is its browser there?");
+    free(o);
+}
+
+/* Takes the reference of request. */
+static void open_in_guest(struct http_request *req, struct agent *agent, json_t *request) {
+    static const struct agent_handler handler = {.done = on_done};
+    struct agent_job *job;
+    struct err err = {0};
+    struct opening *o = calloc(1, sizeof *o);
+    if (!o || !request) {
+        free(o);
+        json_decref(request);
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
+        return;
+    }
+    if (agent_begin(agent, request, OPEN_TIMEOUT_MS, &handler, o, &job, &err) < 0) {
+        free(o);
+        http_problem(req, 503, err.code, NULL, err.detail, "try again in a moment");
+        return;
+    }
+    o->req = req;
+    http_request_defer(req, on_gone, o);
+}
+
+/* Whether the session's user may be sent to url now, and by which agent. */
+static int may_open(struct api *api, const struct session *session, const char *url, size_t len,
+                    struct agent **ret_agent, struct err *err) {
+    struct provider provider;
+    if (session_status_is_end(session->status))
+        return err_set(err, EALREADY, "session.ended", "session %s is %s already", session->id,
+                       session_status_name(session->status));
+    int r = provider_load(api->config->session.providers, session->provider, &provider, err);
+    if (r == 0)
+        r = provider_url_check(&provider, url, len, err);
+    if (r < 0)
+        return r;
+    if (session->status != SESSION_AWAITING_USER_AUTH && session->status != SESSION_AUTHENTICATING)
+        return err_set(err, EPROTO, "session.state", "session %s is %s: its desktop cannot be used yet", session->id,
+                       session_status_name(session->status));
+    *ret_agent = vms_agent(api->vms, session->vm_id);
+    if (*ret_agent)
+        return 0;
+    return err_set(err, EALREADY, "agent.none", "the image of VM %s has no agent", session->vm_id);
+}
+
+void route_session_open_url(struct http_request *req, const struct http_match *match, void *userdata) {
+    static const char *const known[] = {"url", NULL};
+    struct api *api = userdata;
+    struct session session;
+    struct agent *agent = NULL;
+    struct err err = {0};
+    const char *url;
+    size_t len;
+    json_t *body = api_session_of(api, req, match, &session) ? api_body(req, known) : NULL;
+    if (!body)
+        return;
+    if (json_unpack(body, "{s:s%}", "url", &url, &len) < 0)
+        http_problem(req, 400, "body.bad-value", NULL, "url is missing or not a text", NULL);
+    else if (may_open(api, &session, url, len, &agent, &err) < 0)
+        api_fail(req, &err);
+    else
+        open_in_guest(req, agent, json_pack("{s:s, s:s}", "op", "browser.open", "url", url));
+    json_decref(body);
+}
