@@ -16,7 +16,7 @@
 #define SAVE_TIMEOUT_MS 10000
 #define PATH_TIMEOUT_MS 30000
 #define ANSWER_MAX (8U << 20)
-#define ARGS_MAX 16
+#define ARGS_MAX 20
 
 void examine_init(struct examine *examine, const struct config *config, const char *state_dir) {
     /* Beside the daemon, where it is installed, and where it is built. */
@@ -70,6 +70,8 @@ static void build_args(const struct examine *e, const char *vm_id, const char *s
     argv[n++] = vm_id;
     argv[n++] = "--state-dir";
     argv[n++] = e->state_dir;
+    argv[n++] = "--socket"; /* by which it asks the guest's agent; at a VM's end there is nobody to ask */
+    argv[n++] = save ? "" : e->config->api.socket;
     argv[n++] = "--bridge";
     argv[n++] = e->config->network.bridge;
     if (*e->config->network.namespace) {

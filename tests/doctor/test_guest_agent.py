@@ -80,6 +80,7 @@ class Report:
 
 @pytest.fixture(scope="module")
 def inside():
+    harness.guest_image()
     with harness.daemon(vm={"reach_interval": "5"}) as d:
         vm = d.create(wait=True)
         assert vm["state"] == "running"
@@ -91,7 +92,10 @@ def guest(inside):
     """The VM, as it was before: a test mends what it broke."""
     before = inside.network()
     yield inside
-    assert inside.network() == before
+    after = inside.network()
+    if after != before:  # the next test has a guest that is well all the same
+        inside.sh(f"ip link set eth0 up; ip addr flush dev eth0; ip addr add {inside.ip}/16 dev eth0; ip route replace default via 192.168.0.1")
+    assert after == before
 
 
 def test_both_ends_of_a_well_guest(guest):
@@ -299,6 +303,7 @@ esac
 
 
 def test_a_unit_is_restarted():
+    harness.guest_image()
     with harness.daemon(vm={"browser_boot_timeout": "600"}) as d:
         vm = d.create(type="browser")
         harness.wait_for(lambda: "agent-ready" in [e["event"] for e in d.events(vm["id"])], 90, 0.3)
