@@ -139,6 +139,14 @@ static bool inside_filters(struct judge *j, enum packet_kind kind, uint32_t flow
     return true;
 }
 
+static struct cause *find_cause(struct judge *j, const char *id) {
+    for (uint32_t i = 0; i < j->causes_count; i++)
+        if (strcmp(j->causes[i].finding.id, id) == 0)
+            return &j->causes[i];
+    return NULL;
+}
+
+/* The host may have heard it claim the address: then this is what the claim does to the guest itself. */
 static bool inside_owns_gateway(struct judge *j) {
     uint32_t host = j->bridge_address.address;
     for (uint32_t i = 0; host && i < j->guest->addrs.count; i++) {
@@ -146,11 +154,17 @@ static bool inside_owns_gateway(struct judge *j) {
         if (addr->ip != host)
             continue;
         struct ip_text text = ip_text(host);
-        struct cause *c = add_inside(j, "guest.owns-gateway", FLOWS_GUEST,
-                                     "the guest has the gateway's own address, and answers itself: ", text.text);
-        cause_evidence(c, "agent", addr->link, "the guest says: it has %s/%u", text.text, addr->length);
+        struct cause *c = find_cause(j, "guest.owns-gateway");
         if (c)
+            c->may |= FLOWS_GUEST;
+        else
+            c = add_inside(j, "guest.owns-gateway", FLOWS_GUEST,
+                           "the guest has the gateway's own address, and answers itself: ", text.text);
+        cause_evidence(c, "agent", addr->link, "the guest says: it has %s/%u", text.text, addr->length);
+        if (c) { /* it dies there, and not at another one's entry */
+            c->seen = true;
             c->finding.hop = HOP_GUEST_IP;
+        }
         return true;
     }
     return false;
