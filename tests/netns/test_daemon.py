@@ -65,6 +65,7 @@ def test_what_a_vm_gets():
             {"iface_id": "eth0", "guest_mac": vm["mac"], "host_dev_name": vm["tap"]}]
         assert "ip=10.77.0.2::10.77.0.1:255.255.240.0:" in config["boot-source"]["boot_args"]
         assert ":eth0:off:10.77.0.53" in config["boot-source"]["boot_args"]
+        assert " no_timer_check " in config["boot-source"]["boot_args"], "an emulated guest on a busy host would panic"
         assert (folder / "console.log").exists()
 
 
