@@ -14,6 +14,7 @@ packages_test=(
     arping arptables binutils bridge-utils busybox-static chromium clang-format clang-tidy curl ebtables ethtool
     iproute2 iptables iputils-ping libcap2-bin libcmocka-dev libpcap-dev nftables procps python3
     python3-jsonschema python3-pytest python3-pytest-xdist python3-websockets python3-yaml tcpdump tshark util-linux
+    xfsprogs
 )
 
 say() { printf '%s\n' "$*" >&2; }

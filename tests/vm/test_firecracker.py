@@ -2,6 +2,8 @@
 tests/vm/fc_double, and over the real Firecracker where one is found (PATH, or MC_FIRECRACKER: a folder with firecracker and
 jailer)."""
 
+import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -145,6 +147,59 @@ def test_a_clone_costs_no_copy():
         assert (root / "base.ext4").stat().st_ino == image.stat().st_ino, "the image was copied"
         overlay = (root / "overlay.ext4").stat()
         assert overlay.st_size >= 64 << 20 and overlay.st_blocks * 512 < 1 << 20
+
+
+def blocks_of(path):
+    """Blocks of 4096 bytes that a file shares with others, and those of its own."""
+    shared = own = 0
+    for line in run("filefrag", "-v", path).stdout.splitlines():
+        parts = [part.strip() for part in line.split(":")]
+        if parts[0].isdigit() and "unwritten" not in parts[-1]:
+            shared, own = (shared + int(parts[3]), own) if "shared" in parts[-1] else (shared, own + int(parts[3]))
+    return shared, own
+
+
+@contextlib.contextmanager
+def on_xfs(d):
+    """The daemon's state folder, and its image, on a file system that shares blocks between files."""
+    disk = d.dir / "disk"
+    with disk.open("wb") as f:
+        f.truncate(600 << 20)
+    run("mkfs.xfs", "-q", "-m", "reflink=1", disk)
+    d.state.mkdir()
+    run("mount", "-o", "loop", disk, d.state)
+    try:
+        run("cp", "-a", "--sparse=always", harness.TEST_GUEST, d.state / "image")
+        d.config["image"]["directory"] = d.state / "image"
+        yield
+    finally:
+        d.stop()
+        run(*d.command("--remove"), check=False, timeout=60)
+        run("umount", d.state)
+
+
+def test_a_clone_shares_its_blocks_where_the_file_system_can():
+    if run("mkfs.xfs", "-V", check=False).returncode or "xfs" not in pathlib.Path("/proc/filesystems").read_text():
+        pytest.skip("no XFS here")
+    with firecracker(start=False) as d, on_xfs(d):
+        image = d.state / "image/current/rootfs.ext4"
+        before = hashlib.sha256(image.read_bytes()).hexdigest()
+        d.start()
+        vm = d.create(wait=True)
+        root = root_of(d, vm["id"])
+        assert not (root / "base.ext4").exists() and not (root / "overlay.ext4").exists()
+        assert (root / "disk.ext4").stat().st_ino != image.stat().st_ino
+        drives = json.loads((d.state / "users" / vm["id"] / "vm-config.json").read_text())["drives"]
+        assert [drive["is_read_only"] for drive in drives] == [False]
+        # What the guest writes is its own, and all that it costs.
+        write = "dd if=/dev/urandom of=/big bs=64k count=16 conv=fsync && sync"
+        d.mctl("vm", "exec", vm["id"], "--", "/bin/sh", "-c", write)
+        assert hashlib.sha256(image.read_bytes()).hexdigest() == before
+        with (root / "disk.ext4").open("rb+") as f:
+            os.fsync(f.fileno())
+        shared, own = blocks_of(root / "disk.ext4")
+        assert shared * 4096 > 2 << 20 and 1 << 20 <= own * 4096 < 4 << 20, (shared, own)
+        d.mctl("vm", "destroy", vm["id"], "--reason", "done")
 
 
 def test_metrics_are_evidence():
