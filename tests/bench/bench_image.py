@@ -24,12 +24,12 @@ GUEST = ("init", "agent", "services")
 DOMINANT = 12
 UNITS = "/etc/systemd/system"
 
-# Name: {unit: drop-in}. What is measured here and helps goes into the recipe, and from here.
+# Name: {unit: drop-in, or None to mask it}. What is measured here and helps goes into the recipe, and from here.
 VARIANTS = {
-    "openbox after the browser": {"openbox.service": "[Unit]\nAfter=chromium.service\n"},
     "x11vnc with XDamage": {"x11vnc.service": "[Service]\nExecStart=\nExecStart=/usr/bin/x11vnc -norc -display :0 -rfbport "
                             "5900 -localhost -nopw -forever -shared -repeat -quiet\n"},
     "Chromium last": {"chromium.service": "[Unit]\nAfter=websockify.service\n"},
+    "no udev": {"systemd-udevd.service": None, "systemd-udev-trigger.service": None},
 }
 
 
@@ -75,6 +75,9 @@ def variant(image, drop_ins):
         rootfs.chmod(0o600)
         commands = []
         for i, (unit, text) in enumerate(drop_ins.items()):
+            if text is None:
+                commands.append(f"symlink {UNITS}/{unit} /dev/null")
+                continue
             (copy / f"drop-in-{i}").write_text(text)
             commands += [f"mkdir {UNITS}/{unit}.d", f"write {copy}/drop-in-{i} {UNITS}/{unit}.d/bench.conf"]
         harness.run("/usr/sbin/debugfs", "-w", "-f", "-", rootfs, input="\n".join(commands) + "\n")
