@@ -151,12 +151,19 @@ static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
     return r;
 }
 
+static bool can_be_a_vms(const struct doctor_case *c, const char *tap) {
+    const struct snap_link *link = snap_link_by_name(c->before, tap);
+    return !link || (!(link->flags & IFF_LOOPBACK) && strcmp(link->kind, "bridge") != 0);
+}
+
 static int find_targets(struct doctor_case *c, const struct doctor_options *o, struct err *err) {
     int r;
     if (*o->vm)
         r = find_vm(c, o, err);
     else if (*o->tap)
-        r = add_target(c, o->tap, o, true);
+        r = can_be_a_vms(c, o->tap)
+                ? add_target(c, o->tap, o, true)
+                : err_set(err, ENOENT, "doctor.no-tap", "%s is there, and no VM can be behind it", o->tap);
     else
         r = find_taps(c, o);
     if (r == -ENOMEM)

@@ -406,6 +406,19 @@ def _(bed):
     return ["wan0"]
 
 
+@fault("one guest is not masqueraded", "host.nat", dead=("egress",), alive=("ping", "tcp"), also=("host.no-masquerade",), **UPLINK)
+def _(bed):
+    bed.lab.nft(f"insert rule ip nat post ip saddr {bed.vm.address} accept")
+    return ["wan0", bed.vm.address]
+
+
+@fault("legacy forward policy", "host.forward", dead=("egress",), alive=("ping", "tcp"), also=("netfilter.forward-drop",),
+       lab={"uplink": True, "bridge_netfilter": 0})
+def _(bed):
+    bed.lab.run("iptables-legacy", "-P", "FORWARD", "DROP")
+    return ["legacy"]
+
+
 @fault("snat to nobody", "host.nat", dead=("egress",), alive=("ping", "tcp"), hops=("host.uplink",), lab={"uplink": True, "masquerade": False})
 def _(bed):
     handles = bed.lab.chain("ip", "nat", "post", "type nat hook postrouting priority 100", "ip saddr 192.168.0.0/16 oifname wan0 snat to 203.0.113.99")

@@ -390,6 +390,33 @@ def test_nobody_is_told_what_he_does_not_see():
         assert "healthy (" not in words.stdout, words
 
 
+def test_nobody_may_not_ping():
+    """That a question may not be asked is no answer: without a port a healthy guest is not called dead."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.warm()
+        done = as_nobody(lab, "--tap", guest.tap, "--guest-ip", guest.address)
+        assert done.returncode in (0, 1), done
+
+
+def test_a_vm_behind_a_veth():
+    """No TAP, no VMM: a port of another sort is judged by what it is."""
+    with Lab() as lab:
+        guest, inside = lab.guest(), lab.space("box")
+        lab.batch(f"link add vv0 type veth peer name eth0 netns {inside.name}\nlink set vv0 master br0\nlink set vv0 up")
+        inside.batch("link set eth0 up\naddress add 192.168.0.50/16 dev eth0")
+        assert lab.ping("192.168.0.50") and guest
+        command = [MCTL, "--json", "doctor", "--netns", lab.name, "--bridge", "br0", "--guest-ip", "192.168.0.50", "--tap"]
+        assert subprocess.run([*command, "vv0"], capture_output=True, check=False).returncode == 0
+        inside.ip("link", "set", "eth0", "down")
+        lab.settle("vv0", "DOWN")
+        done = subprocess.run([*command, "vv0"], capture_output=True, text=True, check=False)
+        first = json.loads(done.stdout)["targets"][0]["findings"][0]
+        assert (done.returncode, first["id"]) == (10, "tap.carrier-off"), first
+        for name in ("lo", "br0"):
+            assert subprocess.run([*command, name], capture_output=True, check=False).returncode == 4
+
+
 def test_nobody_repairs_nothing():
     with BY_KEY["tap.down"].bed() as bed:
         BY_KEY["tap.down"].apply(bed)

@@ -96,7 +96,11 @@ void run_ask_echo(struct run *run, size_t target, enum probe_kind kind, uint32_t
                   size_t payload) {
     int64_t from_ns = run_now_ns();
     int fd = kind == PROBE_LARGE ? run->large : run->icmp;
-    int r = fd < 0 ? -EPERM : send_echo(fd, ip, (uint16_t)(run->tagger.id_base | kind), sequence, payload);
+    if (fd < 0) { /* that we may not ask tells nothing of the way */
+        run_why_not(run_answer(run, target, kind), "no raw socket: only root may send it");
+        return;
+    }
+    int r = send_echo(fd, ip, (uint16_t)(run->tagger.id_base | kind), sequence, payload);
     run_note_sent(run, target, kind, from_ns, r);
 }
 

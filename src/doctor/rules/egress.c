@@ -56,15 +56,19 @@ static const struct snap_lookup *world(const struct judge *j, bool from_guest) {
 }
 
 /* Whether the guest's packets would get another source. */
-static enum { NAT_NO, NAT_MAY, NAT_YES } nat_of(const struct judge *j, const struct snap_link *uplink) {
+static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const struct snap_link *uplink, uint32_t ip) {
     struct packet packet;
     struct nft_result result;
-    struct packet_ends ends = {.source = j->target->ip, .destination = WORLD, .port = 443};
+    struct packet_ends ends = {.source = ip, .destination = WORLD, .port = 443};
     packet_build(PACKET_ECHO, &ends, &packet);
     str_copy(packet.oif, sizeof packet.oif, uplink->name);
     packet.oif_index = uplink->index;
     nft_eval_hook(&j->host->index, NFPROTO_IPV4, NF_INET_POST_ROUTING, "", &packet, NULL, &result);
     return result.nat ? NAT_YES : result.nat_may ? NAT_MAY : NAT_NO;
+}
+
+static int nat_of(const struct judge *j, const struct snap_link *uplink) {
+    return (int)nat_for(j, uplink, j->target->ip);
 }
 
 static bool is_private(uint32_t ip) {
@@ -125,6 +129,14 @@ static void rule_nat(struct judge *j, const struct snap_link *uplink, const stru
     }
     if (!c)
         return;
+    /* Others of its network get another source, this one does not: what the canary is answered proves nothing. */
+    if (j->probe && j->probe->canary.made && nat_for(j, uplink, j->probe->canary.ip) == NAT_YES) {
+        cause_evidence(c, "nft", "postrouting", "%s, in the same network, would get one",
+                       ip_text(j->probe->canary.ip).text);
+        c->kills = FLOW_EGRESS_GUEST | FLOW_EGRESS_TCP | FLOW_EGRESS_DNS;
+        c->may = 0;
+        c->policy = true;
+    }
     c->seen = left_unchanged(j, uplink);
     if (c->seen)
         cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");

@@ -702,10 +702,13 @@ static void mark_policies(struct judge *j) {
         const uint32_t pings = FLOW(PROBE_CANARY_ICMP_HOST) | FLOW(PROBE_HOST_ICMP_CANARY) | FLOW(PROBE_EGRESS);
         struct cause real = *c;
         /* What cannot be read, and so not led a VM's packet through, is believed for VMs too. */
-        bool unread = strcmp(c->finding.id, "nft.rewrites") == 0 ||
-                      (c->finding.evidence_count && strcmp(c->finding.evidence[0].where, "legacy") == 0);
-        real.kills &= ~(unread ? pings : FLOWS_OF_CANARY);
-        real.may &= ~(unread ? pings : FLOWS_OF_CANARY);
+        bool legacy = c->finding.evidence_count && strcmp(c->finding.evidence[0].where, "legacy") == 0;
+        bool unread = legacy || strcmp(c->finding.id, "nft.rewrites") == 0;
+        uint32_t canarys = legacy && c->finding.hop == HOP_HOST_FORWARD ? pings & ~FLOW(PROBE_EGRESS)
+                           : unread                                     ? pings
+                                                                        : FLOWS_OF_CANARY;
+        real.kills &= ~canarys;
+        real.may &= ~canarys;
         if (c->policy && !cause_counts(j, &real)) /* only the canary's packets are lost */
             c->hidden = true;
     }

@@ -199,6 +199,11 @@ static void rule_carrier(struct judge *j) {
         c = cause_add(j, "tap.proto-down", FLOWS_GUEST, 0, "%s is held down by protodown", tap->name);
         cause_evidence(c, "link", tap->name, "protodown is on, so it has no carrier");
         cause_step(c, REPAIR_LINK_PROTO_UP, tap->name);
+    } else if (!tap->carrier && (tap->flags & IFF_UP) && !tap->is_tap) {
+        c = cause_add(j, "tap.carrier-off", FLOWS_GUEST, 0, "%s has no carrier: its other end is down, or gone",
+                      tap->name);
+        cause_evidence(c, "link", tap->name, "NO-CARRIER; it is no TAP but a %s",
+                       *tap->kind ? tap->kind : "network card");
     } else if (!tap->carrier && (tap->flags & IFF_UP)) {
         /* Without all of /proc the lack of a carrier still tells: a TAP has one as long as it is held. */
         if (!j->holder) {
@@ -217,7 +222,7 @@ static void rule_carrier(struct judge *j) {
                                             : "down");
         cause_evidence(c, "link", tap->name, "operational state %u, link mode %u", tap->operstate, tap->linkmode);
         cause_step(c, REPAIR_LINK_MODE, tap->name)->value = 0;
-    } else if (!j->holder && !tap->carrier && !(tap->flags & IFF_UP) &&
+    } else if (!j->holder && !tap->carrier && !(tap->flags & IFF_UP) && tap->is_tap &&
                (j->s->host.root || !snap_gap_of(j->s, "holders"))) {
         rule_no_holder(j);
     }
