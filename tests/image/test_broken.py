@@ -710,3 +710,29 @@ def test_what_is_no_image(tmp_path):
     (tmp_path / "text").write_text("hello\n")
     assert failures(verify(tmp_path / "text", check=1)) == {"fs.not-ext4"}
     assert "error" in verify(tmp_path, "--type", "mainframe", check=2)
+
+
+@pytest.mark.parametrize("kind", ["browser", "cli"])
+def test_a_root_made_for_something_else(kind, tmp_path):
+    """As mmdebstrap --variant=minbase leaves it, for a chroot or a container: all that it lacks is said."""
+    root = tmp_path / "root"
+    for folder in ["dev", "proc", "sys", "run", "root", "usr/sbin", "var/lib/dpkg"]:
+        (root / folder).mkdir(parents=True)
+    (root / "tmp").mkdir()
+    (root / "tmp").chmod(0o1777)
+    golden.put(root, "bin/sh", b"\x7fELF", 0o755)
+    golden.put(root, "var/lib/dpkg/status", golden.status_text(["base-files", "bash", "apt", "libc6"]))
+    golden.put(root, "etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
+    golden.put(root, "etc/shadow", "root:*:20000:0:99999:7:::\n", 0o640)
+    golden.put(root, "etc/resolv.conf", "nameserver 192.0.2.53\n")
+    golden.put(root, "etc/fstab", "# UNCONFIGURED FSTAB FOR BASE SYSTEM\n")
+    golden.make_filesystem(root, tmp_path / "plain.ext4")
+    report = verify(tmp_path / "plain.ext4", "--type", kind, check=1)
+    found = {(f["id"], f["object"]) for f in report["findings"] if f["role"] == "failure"}
+    missing = {o for i, o in found if i == "package.missing"}
+    assert missing >= {"systemd", "systemd-sysv", "udev", "acpid"} and "libc6" not in missing
+    assert ("chromium" in missing) == (kind == "browser") and ("git" in missing) == (kind == "cli")
+    assert {i for i, _ in found} >= {"root.init", "kernel.modules-missing", "unit.missing", "files.hosts-missing", "account.missing",
+                                     "files.resolver-fixed", "identity.machine-id-missing", "unit.default-target"}
+    assert ("unit.missing", "mc-agent.service") in found
+    assert all(f["breaks"] and f["mend"] for f in report["findings"] if f["role"] == "failure")
