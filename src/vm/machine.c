@@ -38,8 +38,6 @@ struct machine *machine_find(struct vms *vms, const char *id) {
 void machine_unwatch(struct machine *m) {
     sd_event_source_disable_unref(m->process);
     m->process = NULL;
-    sd_event_source_disable_unref(m->console);
-    m->console = NULL;
     probe_free(m->probe);
     m->probe = NULL;
     vmm_talk_free(m->talk);
@@ -215,6 +213,7 @@ static void start_probe(void *userdata) {
     struct err err = {0};
     if (m->probe)
         return;
+    machine_look_at_console(m);
     if (probe_start(m->vms->loop, m->vms->network, kind, m->vm.ip, port, (int)config->probe_timeout_ms, on_probe, m,
                     &m->probe, &err) < 0) {
         str_copy(m->last_probe, sizeof m->last_probe, err.detail);
@@ -331,7 +330,7 @@ int machine_watch(struct machine *m, struct err *err) {
     if (r < 0 && m->is_fresh)
         return r;
     if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING) {
-        machine_listen_to_console(m);
+        m->boot_begun_ms = time_monotonic_ms();
         machine_agent_start(m);
         probe_later(m);
     }

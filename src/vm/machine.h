@@ -50,7 +50,6 @@ struct machine {
     struct agent_job *agent_job; /* a fact that is asked for, the agent_fact-th, to go into agent_facts */
     json_t *agent_facts;
     int agent_fact, agent_events;
-    sd_event_source *console;         /* its first word is awaited */
     int64_t boot_begun_ms;            /* monotonic; of a boot that this daemon began */
     int64_t stage_ms[MACHINE_STAGES]; /* of its boot, from the VMM's start; 0: not seen */
     int failures;                     /* probes that failed in a row */
@@ -186,7 +185,7 @@ void guard_stop(struct vms *vms);
 /* stages.c: an event in the VM's story that changes no state; and the stages of its boot, each told once. */
 void machine_note(struct machine *m, enum log_level level, const char *name, const char *reason);
 void machine_reach(struct machine *m, enum machine_stage stage);
-void machine_listen_to_console(struct machine *m);
+void machine_look_at_console(struct machine *m);
 /* The whole of it, "booted in 21.3 s: kernel after 1.2 s, …"; empty where an earlier daemon saw its beginning. */
 void machine_tell_boot(const struct machine *m, char *ret_words, size_t size);
 

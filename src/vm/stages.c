@@ -1,8 +1,7 @@
 /* How far a VM's boot is, as events with times: mctl vm why then tells where the seconds went. What a
- * probe finds is seen when the next one is over (probe_interval, probe_timeout). */
+ * probe finds is seen when the next one is over (probe_interval, probe_timeout); the console is looked at before each. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/inotify.h>
 #include <sys/stat.h>
 
 #include "base/log.h"
@@ -35,6 +34,8 @@ void machine_reach(struct machine *m, enum machine_stage stage) {
     if (m->vm.state != VM_STATE_BOOTING || !m->is_fresh || m->stage_ms[stage] > 0)
         return;
     int64_t ms = time_monotonic_ms() - m->boot_begun_ms;
+    if (stage != STAGE_KERNEL)
+        machine_look_at_console(m); /* what came first is told first */
     m->stage_ms[stage] = ms > 0 ? ms : 1;
     if (stage == STAGE_AGENT)
         return;
@@ -42,23 +43,13 @@ void machine_reach(struct machine *m, enum machine_stage stage) {
     machine_note(m, LOG_LEVEL_INFO, stages[stage].event, reason);
 }
 
-static int on_console(sd_event_source *source, const struct inotify_event *event, void *userdata) {
-    struct machine *m = userdata;
-    machine_reach(m, STAGE_KERNEL);
-    m->console = sd_event_source_disable_unref(m->console);
-    return 0;
-}
-
-void machine_listen_to_console(struct machine *m) {
+void machine_look_at_console(struct machine *m) {
     char path[VMS_PATH_MAX + 16];
     struct stat st;
+    if (m->vm.state != VM_STATE_BOOTING || m->stage_ms[STAGE_KERNEL] > 0)
+        return;
     machine_user_folder(m->vms, m->vm.id, path);
     str_copy(path + strlen(path), 16, "/console.log");
-    if (m->console || m->vm.state != VM_STATE_BOOTING || !m->is_fresh)
-        return;
-    m->boot_begun_ms = time_monotonic_ms();
-    /* Where the kernel has no watch left the stage is not told, and nothing else is lost. */
-    sd_event_add_inotify(loop_event(m->vms->loop), &m->console, path, IN_MODIFY, on_console, m);
     if (stat(path, &st) == 0 && st.st_size > 0)
         machine_reach(m, STAGE_KERNEL);
 }
