@@ -219,7 +219,7 @@ class Daemon:
         """Ends everything and takes the files away."""
         self.stop()
         if self.state.exists():
-            run(*self.command("--remove"), check=False, timeout=60)
+            run(*self.command("--remove"), check=False, timeout=300)
         shutil.rmtree(self.dir)
 
     # -- its callers --

@@ -98,6 +98,8 @@ struct vms {
     struct resting resting[RESTING_MAX];
     size_t rest_next;
     bool disk_was_full;
+    char image_links[VMS_PATH_MAX]; /* of the images that were looked into last */
+    bool image_is_busy;             /* a worker looks */
     struct confine *confine;
     struct examine examine;
     struct workers *makers, *enders, *examiners; /* one kind never waits for another */

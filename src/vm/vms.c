@@ -22,7 +22,7 @@
 #define EXPIRE_RECORDS 500 /* at a time: it is the loop's thread */
 #define DAY_MS 86400000LL
 #define MAKERS 4
-#define ENDERS 2
+#define ENDERS 4 /* they wait mostly, for processes and for the kernel to let a TAP go */
 #define REMOVE_REASON "the controller was asked to take everything away"
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
@@ -32,6 +32,8 @@ void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VM
 void machine_evidence_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
     snprintf(ret_path, VMS_PATH_MAX, "%s/evidence/%s", vms->state_dir, id);
 }
+
+static void look_for_image(struct vms *vms);
 
 static void trim_consoles(void *userdata) {
     struct vms *vms = userdata;
@@ -46,6 +48,7 @@ static void trim_consoles(void *userdata) {
         log_trim(path);
     }
     halt_check(vms);
+    look_for_image(vms);
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }
 
@@ -138,6 +141,40 @@ static void look_at_image(struct vms *vms) {
     malloc_trim(0);
 }
 
+/* Where "current" leads, in all folders in which images are looked for. */
+static void image_links(const struct vms *vms, char ret_links[VMS_PATH_MAX]) {
+    size_t share = VMS_PATH_MAX / (2 * VM_TYPE_COUNT);
+    memset(ret_links, 0, VMS_PATH_MAX);
+    for (size_t i = 0; i < (size_t)2 * VM_TYPE_COUNT; i++) {
+        char path[CONFIG_TEXT + 32];
+        enum vm_type type = (enum vm_type)(i / 2);
+        const char *own = vms->config->vm.type[type].image_dir;
+        snprintf(path, sizeof path, "%s/%s/current", *own ? own : vms->image_dir, i % 2 ? vm_type_name(type) : ".");
+        if (readlink(path, ret_links + i * share, share) < 0)
+            ret_links[i * share] = '\0';
+    }
+}
+
+static void image_work(void *userdata) {
+    look_at_image(userdata);
+}
+
+static void image_done(void *userdata) {
+    struct vms *vms = userdata;
+    vms->image_is_busy = false;
+}
+
+/* A new image is looked into by a worker as soon as it is there, so that mostly no VM's making has to do it on the loop. */
+static void look_for_image(struct vms *vms) {
+    char links[VMS_PATH_MAX];
+    image_links(vms, links);
+    if (vms->image_is_busy || memcmp(links, vms->image_links, sizeof links) == 0)
+        return;
+    vms->image_is_busy = workers_submit(vms->makers, image_work, image_done, vms) == 0;
+    if (vms->image_is_busy)
+        memcpy(vms->image_links, links, sizeof links);
+}
+
 int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *err) {
     struct vms *vms = calloc(1, sizeof *vms);
     if (!vms)
@@ -157,8 +194,10 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
     if (r == 0)
         r = vms_reconcile(vms, err);
     vms->is_starting = false;
-    if (r == 0)
+    if (r == 0) {
+        image_links(vms, vms->image_links);
         look_at_image(vms);
+    }
     if (r == 0)
         r = guard_start(vms, err);
     if (r < 0) {

@@ -562,6 +562,21 @@ def test_a_full_disk():
             run("umount", "-l", d.state)
 
 
+def test_a_new_image_is_looked_into_before_it_is_needed(tmp_path):
+    """By a worker: the loop would stand still for as long as that takes."""
+    image = tmp_path / "image"
+    build = (harness.TEST_GUEST / "current").resolve()
+    for name in ("first", "second"):
+        shutil.copytree(build, image / name, ignore=shutil.ignore_patterns("verdict.json"))
+    (image / "current").symlink_to("first")
+    with idle(image=image) as d:
+        assert (image / "first/verdict.json").exists() and not (image / "second/verdict.json").exists()
+        (image / "next").symlink_to("second")
+        (image / "next").rename(image / "current")
+        wait_for(lambda: (image / "second/verdict.json").exists(), 30)
+        assert d.vm(d.create()["id"])["image"].endswith("/second")
+
+
 # ---- found by review ----
 
 @contextlib.contextmanager
