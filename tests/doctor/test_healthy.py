@@ -303,6 +303,19 @@ def _(bed):
     bed.lab.ip("neigh", "replace", UPLINK_GATEWAY, "lladdr", bed.lab.net.link("peer0")["address"], "dev", "wan0", "nud", "permanent")
 
 
+@healthy("a guest that is slow")
+def _(bed):
+    """As on a host that is much too busy: whatever it is asked rests for up to half a second."""
+    def starve():
+        while not bed.stop.wait(0.004):
+            bed.vm("stall")
+            bed.stop.wait(0.45)
+            bed.vm("resume")
+
+    bed.threads.append(threading.Thread(target=starve))
+    bed.threads[-1].start()
+
+
 @healthy("a guest that answers whom it knows")
 def _(bed):
     bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip saddr {{ {GATEWAY}, {bed.other.address} }} accept",

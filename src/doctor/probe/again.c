@@ -11,6 +11,7 @@
 
 #define LOOKS 3 /* one frame may be lost by chance */
 #define LOOK_MS 200
+#define LOOK_SLOW_MS 800
 #define AGAIN_SEQUENCE 9
 
 static bool is_warm(const struct probe_target_result *target) {
@@ -73,7 +74,7 @@ static void ask(struct run *run) {
 void run_stage_again(struct run *run) {
     for (int n = 0; n < LOOKS && look(run); n++) {
         ask(run);
-        int64_t end_ns = run_now_ns() + LOOK_MS * 1000000LL;
+        int64_t end_ns = run_now_ns() + (run_is_slow(run) ? LOOK_SLOW_MS : LOOK_MS) * 1000000LL;
         while (look(run) && run_now_ns() < end_ns)
             run_pump(run, 3);
     }

@@ -2,7 +2,7 @@
  * else at once while they travel, and says in plain data what was sent, seen, answered and lost. It judges nothing.
  *
  * All questions of one run share one clock, one capture and one trace, and are asked of all targets at once: the time
- * is bounded by PROBE_DEADLINE_MS however many do not answer (but see light). When all answer it is over in a fraction of that.
+ * is bounded by PROBE_DEADLINE_MS however many do not answer (but see light, and a guest that is slow is waited for). When all answer it is over in a fraction of that.
  *
  *   host → guest      ARP by our own frame on the bridge's local output path (a neighbour entry cannot hide a fault),
  *                     ARP by the kernel (an entry that is not permanent is asked to be verified), ICMP echo, a burst of

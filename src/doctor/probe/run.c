@@ -194,7 +194,8 @@ static bool burst_is_open(struct run *run) {
 
 /* Of those that answer, and were not asked yet: an echo that was answered late, or the second time, is no reason to take
  * the way for good. */
-static void stage_burst(struct run *run) {
+static bool stage_burst(struct run *run) {
+    bool asked = false;
     for (size_t i = 0; i < run->request->target_count; i++) {
         struct probe_answer *burst = run_answer(run, i, PROBE_BURST_ICMP);
         if (burst->asked)
@@ -204,12 +205,14 @@ static void stage_burst(struct run *run) {
             continue;
         }
         burst->why_not[0] = '\0';
+        asked = true;
         for (uint16_t n = 1; n <= PROBE_BURST; n++)
             run_ask_echo(run, i, PROBE_BURST_ICMP, run->request->targets[i].guest_ip, n, ECHO_PAYLOAD);
     }
     int64_t end_ns = run_now_ns() + STAGE_MS * 1000000LL;
     while (burst_is_open(run) && run_now_ns() < end_ns)
         run_pump(run, 2);
+    return asked;
 }
 
 static void ask_raw_where_needed(struct run *run) {
@@ -265,9 +268,21 @@ static bool anything_open(struct run *run) {
     return burst_is_open(run) || run_canary_is_busy(run);
 }
 
+/* A guest that takes its time for an ARP takes it for the rest as well: it is busy, or its host is. */
+bool run_is_slow(struct run *run) {
+    for (size_t i = 0; i < run->request->target_count; i++) {
+        const struct probe_answer *arp = run_answer(run, i, PROBE_ARP);
+        if (arp->answered && arp->rtt_us > SLOW_US)
+            return true;
+    }
+    return false;
+}
+
 /* Where many answer, as long as answers come. */
-static int64_t end_of(const struct run *run) {
+static int64_t end_of(struct run *run) {
     int64_t more_ns = run->answered_ns + STILL_MS * 1000000LL, most_ns = run->began_ns + LIGHT_MS * 1000000LL;
+    if (!run->request->light && run_is_slow(run))
+        return run->began_ns + SLOW_MS * 1000000LL > run->end_ns ? run->began_ns + SLOW_MS * 1000000LL : run->end_ns;
     if (!run->request->light || more_ns < run->end_ns)
         return run->end_ns;
     return more_ns < most_ns ? more_ns : most_ns;
@@ -476,7 +491,9 @@ static void ask_everything(struct run *run) {
     }
     wait_for_all(run);
     if (!run->request->light) {
-        stage_burst(run);
+        run->end_ns = run_now_ns() + LATE_MS * 1000000LL;
+        if (stage_burst(run))
+            wait_for_all(run);
         run_stage_again(run);
     }
 }

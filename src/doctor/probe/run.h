@@ -8,6 +8,9 @@
 
 #define STAGE_MS 25      /* that a stage waits for its answers, when they are late */
 #define RETRY_MS 1000    /* as ARP's own retry */
+#define SLOW_US 150000   /* an ARP answer that took so long tells of a busy guest … */
+#define SLOW_MS 2500     /* … which is waited for so long */
+#define LATE_MS 800      /* for what was asked only when the rest was over */
 #define RAW_AFTER_MS 150 /* without an answer to connect(), ask with a complete checksum */
 #define FREE_MS 90       /* an address that nobody claimed for so long is free */
 #define FREE_AGAIN_MS 40
@@ -82,6 +85,7 @@ void run_pump(struct run *run, int timeout_ms); /* hears whatever comes within t
 
 /* --- again.c --- */
 void run_stage_again(struct run *run);
+bool run_is_slow(struct run *run); /* a guest answers late */
 
 /* --- hints.c --- */
 void run_stage_first(struct run *run);
