@@ -54,10 +54,6 @@ static void parse_altname(const struct nlattr *attr, void *data) {
     link->altname_count++;
 }
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void parse_attr(const struct nlattr *attr, void *data) {
     struct link *link = data;
     struct link_info info = {.link = link};
@@ -69,7 +65,7 @@ static void parse_attr(const struct nlattr *attr, void *data) {
         rtnl_attr_text(attr, link->alias, sizeof link->alias);
         break;
     case IFLA_PROP_LIST:
-        each_nested(attr, parse_altname, link);
+        rtnl_each_nested(attr, parse_altname, link);
         break;
     case IFLA_ADDRESS:
         if (mnl_attr_get_payload_len(attr) == sizeof link->mac)
@@ -88,9 +84,9 @@ static void parse_attr(const struct nlattr *attr, void *data) {
         link->carrier = rtnl_attr_u8(attr) != 0;
         break;
     case IFLA_LINKINFO:
-        each_nested(attr, parse_info, &info);
+        rtnl_each_nested(attr, parse_info, &info);
         if (info.data && strcmp(link->kind, "tun") == 0)
-            each_nested(info.data, parse_tun, link);
+            rtnl_each_nested(info.data, parse_tun, link);
         break;
     }
 }

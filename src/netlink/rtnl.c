@@ -291,6 +291,10 @@ void rtnl_each_attr(const void *attrs, size_t len, void (*each)(const struct nla
         each(attr, data);
 }
 
+void rtnl_each_nested(const struct nlattr *nest, void (*each)(const struct nlattr *attr, void *data), void *data) {
+    rtnl_each_attr(mnl_attr_get_payload(nest), mnl_attr_get_payload_len(nest), each, data);
+}
+
 const void *rtnl_each_msg_attr(const struct nlmsghdr *nlh, size_t header_size,
                                void (*each)(const struct nlattr *attr, void *data), void *data) {
     size_t len = mnl_nlmsg_get_payload_len(nlh);

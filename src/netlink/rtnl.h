@@ -72,6 +72,9 @@ int rtnl_dump(struct rtnl *rtnl, struct rtnl_msg *msg, rtnl_parse *parse, struct
 /* Calls each(attribute, data) for the well-formed attributes at `data`, `len` bytes. */
 void rtnl_each_attr(const void *attrs, size_t len, void (*each)(const struct nlattr *attr, void *data), void *data);
 
+/* The same for those nested in an attribute. */
+void rtnl_each_nested(const struct nlattr *nest, void (*each)(const struct nlattr *attr, void *data), void *data);
+
 /* The same for those behind the family header of a message. Return: the header, or NULL when the message is too short
  * to hold one (nothing is called then). */
 const void *rtnl_each_msg_attr(const struct nlmsghdr *nlh, size_t header_size,

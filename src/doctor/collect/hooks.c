@@ -21,10 +21,6 @@ struct hook_chain {
     char table[SNAP_TEXT], name[SNAP_TEXT];
 };
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void parse_desc(const struct nlattr *attr, void *data) {
     struct hook_chain *chain = data;
     if (mnl_attr_get_type(attr) == NFNLA_CHAIN_TABLE)
@@ -35,7 +31,7 @@ static void parse_desc(const struct nlattr *attr, void *data) {
 
 static void parse_chain(const struct nlattr *attr, void *data) {
     if (mnl_attr_get_type(attr) == NFNLA_HOOK_INFO_DESC)
-        each_nested(attr, parse_desc, data);
+        rtnl_each_nested(attr, parse_desc, data);
 }
 
 static void parse_attr(const struct nlattr *attr, void *data) {
@@ -55,7 +51,7 @@ static void parse_attr(const struct nlattr *attr, void *data) {
         rtnl_attr_text(attr, hook->module, sizeof hook->module);
         break;
     case NFNLA_HOOK_CHAIN_INFO:
-        each_nested(attr, parse_chain, &chain);
+        rtnl_each_nested(attr, parse_chain, &chain);
         snprintf(hook->chain, sizeof hook->chain, "%.30s %.30s", chain.table, chain.name);
         break;
     }

@@ -44,10 +44,6 @@ static void keep_attr(const struct nlattr *attr, void *data) {
     };
 }
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void parse_tun(const struct nlattr *attr, void *data) {
     struct snap_link *link = data;
     switch (mnl_attr_get_type(attr)) {
@@ -103,16 +99,16 @@ static void find_info(const struct nlattr *attr, void *data) {
 
 static void parse_info(const struct nlattr *attr, struct item *item) {
     struct info info = {.item = item};
-    each_nested(attr, find_info, &info);
+    rtnl_each_nested(attr, find_info, &info);
     if (info.data && strcmp(item->link.kind, "tun") == 0)
-        each_nested(info.data, parse_tun, &item->link);
+        rtnl_each_nested(info.data, parse_tun, &item->link);
     if (info.data && strcmp(item->link.kind, "tun") != 0) {
         item->space = strcmp(item->link.kind, "bridge") == 0 ? SNAP_ATTR_BRIDGE : SNAP_ATTR_KIND;
-        each_nested(info.data, keep_attr, item);
+        rtnl_each_nested(info.data, keep_attr, item);
     }
     if (info.slave_data && strcmp(item->link.slave_kind, "bridge") == 0) {
         item->space = SNAP_ATTR_PORT;
-        each_nested(info.slave_data, keep_attr, item);
+        rtnl_each_nested(info.slave_data, keep_attr, item);
     }
 }
 
@@ -163,7 +159,7 @@ static void parse_words(const struct nlattr *attr, struct snap_link *link) {
         rtnl_attr_text(attr, link->qdisc, sizeof link->qdisc);
         break;
     case IFLA_PROP_LIST:
-        each_nested(attr, parse_altname, link);
+        rtnl_each_nested(attr, parse_altname, link);
         break;
     case IFLA_ADDRESS:
         if (mnl_attr_get_payload_len(attr) == sizeof link->mac)
@@ -174,7 +170,7 @@ static void parse_words(const struct nlattr *attr, struct snap_link *link) {
             memcpy(&link->broadcast, mnl_attr_get_payload(attr), sizeof link->broadcast);
         break;
     case IFLA_XDP:
-        each_nested(attr, parse_xdp, link);
+        rtnl_each_nested(attr, parse_xdp, link);
         break;
     case IFLA_STATS64:
         parse_stats(attr, link);

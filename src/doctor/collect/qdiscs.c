@@ -16,10 +16,6 @@
 #include "base/str.h"
 #include "doctor/collect/collect.h"
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void copy_part(void *dst, size_t size, const struct nlattr *attr) {
     size_t len = mnl_attr_get_payload_len(attr);
     memset(dst, 0, size);
@@ -83,9 +79,9 @@ static void parse_options(const struct nlattr *attr, struct snap_qdisc *q) {
         q->limit = netem.limit;
         q->delay_ns = (uint64_t)netem.latency * 64; /* PSCHED ticks */
     } else if (strcmp(q->kind, "tbf") == 0) {
-        each_nested(attr, parse_tbf, q);
+        rtnl_each_nested(attr, parse_tbf, q);
     } else if (strcmp(q->kind, "htb") == 0 && q->is_class) {
-        each_nested(attr, parse_htb, q);
+        rtnl_each_nested(attr, parse_htb, q);
     }
 }
 
@@ -126,7 +122,7 @@ static int parse_qdisc(const struct nlmsghdr *nlh, void *ret) {
     if (found.options)
         parse_options(found.options, q);
     if (found.stats2)
-        each_nested(found.stats2, parse_stats2, q);
+        rtnl_each_nested(found.stats2, parse_stats2, q);
     return 1;
 }
 
@@ -234,13 +230,13 @@ static const char *action_word(int32_t action) {
 
 static void parse_action(const struct nlattr *attr, void *data) {
     struct action action = {.filter = data};
-    each_nested(attr, find_action_attr, &action);
+    rtnl_each_nested(attr, find_action_attr, &action);
     if (action.options && strcmp(action.kind, "mirred") == 0)
-        each_nested(action.options, parse_mirred, &action);
+        rtnl_each_nested(action.options, parse_mirred, &action);
     else if (action.options)
-        each_nested(action.options, parse_gact, &action);
+        rtnl_each_nested(action.options, parse_gact, &action);
     if (action.stats)
-        each_nested(action.stats, parse_action_stats, action.filter);
+        rtnl_each_nested(action.stats, parse_action_stats, action.filter);
     if (strcmp(action.kind, "police") == 0)
         action.filter->action = -3;
     size_t len = strlen(action.filter->actions);
@@ -279,7 +275,7 @@ static void parse_filter_option(const struct nlattr *attr, void *data) {
     struct snap_filter *filter = data;
     int type = mnl_attr_get_type(attr);
     if (type == actions_attr(filter->kind)) {
-        each_nested(attr, parse_action, filter);
+        rtnl_each_nested(attr, parse_action, filter);
     } else if (strcmp(filter->kind, "u32") == 0) {
         if (type == TCA_U32_SEL)
             parse_u32_selector(attr, filter);
@@ -340,7 +336,7 @@ static int parse_filter(const struct nlmsghdr *nlh, void *ret) {
     filter->priority = (uint16_t)(tcm->tcm_info >> 16);
     filter->protocol = ntohs((uint16_t)(tcm->tcm_info & 0xffff));
     if (found.options)
-        each_nested(found.options, parse_filter_option, filter);
+        rtnl_each_nested(found.options, parse_filter_option, filter);
     if (filter->direct_action || (filter->prog_id && filter->action == -2))
         filter->action = -3;
     if (strcmp(filter->kind, "bpf") == 0)

@@ -20,10 +20,6 @@ struct link_reading {
     bool is_port;
 };
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void read_port(const struct nlattr *attr, void *data) {
     struct link_reading *reading = data;
     if (mnl_attr_get_type(attr) == IFLA_BRPORT_STATE)
@@ -38,7 +34,7 @@ static void read_info(const struct nlattr *attr, void *data) {
         reading->is_port = strcmp(kind, "bridge") == 0;
     }
     if (mnl_attr_get_type(attr) == IFLA_INFO_SLAVE_DATA && reading->is_port)
-        each_nested(attr, read_port, reading);
+        rtnl_each_nested(attr, read_port, reading);
 }
 
 static void read_link_attr(const struct nlattr *attr, void *data) {
@@ -46,7 +42,7 @@ static void read_link_attr(const struct nlattr *attr, void *data) {
     struct rtnl_link_stats64 stats = {0};
     size_t len = mnl_attr_get_payload_len(attr);
     if (mnl_attr_get_type(attr) == IFLA_LINKINFO)
-        each_nested(attr, read_info, reading);
+        rtnl_each_nested(attr, read_info, reading);
     if (mnl_attr_get_type(attr) != IFLA_STATS64)
         return;
     memcpy(&stats, mnl_attr_get_payload(attr), len < sizeof stats ? len : sizeof stats);
@@ -107,7 +103,7 @@ static void read_stats(const struct nlattr *attr, void *data) {
 
 static void read_qdisc_attr(const struct nlattr *attr, void *data) {
     if (mnl_attr_get_type(attr) == TCA_STATS2)
-        each_nested(attr, read_stats, data);
+        rtnl_each_nested(attr, read_stats, data);
 }
 
 static int parse_qdisc(const struct nlmsghdr *nlh, void *ret) {

@@ -38,10 +38,6 @@ struct facts {
     uint32_t xdp_prog, xdp_skb, xdp_drv, xdp_hw;
 };
 
-static void each_nested(const struct nlattr *attr, void (*each)(const struct nlattr *, void *), void *data) {
-    rtnl_each_attr(mnl_attr_get_payload(attr), mnl_attr_get_payload_len(attr), each, data);
-}
-
 static void read_value(const struct nlattr *attr, void *data) {
     struct attr_value *values = data;
     uint16_t type = mnl_attr_get_type(attr), len = mnl_attr_get_payload_len(attr);
@@ -60,9 +56,9 @@ static void read_info(const struct nlattr *attr, void *data) {
     if (type == IFLA_INFO_SLAVE_KIND)
         rtnl_attr_text(attr, facts->slave_kind, sizeof facts->slave_kind);
     if (type == IFLA_INFO_DATA && strcmp(facts->kind, "bridge") == 0)
-        each_nested(attr, read_value, facts->bridge);
+        rtnl_each_nested(attr, read_value, facts->bridge);
     if (type == IFLA_INFO_SLAVE_DATA && strcmp(facts->slave_kind, "bridge") == 0)
-        each_nested(attr, read_value, facts->port);
+        rtnl_each_nested(attr, read_value, facts->port);
 }
 
 static void read_xdp(const struct nlattr *attr, void *data) {
@@ -90,10 +86,10 @@ static void read_fact(const struct nlattr *attr, void *data) {
     struct facts *facts = data;
     switch (mnl_attr_get_type(attr)) {
     case IFLA_LINKINFO:
-        each_nested(attr, read_info, facts);
+        rtnl_each_nested(attr, read_info, facts);
         break;
     case IFLA_XDP:
-        each_nested(attr, read_xdp, facts);
+        rtnl_each_nested(attr, read_xdp, facts);
         break;
     case IFLA_TXQLEN:
         facts->txqlen = rtnl_attr_u32(attr);
