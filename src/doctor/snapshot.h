@@ -256,7 +256,7 @@ struct snap_nft_expr {
     uint8_t base; /* of payload: NFT_PAYLOAD_…_HEADER */
     uint16_t offset;
     int32_t key;                 /* NFT_META_…, NFT_CT_…, or a verdict: NF_DROP, NF_ACCEPT, NFT_JUMP … */
-    bool set;                    /* meta and payload: writes to the packet instead of reading */
+    bool set;                    /* meta and payload: writes to the packet instead of reading; physdev: was read */
     uint8_t data[16], data2[16]; /* compared with; mask and xor; from and to */
     char name[SNAP_TEXT];        /* chain of a jump, set of a lookup, name of an xt match, kind of "other" */
     uint64_t value;              /* limit's rate and so on; of NAT the type */

@@ -287,7 +287,7 @@ static int walk_step(struct ext4 *fs, struct walk *w, size_t *at, bool follow) {
     r = ext4_errno(ext2fs_lookup(fs->fs, here.ino, name, (int)len, NULL, &ino));
     if (r == 0)
         r = ext4_node(fs, ino, &node);
-    if (r < 0)
+    if (r != 0)
         return r;
     if (!S_ISLNK(node.mode) || (!*rest && !follow))
         return walk_down(w, ino, name, len);

@@ -115,6 +115,20 @@ def _(bed):
     return ["somebody", "theirs", f"handle {handles[0]}"]
 
 
+def physdev(*match):
+    def inject(bed):
+        bed.lab.run("iptables-nft", "-A", "FORWARD", "-m", "physdev", *(bed.vm.tap if m == "$TAP" else m for m in match), "-j", "DROP")
+        return ["ip filter FORWARD"]
+
+    return inject
+
+
+for name, match in (("out", ("--physdev-is-bridged", "--physdev-out", "$TAP")), ("in, by its beginning", ("--physdev-in", "fc-vm-+")),
+                    ("not in", ("--physdev-is-bridged", "!", "--physdev-in", "eth+"))):
+    NOVEL.append(Fault(f"physdev {name}", "bridge.forward", physdev(*match), dead=("vm-vm",), alive=("ping", "tcp"),
+                       lab={"bridge_netfilter": 1}, also=("netfilter.bridge-forward-drop",)))
+
+
 @fault("legacy raw table", "tap.ingress", alive=("arp",), hops=("host.input", "bridge.input"))
 def _(bed):
     bed.lab.run("iptables-legacy", "-t", "raw", "-A", "PREROUTING", "-i", "br0", "-j", "DROP")
@@ -397,6 +411,9 @@ nft("forward of one guest", "host.forward", "inet", "type filter hook forward pr
 command("rule against one guest", "host.forward", "ip", "rule add from $GUEST iif br0 prohibit pref 321", "321", dead=("egress",), alive=("arp",),
         hops=("host.route", "host.input"), also=("host.policy-rule",), **UPLINK)
 command("wrong gateway", "host.uplink", "ip", "route replace default via 203.0.113.77", "203.0.113.77", dead=("egress",), alive=("ping", "tcp"), **UPLINK)
+
+command("the outside into a black hole", "host.uplink", "ip", "route replace blackhole default", "blackhole 0.0.0.0/0", dead=("egress",),
+        alive=("ping", "tcp"), also=("host.blackhole-route",), **UPLINK)
 
 
 @fault("masquerade of other networks", "host.nat", dead=("egress",), alive=("ping", "tcp"), also=("host.no-masquerade",),

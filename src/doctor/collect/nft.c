@@ -250,12 +250,28 @@ static void read_ct(const struct nftnl_expr *e, struct snap_nft_expr *x) {
     x->dreg = reg(u32(e, NFTNL_EXPR_CT_DREG));
 }
 
+/* Two names of 16 bytes, each with a mask that is as long as what is compared, and two bytes of flags.
+ * Source: include/uapi/linux/netfilter/xt_physdev.h */
+static void read_physdev(const uint8_t *info, struct snap_nft_expr *x) {
+    memcpy(x->data, info, 16);
+    memcpy(x->data2, info + 32, 16);
+    for (int i = 0; i < 16; i++) {
+        x->len += info[16 + i] != 0;
+        x->offset += info[48 + i] != 0;
+    }
+    x->key = info[64] << 8 | info[65];
+    x->set = true;
+}
+
 static void read_match(const struct nftnl_expr *e, struct snap_nft_expr *x) {
     x->op = SNAP_NFT_MATCH;
     copy_name(e, NFTNL_EXPR_MT_NAME, x);
     uint32_t len = 0;
     const void *info = nftnl_expr_get(e, NFTNL_EXPR_MT_INFO, &len);
-    copy_attr(x->data, sizeof x->data, info, len);
+    if (strcmp(x->name, "physdev") == 0 && info && len >= 66)
+        read_physdev(info, x);
+    else
+        copy_attr(x->data, sizeof x->data, info, len);
     x->value = nftnl_expr_get_u32(e, NFTNL_EXPR_MT_REV);
 }
 

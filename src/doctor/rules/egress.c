@@ -168,7 +168,8 @@ static const struct snap_link *guess_uplink(const struct judge *j, const struct 
     return found;
 }
 
-static void rule_no_default(struct judge *j, const struct nat_rule *nat, uint32_t nat_count) {
+static void rule_no_default(struct judge *j, const struct snap_lookup *out, const struct nat_rule *nat,
+                            uint32_t nat_count) {
     const struct snap_link *uplink = guess_uplink(j, nat, nat_count);
     if (!uplink || nat_of(j, uplink) == NAT_NO)
         return;
@@ -176,8 +177,11 @@ static void rule_no_default(struct judge *j, const struct nat_rule *nat, uint32_
         rule_uplink(j, uplink);
         return;
     }
-    struct cause *c = cause_add(j, "host.no-default-route", FLOWS_EGRESS, 0, "the host has no default route");
-    cause_evidence(c, "route", "default", "no route to the outside (%s is up)", uplink->name);
+    struct cause *c = judge_thrown_away(j, out);
+    if (!c) {
+        c = cause_add(j, "host.no-default-route", FLOWS_EGRESS, 0, "the host has no default route");
+        cause_evidence(c, "route", "default", "no route to the outside (%s is up)", uplink->name);
+    }
     if (c)
         c->policy = true;
 }
@@ -297,7 +301,7 @@ void rules_egress(struct judge *j) {
     if (uplink == j->bridge)
         return;
     if (!uplink) {
-        rule_no_default(j, &nat, nat_count);
+        rule_no_default(j, out, &nat, nat_count);
         return;
     }
     rule_uplink(j, uplink);

@@ -14,6 +14,7 @@ struct hook {
     uint8_t family, hook;
     enum place device, iif, oif;
     enum hop hop;
+    enum place physin, physout; /* ports that br_netfilter tells */
 };
 
 #define BR_PRE 0
@@ -68,11 +69,13 @@ static const struct hook tap_to_peer[] = {
     {NFPROTO_BRIDGE, BR_POST, AT_NONE, AT_NONE, AT_PEER, HOP_BRIDGE_FORWARD},
 };
 /* br_netfilter lends the bridge's frames to the host's rules. */
-static const struct hook lent[] = {
-    {NFPROTO_IPV4, IP_PRE, AT_NONE, AT_BRIDGE, AT_NONE, HOP_BRIDGE_FORWARD},
-    {NFPROTO_IPV4, IP_FORWARD, AT_NONE, AT_BRIDGE, AT_BRIDGE, HOP_BRIDGE_FORWARD},
-    {NFPROTO_IPV4, IP_POST, AT_NONE, AT_NONE, AT_BRIDGE, HOP_BRIDGE_FORWARD},
-};
+#define LENT(from, to)                                                                                                 \
+    {                                                                                                                  \
+        {NFPROTO_IPV4, IP_PRE, AT_NONE, AT_BRIDGE, AT_NONE, HOP_BRIDGE_FORWARD, from, AT_NONE},                        \
+            {NFPROTO_IPV4, IP_FORWARD, AT_NONE, AT_BRIDGE, AT_BRIDGE, HOP_BRIDGE_FORWARD, from, to},                   \
+            {NFPROTO_IPV4, IP_POST, AT_NONE, AT_NONE, AT_BRIDGE, HOP_BRIDGE_FORWARD, from, to},                        \
+    }
+static const struct hook lent_to_tap[] = LENT(AT_PEER, AT_TAP), lent_to_peer[] = LENT(AT_TAP, AT_PEER);
 static const struct hook arp_out[] = {{NFPROTO_ARP, ARP_OUT, AT_NONE, AT_NONE, AT_BRIDGE, HOP_HOST_OUTPUT}};
 static const struct hook arp_in[] = {{NFPROTO_ARP, ARP_IN, AT_NONE, AT_BRIDGE, AT_NONE, HOP_HOST_INPUT}};
 static const struct hook ip_out[] = {
@@ -304,8 +307,10 @@ static void lead_one(struct judge *j, const struct scene *scene, const struct ho
     int32_t ignored;
     str_copy(packet.iif, sizeof packet.iif, name_at(scene, hook->iif, &packet.iif_index));
     str_copy(packet.oif, sizeof packet.oif, name_at(scene, hook->oif, &packet.oif_index));
-    packet.iif_hidden = is_hidden(scene, hook->iif);
-    packet.oif_hidden = is_hidden(scene, hook->oif);
+    str_copy(packet.physin, sizeof packet.physin, name_at(scene, hook->physin, &ignored));
+    str_copy(packet.physout, sizeof packet.physout, name_at(scene, hook->physout, &ignored));
+    packet.iif_hidden = is_hidden(scene, hook->iif) || is_hidden(scene, hook->physin);
+    packet.oif_hidden = is_hidden(scene, hook->oif) || is_hidden(scene, hook->physout);
     if (hook->family == NFPROTO_BRIDGE) {
         str_copy(packet.ibr, sizeof packet.ibr, hook->iif == AT_NONE ? "" : scene->bridge);
         str_copy(packet.obr, sizeof packet.obr, hook->oif == AT_NONE ? "" : scene->bridge);
@@ -382,7 +387,7 @@ static bool lends(const struct judge *j) {
 /* A VM and this one. */
 static void peer_to_guest(struct judge *j, const struct scene *scene, uint32_t arp, uint32_t unicast, bool tcp) {
     static const struct trip l2 = {NULL, 0, GROUP(peer_to_tap), GROUP(tap_to_peer), NULL, 0};
-    static const struct trip l3 = {GROUP(lent), GROUP(peer_to_tap), GROUP(tap_to_peer), GROUP(lent)};
+    static const struct trip l3 = {GROUP(lent_to_tap), GROUP(peer_to_tap), GROUP(tap_to_peer), GROUP(lent_to_peer)};
     const struct trip *ip = lends(j) ? &l3 : &l2;
     travel(j, scene, &l2, PACKET_ARP_REQUEST, PACKET_ARP_REPLY, arp);
     travel(j, scene, ip, PACKET_ECHO, PACKET_ECHO_REPLY, unicast);

@@ -123,6 +123,8 @@ const char *path_words(enum probe_kind kind);
 /* The kernel's own answer for what the host itself sends. NULL: it was not asked. */
 const struct snap_lookup *judge_lookup(const struct snapshot *s, uint32_t to);
 void judge_lookup_evidence(const struct judge *j, struct cause *c, const struct snap_lookup *l);
+/* routes.c: the outside is thrown away by a route of the host's. NULL: it is not. */
+struct cause *judge_thrown_away(struct judge *j, const struct snap_lookup *l);
 
 #define POLICY_TABLE "master_controller" /* the controller's own, of the bridge and the inet family */
 

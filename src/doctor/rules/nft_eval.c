@@ -371,12 +371,34 @@ static bool port_in(const struct packet *p, const uint8_t *range, size_t offset,
     return (port >= low && port <= high) != inverted;
 }
 
+/* The bridge's ports. Of what is not being bridged here they are not known. Source: net/netfilter/xt_physdev.c */
+static void do_physdev(struct machine *m, const struct snap_nft_expr *x) {
+    const struct packet *p = m->packet;
+    uint8_t invert = (uint8_t)(x->key >> 8), asked = (uint8_t)x->key;
+    bool known = x->set && (*p->physin || *p->physout) && !((asked & 1) && p->iif_hidden) &&
+                 !((asked & 2) && p->oif_hidden) && x->len <= 16 && x->offset <= 16;
+    if (!known) {
+        narrow(m, MATCH_MAY);
+        return;
+    }
+    /* XT_PHYSDEV_OP_IN, _OUT, _BRIDGED, _ISIN, _ISOUT */
+    const bool is[] = {memcmp(p->physin, x->data, x->len) == 0, memcmp(p->physout, x->data2, x->offset) == 0,
+                       *p->physout != '\0', *p->physin != '\0', *p->physout != '\0'};
+    for (size_t i = 0; i < sizeof is / sizeof *is; i++)
+        if ((asked & 1U << i) && is[i] == ((invert & 1U << i) != 0))
+            narrow(m, MATCH_NO);
+}
+
 /* Source: include/uapi/linux/netfilter/xt_tcpudp.h */
 static void do_match(struct machine *m, const struct snap_nft_expr *x) {
     const struct packet *p = m->packet;
     bool tcp = strcmp(x->name, "tcp") == 0, udp = strcmp(x->name, "udp") == 0;
     if (strcmp(x->name, "comment") == 0)
         return;
+    if (strcmp(x->name, "physdev") == 0) {
+        do_physdev(m, x);
+        return;
+    }
     if (!tcp && !udp) {
         narrow(m, MATCH_MAY);
         return;

@@ -35,6 +35,7 @@ struct packet {
     uint32_t source, destination; /* IPv4 */
     /* Where it is looked at; empty, 0: not known there. */
     char iif[16], oif[16], ibr[16], obr[16];
+    char physin[16], physout[16]; /* bridge ports, of a frame that br_netfilter lends to the host's rules */
     int32_t iif_index, oif_index;
     bool iif_hidden, oif_hidden; /* there is one, and nobody knows its name */
     bool local_out;              /* the host's own: it has a socket */

@@ -225,14 +225,28 @@ static void rule_local(struct judge *j, const struct snap_lookup *l) {
     judge_lookup_evidence(j, c, l);
 }
 
-static void rule_blackhole(struct judge *j, const struct snap_lookup *l, const struct snap_route *r) {
+static bool throws_away(const struct snap_route *r) {
+    return r && (r->type == RTN_BLACKHOLE || r->type == RTN_UNREACHABLE || r->type == RTN_PROHIBIT);
+}
+
+static struct cause *rule_blackhole(struct judge *j, const struct snap_lookup *l, const struct snap_route *r,
+                                    uint32_t kills, uint32_t may) {
     char route[128];
     route_text(j->s, r, route, sizeof route);
-    struct cause *c = cause_add(j, "host.blackhole-route", FLOWS_ROUTED, FLOWS_EGRESS | FLOWS_TO_HOST,
-                                "route \"%s\" throws packets for %s away", route, ip_text(l->to).text);
+    struct cause *c = cause_add(j, "host.blackhole-route", kills, may, "route \"%s\" throws packets for %s away", route,
+                                ip_text(l->to).text);
     cause_evidence(c, "route", route, "a %s route", type_name(r->type));
     judge_lookup_evidence(j, c, l);
     step_route_delete(j, c, r);
+    return c;
+}
+
+struct cause *judge_thrown_away(struct judge *j, const struct snap_lookup *l) {
+    const struct snap_route *r = walk_policies(j->s, l->to).route;
+    struct cause *c = throws_away(r) ? rule_blackhole(j, l, r, FLOWS_EGRESS, 0) : NULL;
+    if (c)
+        c->finding.hop = HOP_HOST_UPLINK;
+    return c;
 }
 
 /* Whether a guest of this bridge has the address. */
@@ -345,8 +359,8 @@ static void rule_route(struct judge *j) {
         rule_local(j, l);
     } else if (!usual || walk.jumped) {
         rule_policy(j, l, &walk, usual);
-    } else if (r && (r->type == RTN_BLACKHOLE || r->type == RTN_UNREACHABLE || r->type == RTN_PROHIBIT)) {
-        rule_blackhole(j, l, r);
+    } else if (throws_away(r)) {
+        rule_blackhole(j, l, r, FLOWS_ROUTED, FLOWS_EGRESS | FLOWS_TO_HOST);
     } else if (!l->error && l->link == j->bridge->index) {
         struct cause *c = cause_add(j, "host.route-elsewhere", FLOWS_ROUTED, 0, "packets for %s go by gateway %s",
                                     ip_text(l->to).text, ip_text(l->gateway).text);
