@@ -429,6 +429,16 @@ def _(bed):
     return ["wan0", bed.vm.address]
 
 
+nft("notrack", "host.nat", "ip", "type filter hook prerouting priority -300", "iifname br0 notrack", dead=("egress",), alive=("ping", "tcp"),
+    also=("nft.notrack",), lab={"uplink": True})
+
+
+@fault("legacy notrack", "host.nat", dead=("egress",), alive=("ping", "tcp"), also=("nft.notrack",), **UPLINK)
+def _(bed):
+    bed.lab.run("iptables-nft", "-t", "raw", "-A", "PREROUTING", "-i", "br0", "-j", "CT", "--notrack")
+    return ["ip raw PREROUTING"]
+
+
 @fault("legacy forward policy", "host.forward", dead=("egress",), alive=("ping", "tcp"), also=("netfilter.forward-drop",),
        lab={"uplink": True, "bridge_netfilter": 0})
 def _(bed):

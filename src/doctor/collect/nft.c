@@ -316,6 +316,7 @@ static void read_reject(const struct nftnl_expr *e, struct snap_nft_expr *x) {
 
 static void read_note(const struct nftnl_expr *e, struct snap_nft_expr *x) {
     x->op = SNAP_NFT_NOTE;
+    str_copy(x->name, sizeof x->name, nftnl_expr_get_str(e, NFTNL_EXPR_NAME));
 }
 
 /* Adding to a set decides nothing, but for a limit or the like that stands there for each element. */

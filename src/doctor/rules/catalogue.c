@@ -356,6 +356,11 @@ static const struct catalogue_row rows[] = {
      "A rule gives packets for the outside a source address that this host does not have: the answers do not come back "
      "to it.",
      "Correct the rule's address, or use masquerade."},
+    {"nft.notrack", HOP_HOST_NAT, "L3", false,
+     "A rule takes packets for the outside from connection tracking, and what is not tracked is given no other source: "
+     "the "
+     "answers do not come back to it.",
+     "Delete the rule, or let it except what is masqueraded."},
     {"host.uplink-down", HOP_HOST_UPLINK, "L1", false,
      "The device that leads to the outside is down or has no carrier.", "Bring it up; look at the cable or its peer."},
     {"host.uplink-noarp", HOP_HOST_UPLINK, "L2", false,

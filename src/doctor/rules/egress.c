@@ -55,6 +55,18 @@ static const struct snap_lookup *world(const struct judge *j, bool from_guest) {
     return NULL;
 }
 
+/* The rule that takes what ip sends to the outside from connection tracking, and so from NAT. NULL: none. */
+static const struct snap_nft_rule *untracks(const struct judge *j, uint32_t ip) {
+    struct packet packet;
+    struct nft_result result;
+    struct packet_ends ends = {.source = ip, .destination = WORLD, .port = 443};
+    packet_build(PACKET_ECHO, &ends, &packet);
+    str_copy(packet.iif, sizeof packet.iif, j->bridge->name);
+    packet.iif_index = j->bridge->index;
+    nft_eval_hook(&j->host->index, NFPROTO_IPV4, NF_INET_PRE_ROUTING, "", &packet, NULL, &result);
+    return result.untracks;
+}
+
 /* Whether the guest's packets would get another source. */
 static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const struct snap_link *uplink, uint32_t ip) {
     struct packet packet;
@@ -64,7 +76,7 @@ static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const st
     str_copy(packet.oif, sizeof packet.oif, uplink->name);
     packet.oif_index = uplink->index;
     nft_eval_hook(&j->host->index, NFPROTO_IPV4, NF_INET_POST_ROUTING, "", &packet, NULL, &result);
-    return result.nat ? NAT_YES : result.nat_may ? NAT_MAY : NAT_NO;
+    return untracks(j, ip) ? NAT_NO : result.nat ? NAT_YES : result.nat_may ? NAT_MAY : NAT_NO;
 }
 
 static int nat_of(const struct judge *j, const struct snap_link *uplink) {
@@ -110,9 +122,13 @@ static bool left_unchanged(const struct judge *j, const struct snap_link *uplink
 static void rule_nat(struct judge *j, const struct snap_link *uplink, const struct nat_rule *nat, uint32_t nat_count) {
     if (!is_private(j->target->ip) || nat_of(j, uplink) != NAT_NO)
         return;
+    const struct snap_nft_rule *rule = untracks(j, j->target->ip);
     struct cause *c;
     bool other = nat_count && *nat->oif && strcmp(nat->oif, uplink->name) != 0 && !snap_link_by_name(j->s, nat->oif);
-    if (other) {
+    if (rule) {
+        c = judge_nft_cause(j, "nft.notrack", FLOWS_EGRESS, rule,
+                            "keeps what is for the outside from being given another source");
+    } else if (other) {
         char where[96], shown[48];
         str_escape(nat->oif, strlen(nat->oif), shown, sizeof shown);
         snprintf(where, sizeof where, "%s %.30s %.30s handle %llu", nft_family_name(nat->rule->family),
@@ -140,7 +156,7 @@ static void rule_nat(struct judge *j, const struct snap_link *uplink, const stru
     c->seen = left_unchanged(j, uplink);
     if (c->seen)
         cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");
-    if (j->bridge_address.address)
+    if (j->bridge_address.address && !rule)
         cause_step(c, REPAIR_MASQUERADE_ADD, uplink->name)->prefix = (struct net_prefix){
             j->bridge_address.address & net_mask(j->bridge_address.length), j->bridge_address.length};
 }

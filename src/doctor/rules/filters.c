@@ -225,6 +225,18 @@ static void describe_rule(struct judge *j, struct cause *c, const char *where, c
     step->handle = rule->handle;
 }
 
+struct cause *judge_nft_cause(struct judge *j, const char *id, uint32_t may, const struct snap_nft_rule *rule,
+                              const char *what) {
+    char where[96];
+    struct snap_nft_chain chain = {.family = rule->family};
+    str_copy(chain.table, sizeof chain.table, rule->table);
+    where_of(&chain, rule, where, sizeof where);
+    struct cause *c = cause_add(j, id, 0, may, "%s %s", where, what);
+    if (c)
+        describe_rule(j, c, where, &chain, rule);
+    return c;
+}
+
 #define FLOWS_OF_CANARY (FLOWS_CANARY | FLOWS_TO_HOST | FLOW(PROBE_EGRESS))
 
 static void entitle(struct cause *c, const char *where, const char *verb, const char *what) {

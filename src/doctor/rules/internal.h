@@ -123,6 +123,10 @@ const char *path_words(enum probe_kind kind);
 /* The kernel's own answer for what the host itself sends. NULL: it was not asked. */
 const struct snap_lookup *judge_lookup(const struct snapshot *s, uint32_t to);
 void judge_lookup_evidence(const struct judge *j, struct cause *c, const struct snap_lookup *l);
+/* filters.c: a rule of nftables as a cause, with its text and the step that deletes it; title: "<where> <what>". */
+struct cause *judge_nft_cause(struct judge *j, const char *id, uint32_t may, const struct snap_nft_rule *rule,
+                              const char *what);
+
 /* routes.c: the outside is thrown away by a route of the host's. NULL: it is not. */
 struct cause *judge_thrown_away(struct judge *j, const struct snap_lookup *l);
 

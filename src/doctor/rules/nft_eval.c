@@ -412,6 +412,11 @@ static void do_match(struct machine *m, const struct snap_nft_expr *x) {
         narrow(m, MATCH_NO);
 }
 
+static void do_notrack(struct machine *m) {
+    if (m->match == MATCH_YES)
+        m->result->untracks = m->rule;
+}
+
 static void do_target(struct machine *m, const struct snap_nft_expr *x) {
     static const char *const rewriting[] = {"dnat", "snat", "redirect", "DNAT", "NETMAP", "TPROXY", "REDIRECT", NULL};
     if (strcmp(x->name, "DROP") == 0 || strcmp(x->name, "REJECT") == 0) {
@@ -424,6 +429,8 @@ static void do_target(struct machine *m, const struct snap_nft_expr *x) {
         m->verdict = NF_ACCEPT;
         return;
     }
+    if (strcmp(x->name, "CT") == 0 && (x->data[0] & 1)) /* XT_CT_NOTRACK */
+        do_notrack(m);
     if (strcmp(x->name, "MASQUERADE") == 0 || strcmp(x->name, "SNAT") == 0) {
         *(m->match == MATCH_YES ? &m->result->nat : &m->result->nat_may) = true;
         m->verdict = NF_ACCEPT;
@@ -529,8 +536,11 @@ static void do_expr(struct machine *m, const struct snap_nft_expr *x) {
     case SNAP_NFT_QUOTA:
         narrow(m, MATCH_MAY);
         break;
-    case SNAP_NFT_COUNTER:
     case SNAP_NFT_NOTE:
+        if (strcmp(x->name, "notrack") == 0)
+            do_notrack(m);
+        break;
+    case SNAP_NFT_COUNTER:
         break;
     }
 }
@@ -676,12 +686,14 @@ void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, 
     const struct snap_nft_chain *chain = NULL;
     *ret = (struct nft_result){0};
     while ((chain = next_chain(index->s, family, hook, device, except, chain))) {
-        struct nft_result one = {.changes = ret->changes, .nat = ret->nat, .nat_may = ret->nat_may};
+        struct nft_result one = {
+            .changes = ret->changes, .nat = ret->nat, .nat_may = ret->nat_may, .untracks = ret->untracks};
         struct machine m = {.index = index, .packet = packet, .family = family, .result = &one};
         bool on = run_base(&m, chain);
         ret->changes = one.changes;
         ret->nat = one.nat;
         ret->nat_may = one.nat_may;
+        ret->untracks = one.untracks;
         if (one.outcome == NFT_MAY_DROP && suspicion.outcome == NFT_PASSES)
             suspicion = one;
         if (!on) {
@@ -693,9 +705,9 @@ void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, 
         }
     }
     if (ret->outcome == NFT_PASSES && suspicion.outcome != NFT_PASSES) {
-        bool nat = ret->nat, nat_may = ret->nat_may;
+        suspicion.nat = ret->nat;
+        suspicion.nat_may = ret->nat_may;
+        suspicion.untracks = ret->untracks;
         *ret = suspicion;
-        ret->nat = nat;
-        ret->nat_may = nat_may;
     }
 }

@@ -20,9 +20,10 @@ struct nft_result {
     const struct snap_nft_rule *rule;   /* that drops it; NULL with DROPS: the chain's policy */
     const struct snap_nft_chain *in;    /* the chain that the rule stands in */
     bool rejects;
-    const struct snap_nft_rule *changes; /* a rule that matches and rewrites addresses or sends it elsewhere */
-    bool nat;                            /* source NAT was met for this packet */
-    bool nat_may;                        /* … or may have been */
+    const struct snap_nft_rule *changes;  /* a rule that matches and rewrites addresses or sends it elsewhere */
+    bool nat;                             /* source NAT was met for this packet */
+    bool nat_may;                         /* … or may have been */
+    const struct snap_nft_rule *untracks; /* a rule that takes it from connection tracking: no NAT then; NULL */
 };
 
 /* Which rules belong to which chain. Made once for a snapshot. */
