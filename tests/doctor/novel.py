@@ -107,6 +107,14 @@ command("macvlan in passthru mode", "bridge.input", "ip", "link add link br0 nam
 command("bridge has the guest's MAC", "bridge.forward", "ip", "link set br0 address 02:fc:f9:aa:5d:01", "$MAC", alive=SECOND)
 
 
+
+@fault("a fixed entry for the bridge's own MAC", "bridge.input", dead=("vm-host",), also=("bridge.fdb-wrong",))
+def _(bed):
+    mac = bed.lab.link("br0")["address"]
+    bed.lab.bridge("fdb", "replace", mac, "dev", bed.other.tap, "master", "static")
+    return [mac, bed.other.tap]
+
+
 @fault("rules lent to this bridge only", "bridge.forward", dead=("vm-vm",), alive=("ping", "tcp"), lab={"bridge_netfilter": 0},
        also=("netfilter.bridge-forward-drop",))
 def _(bed):

@@ -273,6 +273,24 @@ static void rule_fdb(struct judge *j) {
     step->value = fdb->vlan;
 }
 
+/* The same for the bridge's own MAC: what guests send to the host goes to a port. Deleting the entry would not do: the
+ * bridge does not bring its own back. */
+static void rule_fdb_own(struct judge *j) {
+    const struct snap_fdb *fdb = fdb_of(j->s, j->bridge->index, j->bridge->mac);
+    if (!fdb || fdb->link == j->bridge->index || (fdb->state & PERMANENT) || !(fdb->state & NOARP_STATE))
+        return;
+    const char *where = snap_link_name(j->s, fdb->link);
+    struct cause *c =
+        cause_add(j, "bridge.fdb-wrong", FLOWS_HOST | FLOWS_TO_HOST | FLOWS_EGRESS, 0,
+                  "a fixed entry sends frames for the bridge's own %s to %s", mac_text(j->bridge->mac).text, where);
+    if (!c)
+        return;
+    c->finding.hop = HOP_BRIDGE_INPUT;
+    cause_evidence(c, "fdb", where, "%s is static here, and is %s's own MAC", mac_text(j->bridge->mac).text,
+                   j->bridge->name);
+    cause_plan(c, "bridge fdb replace %s dev %s self permanent", mac_text(j->bridge->mac).text, j->bridge->name);
+}
+
 /* A port where the guest's MAC was seen to come in. */
 static void count_frame(const struct judge *j, int32_t index, const char **ret_name, uint32_t *here, uint32_t *there) {
     const struct snap_link *link = snap_link_by_index(j->s, index);
@@ -447,6 +465,7 @@ void rules_bridge(struct judge *j) {
     rule_floods(j);
     rule_guards(j);
     rule_fdb(j);
+    rule_fdb_own(j);
     rule_two_ports(j);
     rule_mtu(j);
 }
