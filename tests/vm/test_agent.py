@@ -470,7 +470,7 @@ def test_a_guest_whose_agent_does_not_answer_does_not_run():
 def test_a_guest_that_floods_holds_up_nobody(each_vmm):
     """Its agent greets, and then talks without end about what was asked, what was not, and nothing at all."""
     with daemon(image=harness.guest_image("flood")) as d:
-        vm = d.create(wait=True)
+        vm = d.create()  # it never runs: it does not tell its health
         wait_for(lambda: "agent-ready" in agent_events(d, vm["id"]), 60, 0.5)
         other = d.create(user="u2")
         assert refused(d, vm["id"], "ping", address="192.168.0.1", timeout_ms=3000) == (504, "agent.timeout")
