@@ -431,5 +431,7 @@ def test_what_could_not_be_given_back_is_not_taken(journal):
         before = lab.tc("class", "show", "dev", guest.tap)
         answer = lab.doctor(guest, f"--repair={lab.doctor(guest).first['id']}", env=journal)
         assert answer.status == 10, answer
-        assert answer.first["repair"]["applied"] is False and answer.first["repair"]["plan"], answer
+        assert answer.json["not_repaired"] and answer.first["repair"]["safe"] is False, answer
+        assert answer.first["repair"]["plan"][0] == f"tc qdisc del dev {guest.tap} root", answer
+        assert answer.first["repair"]["applied"] is False, answer
         assert lab.tc("class", "show", "dev", guest.tap) == before

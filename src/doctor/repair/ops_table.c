@@ -226,19 +226,22 @@ static uint32_t bpf_id(const struct search *search) {
     return 0;
 }
 
-/* The classes of a qdisc, and what hangs below them, go with it and are in no row of its own. */
-static bool has_classes(const struct search *search) {
+bool repair_qdisc_has_classes(const char *kind) {
     static const char *const kinds[] = {"htb", "hfsc", "drr", "qfq", "ets", "cbq", "prio", "mqprio"};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kind, kinds[i]) == 0)
+            return true;
+    return false;
+}
+
+static bool has_classes(const struct search *search) {
     char kind[32] = "";
     const char *row = search->found, *end = row + search->found_len;
     for (const struct nlattr *attr = (const void *)(row + MNL_ALIGN(search->header));
          mnl_attr_ok(attr, (int)(end - (const char *)attr)); attr = mnl_attr_next(attr))
         if (mnl_attr_get_type(attr) == TCA_KIND)
             rtnl_attr_text(attr, kind, sizeof kind);
-    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
-        if (strcmp(kind, kinds[i]) == 0)
-            return true;
-    return false;
+    return repair_qdisc_has_classes(kind);
 }
 
 static int row_read(struct repair *repair, const struct repair_step *step, char *value, char **raw, struct err *err) {

@@ -97,6 +97,10 @@ struct repair_step {
 /* The command that a person would type for it: "bridge link set dev fc-vm-1 state 3". Names are escaped. */
 void repair_step_command(const struct repair_step *step, char ret_command[REPAIR_COMMAND_SIZE]);
 
+/* The classes of a qdisc of this kind, and what hangs below them, go with it and are in no row of its own: to delete it
+ * could not be taken back, so it is left to a person. */
+bool repair_qdisc_has_classes(const char *kind);
+
 /* One applied repair, as the journal keeps it. */
 enum repair_state {
     REPAIR_STATE_APPLYING, /* a crash left it so: some of its steps may be done */

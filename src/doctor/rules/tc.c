@@ -55,12 +55,21 @@ static const char *surely_holds(const struct snap_qdisc *q) {
     return NULL;
 }
 
-static void step_delete(struct cause *c, const struct snap_link *link, const struct snap_qdisc *q) {
+static void offer_delete(struct cause *c, const struct snap_link *link, const struct snap_qdisc *q) {
     if (q->is_class)
         return;
-    struct repair_step *step = cause_step(c, REPAIR_QDISC_DELETE, link->name);
-    step->handle = q->handle;
-    step->parent = q->parent;
+    if (!repair_qdisc_has_classes(q->kind)) {
+        struct repair_step *step = cause_step(c, REPAIR_QDISC_DELETE, link->name);
+        step->handle = q->handle;
+        step->parent = q->parent;
+        return;
+    }
+    struct repair_step step = {.action = REPAIR_QDISC_DELETE, .handle = q->handle, .parent = q->parent};
+    char command[REPAIR_COMMAND_SIZE];
+    str_copy(step.dev, sizeof step.dev, link->name);
+    repair_step_command(&step, command);
+    cause_plan(c, "%s", command);
+    cause_plan(c, "its classes go with it and no program can put them back: keep `tc -s class show` before");
 }
 
 static void judge_qdisc(struct judge *j, const struct snap_link *link, const struct snap_qdisc *q) {
@@ -91,7 +100,7 @@ static void judge_qdisc(struct judge *j, const struct snap_link *link, const str
         return;
     c->finding.hop = hop_at(j, link, true);
     c->seen = drops > 0 || waiting > 0;
-    step_delete(c, link, q);
+    offer_delete(c, link, q);
 }
 
 /* Only the worst of a device: a class and its qdisc count the same frames. */
