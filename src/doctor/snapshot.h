@@ -371,7 +371,7 @@ struct snap_vm {
     char paused[224]; /* why its VMM has stopped it, as the controller was told; empty: it has not, or it runs again */
 };
 
-/* What a QEMU says of itself over QMP. Asked only for a VM that does not answer. */
+/* What a QEMU says of itself over QMP, or a Firecracker in its metrics. Asked only for a VM that does not answer. */
 struct snap_vmm {
     char tap[SNAP_NAME];
     int32_t pid;
@@ -380,7 +380,8 @@ struct snap_vmm {
     char status[24];                         /* of query-status: "running", "paused", "io-error", … */
     char nic[SNAP_TEXT], backend[SNAP_TEXT]; /* the device's id, or the name that QEMU gave it; the netdev's id */
     struct net_mac mac;
-    int32_t link; /* 1 on, 0 off, -1 could not be read */
+    int32_t link;    /* 1 on, 0 off, -1 could not be read */
+    char words[256]; /* of Firecracker: what it has counted; socket is the file that says so then */
 };
 
 /* Last lines of a VM's console that mean something. */

@@ -309,8 +309,17 @@ static const struct snapshot_field snap_vm_fields[] = {
 
 #define ROW struct snap_vmm
 static const struct snapshot_field snap_vmm_fields[] = {
-    FIELD(tap, F_TEXT), FIELD(pid, F_I32),      FIELD(error, F_I32), FIELD(socket, F_TEXT), FIELD(status, F_TEXT),
-    FIELD(nic, F_TEXT), FIELD(backend, F_TEXT), FIELD(mac, F_BYTES), FIELD(link, F_I32),    {0},
+    FIELD(tap, F_TEXT),
+    FIELD(pid, F_I32),
+    FIELD(error, F_I32),
+    FIELD(socket, F_TEXT),
+    FIELD(status, F_TEXT),
+    FIELD(nic, F_TEXT),
+    FIELD(backend, F_TEXT),
+    FIELD(mac, F_BYTES),
+    FIELD(link, F_I32),
+    FIELD(words, F_TEXT),
+    {0},
 };
 #undef ROW
 

@@ -22,10 +22,11 @@ static const char *const names[COUNTER_COUNT] = {
 static bool add_line(const char *line, size_t len, long long sum[COUNTER_COUNT]) {
     json_t *object = json_loadb(line, len, 0, NULL);
     json_t *net = json_object_get(object, "net");
-    for (int i = 0; net && i < COUNTER_COUNT; i++)
+    bool has = json_is_object(net);
+    for (int i = 0; has && i < COUNTER_COUNT; i++)
         sum[i] += json_integer_value(json_object_get(net, names[i]));
     json_decref(object);
-    return net;
+    return has;
 }
 
 void fc_metrics_tell(const char *text, size_t len, char ret_words[VMM_WORDS_MAX]) {

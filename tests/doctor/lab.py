@@ -231,6 +231,7 @@ class Guest(Space):
         self.address = ip
         self.gateway = options.pop("gateway", GATEWAY)
         self.service = options.pop("service", True)
+        self.arguments = options.pop("arguments", [])  # on the VMM's command line
         self.options = options
         self.process = None
 
@@ -241,7 +242,7 @@ class Guest(Space):
     def start(self):
         """Starts the VMM; the error it met in words, or None."""
         options = [f"{key}={value}" for key, value in {"mac": self.mac, **self.options}.items()]
-        self.process = subprocess.Popen([WIRE, self.lab.name, self.name, self.tap, *options], stdin=subprocess.PIPE,
+        self.process = subprocess.Popen([WIRE, self.lab.name, self.name, self.tap, *options, *self.arguments], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True, bufsize=1)
         answer = self.process.stdout.readline().strip()
         return None if answer.startswith("ready") else answer or "no answer"

@@ -229,6 +229,35 @@ def test_odd_name_of_a_process(tmp_path, monkeypatch):
         assert not [c for c in told.out if ord(c) < 32 and c != "\n"], repr(told.out)
 
 
+@pytest.mark.parametrize("option", ["--metrics-path", "--config-file"])
+def test_what_a_firecracker_counted(option, tmp_path, monkeypatch):
+    """Its file of metrics says what only it knows. A file that is none, or that is not there, is said and does no harm."""
+    firecracker, metrics, file = tmp_path / "firecracker", tmp_path / "metrics.json", tmp_path / "vm.json"
+    shutil.copy(WIRE, firecracker)
+    monkeypatch.setattr(lab_module, "WIRE", firecracker)
+    file.write_text(json.dumps({"metrics": {"metrics_path": str(metrics)}}))
+    counted = {"net": {"tx_packets_count": 0, "rx_packets_count": 0, "rx_tap_event_count": 3}}
+    with Lab() as lab:
+        guest = lab.guest(arguments=[option, metrics if option == "--metrics-path" else file])
+        lab.warm()
+        assert lab.doctor(guest).status == 0
+        guest("stall")
+        lab.cold()
+        answer = lab.doctor(guest)
+        assert answer.first["id"] == "vmm.stalled", answer
+        assert any(gap["what"] == "firecracker" for gap in answer.json["host"]["could_not_read"]), answer.json["host"]
+        for text in ("", "{", "[1]\n\x00\xff", '{"net": 7}\n{"net": []}'):
+            metrics.write_bytes(text.encode("latin1"))
+            answer = lab.doctor(guest)
+            assert answer.first["id"] == "vmm.stalled" and named(answer.first, ["Firecracker counted"]), answer
+        metrics.write_text((json.dumps(counted) + "\n") * 2)
+        answer = lab.doctor(guest, "--save", tmp_path / "case.json")
+        assert answer.first["id"] == "vmm.stalled", answer
+        assert named(answer.first, ["Firecracker counted 0 frames from the guest", "has not set up its queue", "metrics.json"]) == [], answer
+        later = lab.doctor(None, "--from", tmp_path / "case.json")
+        assert named(later.first, ["has not set up its queue"]) == [], later
+
+
 # ---- what a doctor leaves that is killed ----
 
 

@@ -385,6 +385,10 @@ int main(int argc, char **argv) {
     w.guest_ns = netns_open(argv[2]);
     w.tap = argv[3];
     for (int i = 4; i < argc; i++) {
+        if (strncmp(argv[i], "--", 2) == 0) { /* and its value: a VMM's own, for who reads the command line */
+            i++;
+            continue;
+        }
         char *copy = strdup(argv[i]);
         if (!copy || !option_take(&w, copy)) {
             fprintf(stderr, "wire: %s?\n", argv[i]);

@@ -69,6 +69,7 @@ static void counters_are_summed_and_told(void **state) {
         const char *text, *words;
     } cases[] = {
         {"", ""},
+        {"{\"net\":7}\n{\"net\":[1]}", ""},
         {"cut off}\n{\"utc_timestamp_ms\":1}\nnot json", ""},
         {"{\"net\":{\"tx_packets_count\":3,\"rx_packets_count\":1}}\n"
          "{\"net\":{\"tx_packets_count\":2,\"rx_packets_count\":4}}\n",

@@ -64,9 +64,10 @@ void collect_elsewhere(struct snapshot *s, int nsfd, const char *tap);
 void collect_records(struct snapshot *s, const char *state_dir);
 void collect_consoles(struct snapshot *s, const char *state_dir);
 
-/* What the VMM that holds a TAP says of itself, where it is a QEMU with a QMP socket that is free; a gap "qmp" where it
- * is not. Reads only, for a second at most. */
+/* What the VMM that holds a TAP says of itself: a Firecracker in its file of metrics, a QEMU over its QMP socket, where that
+ * is free; a gap "firecracker" or "qmp" where there is one that cannot be read. Reads only, for a second at most. */
 void collect_vmm(struct snapshot *s, const char *tap, const char *state_dir);
+void collect_firecracker(struct snapshot *s, const struct snap_holder *h, const char *state_dir); /* its own part */
 
 /* A dump over another netlink protocol (netfilter, xfrm): sends nlh (in a buffer of its own) and calls each() for every
  * message; repeated when the kernel says that it was interrupted, after restart(data).

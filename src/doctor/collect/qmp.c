@@ -434,6 +434,8 @@ void collect_vmm(struct snapshot *s, const char *tap, const char *state_dir) {
     const struct snap_holder *h = snap_holder_of(s, tap);
     struct snap_vmm found = {.link = -1};
     bool qemu = h && (str_starts(h->comm, "qemu") || str_starts(h->comm, "kvm"));
+    if (h && !qemu)
+        collect_firecracker(s, h, state_dir);
     if (!qemu || h->state == 'T' || h->state == 't' || h->frozen)
         return; /* who is stopped does not answer, and that is known */
     found.pid = h->pid;

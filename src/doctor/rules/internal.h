@@ -152,6 +152,7 @@ void rules_egress(struct judge *j);
 void rules_vmm(struct judge *j);
 void rules_guest(struct judge *j);   /* after the others: what only the way of the frames tells */
 void rules_unknown(struct judge *j); /* last */
+void rules_counted(struct judge *j); /* what the VMM has counted, to the causes at its hops and behind */
 
 /* --- guest_inside.c: the guest's word, where the host saw frames go in and nothing come back. heard: frames came out of
  * the VM meanwhile; heard_as: with the address that it should have. Return: whether that was all there is to say. --- */

@@ -259,6 +259,7 @@ int judge_target(const struct judge_host *host, const struct target *target, int
         rules_vmm(&j);
         rules_guest(&j);
         rules_unknown(&j);
+        rules_counted(&j);
     }
     guest_ends(&j);
     rank_reachable(&j);

@@ -84,10 +84,18 @@ void rules_vmm(struct judge *j) {
     const struct snap_vmm *vmm = vmm_of(j);
     if (!j->tap)
         return;
-    if (!vmm) {
+    if (!vmm || *vmm->words) {
         rule_recorded(j);
         return;
     }
     rule_link_off(j, vmm);
     rule_stopped(j, vmm);
+}
+
+void rules_counted(struct judge *j) {
+    const struct snap_vmm *vmm = vmm_of(j);
+    uint32_t its = HOPBIT(HOP_TAP_QUEUE) | HOPBIT(HOP_VMM) | HOPBIT(HOP_GUEST_NIC) | HOPBIT(HOP_GUEST_IP);
+    for (uint32_t i = 0; vmm && *vmm->words && i < j->causes_count; i++)
+        if (HOPBIT(j->causes[i].finding.hop) & its)
+            cause_evidence(&j->causes[i], "firecracker", vmm->socket, "%s", vmm->words);
 }
