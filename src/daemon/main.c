@@ -292,6 +292,12 @@ static int declare(const struct daemon *d, struct err *err) {
     str_copy(declared.store_file, sizeof declared.store_file, d->store_file);
     for (int type = 0; type < VM_TYPE_COUNT; type++)
         declared.port[type] = d->config.vm.type[type].port;
+    const struct config_network *network = &d->config.network;
+    str_copy(declared.network.namespace, sizeof declared.network.namespace, network->namespace);
+    str_copy(declared.network.bridge, sizeof declared.network.bridge, network->bridge);
+    str_copy(declared.network.uplink, sizeof declared.network.uplink, network->uplink);
+    declared.network.address = network->address;
+    declared.network.masquerade = network->masquerade;
     return declared_write(d->state_dir, &declared, err);
 }
 

@@ -423,10 +423,13 @@ struct snap_host {
     int64_t taken_ms;    /* real time */
     bool legacy_xtables; /* one of the files /proc/net/…_tables_names has something */
     char legacy_tables[SNAP_TEXT];
-    bool managed;        /* the bridge is this controller's: alias "master-controller" */
-    uint32_t managed_ip; /* what our configuration says, where known; 0 */
+    bool managed; /* the bridge is this controller's: alias "master-controller" */
+    /* What our configuration says of it, where that is known. */
+    uint32_t managed_ip; /* 0: not known, nor is what follows */
     uint8_t managed_length;
-    char uplink[SNAP_NAME];
+    struct net_mac managed_mac;     /* that the bridge was made with */
+    char managed_uplink[SNAP_NAME]; /* empty: none */
+    bool managed_masquerade;
     bool ipv6; /* the bridge has an IPv6 address of more than link scope */
 };
 

@@ -439,11 +439,23 @@ static const struct snapshot_field snap_gap_fields[] = {
 
 #define ROW struct snap_host
 const struct snapshot_field snap_host_fields[] = {
-    FIELD(name, F_TEXT),    FIELD(kernel, F_TEXT),         FIELD(netns, F_TEXT),
-    FIELD(bridge, F_TEXT),  FIELD(bridge_index, F_I32),    FIELD(root, F_BOOL),
-    FIELD(taken_ms, F_I64), FIELD(legacy_xtables, F_BOOL), FIELD(legacy_tables, F_TEXT),
-    FIELD(managed, F_BOOL), FIELD(managed_ip, F_U32),      FIELD(managed_length, F_U8),
-    FIELD(uplink, F_TEXT),  FIELD(ipv6, F_BOOL),           {0},
+    FIELD(name, F_TEXT),
+    FIELD(kernel, F_TEXT),
+    FIELD(netns, F_TEXT),
+    FIELD(bridge, F_TEXT),
+    FIELD(bridge_index, F_I32),
+    FIELD(root, F_BOOL),
+    FIELD(taken_ms, F_I64),
+    FIELD(legacy_xtables, F_BOOL),
+    FIELD(legacy_tables, F_TEXT),
+    FIELD(managed, F_BOOL),
+    FIELD(managed_ip, F_U32),
+    FIELD(managed_length, F_U8),
+    FIELD(managed_mac, F_BYTES),
+    FIELD(managed_uplink, F_TEXT),
+    FIELD(managed_masquerade, F_BOOL),
+    FIELD(ipv6, F_BOOL),
+    {0},
 };
 #undef ROW
 

@@ -5,9 +5,18 @@
 #include "base/err.h"
 #include "model/config.h"
 
+struct declared_network {
+    char namespace[64]; /* empty: the host's own */
+    char bridge[16];    /* empty: nothing is declared */
+    struct net_prefix address;
+    char uplink[16]; /* empty: no way to the outside */
+    bool masquerade;
+};
+
 struct declared {
     char store_file[CONFIG_TEXT]; /* absolute */
     uint16_t port[VM_TYPE_COUNT]; /* TCP port by which a VM of this type is proven; 0: an echo */
+    struct declared_network network;
 };
 
 /* Errors: "store.declare". */

@@ -23,8 +23,12 @@ def vm(d):
     return d.create()
 
 
+def target_of_report(report, vm):
+    return next(t for t in report["targets"] if t["tap"] == vm["tap"])
+
+
 def target_of(answer, vm):
-    return next(t for t in answer.json["targets"] if t["tap"] == vm["tap"])
+    return target_of_report(answer.json, vm)
 
 
 def test_one_vm(d, vm):
@@ -59,6 +63,18 @@ def test_repair(d, vm):
     assert answer.status == 200
     assert any(f["repair"]["applied"] for f in target_of(answer, vm)["findings"]), answer.json
     d.netns("ip", "link", "set", vm["tap"], "up")
+
+
+def test_what_the_configuration_declares(d, vm):
+    """Also without the daemon: what it left in its state folder says what the bridge's address is, and that is put back unasked."""
+    d.netns("ip", "address", "flush", "dev", "br0")
+    status, said = d.doctor("--repair", "--no-trace")
+    assert status == 10, said
+    root = target_of_report(said, vm)["findings"]
+    mended = next(f for f in root if f["id"] == "host.no-address")["repair"]
+    assert (mended["safe"], mended["applied"], mended["proven"]) == (True, True, True), mended
+    assert "192.168.0.1/16" in d.netns("ip", "-4", "address", "show", "dev", "br0").stdout
+    assert target_of_report(d.doctor()[1], vm)["findings"][0]["dies_at"] in ("vmm", "guest.nic")
 
 
 def test_options(d, vm):

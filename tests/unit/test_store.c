@@ -38,7 +38,14 @@ static int tear_down(void **state) {
 static void declaration_goes_out_and_comes_in(void **state) {
     struct fixture *f = *state;
     struct err err;
-    struct declared declared = {.store_file = "/srv/records.db", .port = {7, 7000}}, back;
+    struct declared declared = {.store_file = "/srv/records.db",
+                                .port = {7, 7000},
+                                .network = {.namespace = "mc",
+                                            .bridge = "br0",
+                                            .address = {0xc0a80001, 16},
+                                            .uplink = "wan0",
+                                            .masquerade = true}},
+                    back;
     char path[128], usual[128];
     snprintf(path, sizeof path, "%s/declared.json", f->dir);
     snprintf(usual, sizeof usual, "%s/master-controller.db", f->dir);
@@ -50,8 +57,20 @@ static void declaration_goes_out_and_comes_in(void **state) {
     assert_string_equal(back.store_file, "/srv/records.db");
     assert_int_equal(back.port[VM_TYPE_CLI], 7);
     assert_int_equal(back.port[VM_TYPE_BROWSER], 7000);
-    static const char *const bad[] = {"", "[]", "{\"store\": 1}", "{\"store\": \"relative\"}",
-                                      "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 65536}}"};
+    assert_memory_equal(&back.network, &declared.network, sizeof back.network);
+    static const char older[] = "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 1}}";
+    assert_int_equal(file_write_atomic(path, older, strlen(older), 0600), 0);
+    assert_int_equal(declared_read(f->dir, &back), 0);
+    assert_string_equal(back.network.bridge, "");
+    static const char *const bad[] = {"",
+                                      "[]",
+                                      "{\"store\": 1}",
+                                      "{\"store\": \"relative\"}",
+                                      "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 65536}}",
+                                      "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 1}, \"network\": {}}",
+                                      "{\"store\": \"/a\", \"ports\": {\"cli\": 0, \"browser\": 1}, \"network\": "
+                                      "{\"namespace\": \"\", \"bridge\": \"br0\", \"address\": \"192.168.0.1/33\", "
+                                      "\"uplink\": \"\", \"masquerade\": true}}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(file_write_atomic(path, bad[i], strlen(bad[i]), 0600), 0);
         assert_int_equal(declared_read(f->dir, &back), -EBADMSG);

@@ -120,7 +120,7 @@ int collect_snapshot(const struct collect_options *options, struct snapshot **re
     collect_holders(s, options->nsfd);
     collect_claimants(s, options->tap ? options->tap : "");
     if (options->state_dir && !options->light) {
-        collect_records(s, options->state_dir);
+        collect_records(s, options->nsfd, options->state_dir);
         collect_consoles(s, options->state_dir);
     }
     if (options->tap && *options->tap && !snap_link_by_name(s, options->tap) && !options->light)

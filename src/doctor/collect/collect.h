@@ -61,7 +61,7 @@ void collect_tables(struct snapshot *s, int nsfd); /* fill of conntrack and neig
 void collect_holders(struct snapshot *s, int nsfd);
 void collect_claimants(struct snapshot *s, const char *tap);
 void collect_elsewhere(struct snapshot *s, int nsfd, const char *tap);
-void collect_records(struct snapshot *s, const char *state_dir);
+void collect_records(struct snapshot *s, int nsfd, const char *state_dir);
 void collect_consoles(struct snapshot *s, const char *state_dir);
 
 /* What the VMM that holds a TAP says of itself: a Firecracker in its file of metrics, a QEMU over its QMP socket, where that

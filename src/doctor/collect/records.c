@@ -3,12 +3,15 @@
 #include <sqlite3.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fd.h"
 #include "base/str.h"
 #include "doctor/collect/collect.h"
 #include "model/vm.h"
+#include "netlink/netns.h"
+#include "network/names.h"
 #include "store/declared.h"
 
 #define VMS_MAX 16384
@@ -56,7 +59,30 @@ static int ask_for_vms(sqlite3 *db, sqlite3_stmt **ret) {
     return r == SQLITE_OK ? r : sqlite3_prepare_v2(db, VM_COLUMNS ", ''" VM_ROWS, -1, ret, NULL);
 }
 
-void collect_records(struct snapshot *s, const char *state_dir) {
+/* Whether it is the namespace that was declared, whatever way was taken into it. */
+static bool is_namespace(const struct snapshot *s, int nsfd, const char *declared) {
+    _cleanup_close_ int fd = -1;
+    struct stat here, there;
+    if (!*declared)
+        return !*s->host.netns;
+    return netns_open(declared, &fd, NULL) == 0 && fstat(nsfd, &here) == 0 && fstat(fd, &there) == 0 &&
+           here.st_ino == there.st_ino && here.st_dev == there.st_dev;
+}
+
+/* Ours by its alias, in our namespace, of the declared name: what it should be like is known. */
+static void take_network(struct snapshot *s, int nsfd, const struct declared_network *n) {
+    struct config_network config = {.address = n->address};
+    if (!s->host.managed || strcmp(n->bridge, s->host.bridge) != 0 || !is_namespace(s, nsfd, n->namespace))
+        return;
+    str_copy(config.bridge, sizeof config.bridge, n->bridge);
+    s->host.managed_ip = n->address.address;
+    s->host.managed_length = n->address.length;
+    s->host.managed_mac = names_bridge_mac(&config);
+    s->host.managed_masquerade = n->masquerade;
+    str_copy(s->host.managed_uplink, sizeof s->host.managed_uplink, n->uplink);
+}
+
+void collect_records(struct snapshot *s, int nsfd, const char *state_dir) {
     struct declared declared;
     const char *path = declared.store_file;
     sqlite3 *db = NULL;
@@ -66,6 +92,7 @@ void collect_records(struct snapshot *s, const char *state_dir) {
         snapshot_gap(s, "records", -r, "declared.json in %s does not say where the records are", state_dir);
     if (r == -ENAMETOOLONG)
         return;
+    take_network(s, nsfd, &declared.network);
     if (access(path, R_OK) < 0) {
         if (errno != ENOENT)
             snapshot_gap(s, "records", errno, "%s cannot be read", path);

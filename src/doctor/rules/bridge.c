@@ -1,4 +1,5 @@
 /* The bridge, its port, its table. */
+#include <linux/if_ether.h>
 #include <linux/if_link.h>
 #include <linux/neighbour.h>
 #include <net/if.h>
@@ -451,6 +452,8 @@ static void rule_mtu(struct judge *j) {
         cause_evidence(c, "link", small->name, "MTU %u: the bridge took it over", small->mtu);
     c->policy = true;
     c->refutable = false;
+    /* A bridge of ours, and all of its ports, have the kernel's own MTU. */
+    c->finding.safe = j->s->host.managed && most == ETH_DATA_LEN;
     cause_step(c, REPAIR_LINK_MTU, small->name)->value = most;
     if (small != b)
         cause_step(c, REPAIR_LINK_MTU, b->name)->value = most;

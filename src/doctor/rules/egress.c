@@ -93,6 +93,11 @@ static bool forwards(const struct judge *j, const char *link) {
     return snap_sysctl_int(j->s, key, 1) != 0;
 }
 
+/* By which the controller was told to let its VMs out. */
+static bool is_declared(const struct judge *j, const char *uplink) {
+    return j->s->host.managed_ip && strcmp(j->s->host.managed_uplink, uplink) == 0;
+}
+
 static void rule_forwarding(struct judge *j, const char *uplink, bool wanted) {
     char key[96] = "net/ipv4/ip_forward";
     if (snap_sysctl_int(j->s, key, 1) != 0) {
@@ -109,6 +114,7 @@ static void rule_forwarding(struct judge *j, const char *uplink, bool wanted) {
     struct repair_step *step = cause_step(c, REPAIR_SYSCTL, "");
     str_copy(step->object, sizeof step->object, key);
     str_copy(step->text, sizeof step->text, "1");
+    c->finding.safe = is_declared(j, uplink); /* ours to forward */
 }
 
 static bool left_unchanged(const struct judge *j, const struct snap_link *uplink) {
@@ -156,9 +162,11 @@ static void rule_nat(struct judge *j, const struct snap_link *uplink, const stru
     c->seen = left_unchanged(j, uplink);
     if (c->seen)
         cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");
-    if (j->bridge_address.address && !rule)
-        cause_step(c, REPAIR_MASQUERADE_ADD, uplink->name)->prefix = (struct net_prefix){
-            j->bridge_address.address & net_mask(j->bridge_address.length), j->bridge_address.length};
+    if (!j->bridge_address.address || rule)
+        return;
+    cause_step(c, REPAIR_MASQUERADE_ADD, uplink->name)->prefix =
+        (struct net_prefix){j->bridge_address.address & net_mask(j->bridge_address.length), j->bridge_address.length};
+    c->finding.safe = j->s->host.managed_masquerade && is_declared(j, uplink->name);
 }
 
 static void rule_uplink(struct judge *j, const struct snap_link *uplink) {

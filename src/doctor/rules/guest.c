@@ -307,6 +307,7 @@ static bool rule_stale_gateway(struct judge *j) {
                        owner ? ", taken over from port " : "", owner ? owner->name : "");
         struct repair_step *step = cause_step(c, REPAIR_LINK_MAC, j->bridge->name);
         step->mac = f->destination;
+        c->finding.safe = j->s->host.managed_ip && mac_equal(f->destination, j->s->host.managed_mac);
         return true;
     }
     return false;

@@ -279,8 +279,22 @@ static struct net_prefix address_that_is_missed(const struct judge *j, struct sn
     return (struct net_prefix){0};
 }
 
+/* What the controller's configuration says is its to put back. Return: whether that is known, and holds the guest. */
+static bool offer_declared(const struct judge *j, struct cause *c) {
+    struct net_prefix declared = {j->s->host.managed_ip, j->s->host.managed_length};
+    if (!c || !declared.address || !net_contains(declared, j->target->ip))
+        return false;
+    cause_evidence(c, "record", "declared.json", "the controller gave %s the address %s/%u", j->bridge->name,
+                   ip_text(declared.address).text, declared.length);
+    cause_step(c, REPAIR_ADDRESS_ADD, j->bridge->name)->prefix = declared;
+    c->finding.safe = true;
+    return true;
+}
+
 static void offer_address(const struct judge *j, struct cause *c) {
     struct snap_heard asked;
+    if (offer_declared(j, c))
+        return;
     struct net_prefix prefix = address_that_is_missed(j, &asked);
     if (!prefix.address) {
         cause_plan(c, "ip addr add GATEWAY/LENGTH dev %s: the address that the VMs have for their gateway",
@@ -314,6 +328,8 @@ static void rule_bridge_address(struct judge *j, const struct snap_lookup *l, co
                   j->bridge->name, ip_text(l->to).text, *leaves_by ? "; packets for it leave by " : "", leaves_by);
     cause_evidence(c, "addr", j->bridge->name, "its address is %s", prefix);
     judge_lookup_evidence(j, c, l);
+    if (!addr_containing(j->s, j->bridge->index, l->to))
+        offer_declared(j, c);
 }
 
 static void rule_elsewhere(struct judge *j, const struct snap_lookup *l, const struct snap_route *r) {
