@@ -32,6 +32,7 @@ BUILD = pathlib.Path(os.environ.get("MC_BUILD_DIR", HERE.parent.parent / "build"
 MCTL = pathlib.Path(os.environ.get("MCTL", BUILD / "src" / "cli" / "mctl"))
 WIRE = BUILD / "tests" / "doctor" / "wire"
 BPF_ATTACH = BUILD / "tests" / "doctor" / "bpf_attach"
+NOISE = BUILD / "tests" / "doctor" / "noise.so"
 
 GATEWAY, POOL = "192.168.0.1", "192.168.0.1/16"
 UPLINK, UPLINK_GATEWAY, INTERNET = "203.0.113.2", "203.0.113.1", "198.51.100.1"

@@ -18,7 +18,7 @@ import pytest
 
 from faults import BY_KEY, XDP_PASS
 import lab as lab_module
-from lab import MCTL, WIRE, Lab, inside
+from lab import MCTL, NOISE, WIRE, Lab, inside
 from test_catalogue import ONLY_INJECT, named
 
 pytestmark = pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
@@ -72,6 +72,58 @@ def test_a_host_that_changes_meanwhile():
         finally:
             stop.set()
             thread.join()
+
+
+def test_what_is_asked_about_vanishes():
+    """The TAP, or the whole bridge, goes while the doctor reads and asks: it ends with a report all the same, and leaves nothing."""
+    moments = random.Random(3)
+    with Lab() as lab:
+        other = lab.guest()
+        for turn in range(12):
+            guest = lab.guest()
+            lab.warm(guest)
+            process = subprocess.Popen([MCTL, "--json", "doctor", "--netns", lab.name, "--bridge", "br0", "--tap", guest.tap, "--guest-ip", guest.address,
+                                        "--guest-port", "6080"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            time.sleep(moments.uniform(0, 0.35))
+            lab.ip("link", "del", guest.tap if turn % 4 else "br0")
+            out, err = process.communicate(timeout=60)
+            document = json.loads(out)
+            assert process.returncode in (0, 1, 4, 10) and not err, (process.returncode, out, err)
+            assert "error" in document or [t["tap"] for t in document["targets"]] == [guest.tap], document
+            guest.kill()
+            if turn % 4 == 0:
+                lab.batch(f"link add br0 type bridge\nlink set br0 up\naddress add {lab.address} dev br0\nlink set {other.tap} master br0")
+            assert {link for link in lab.links() if link.startswith("mc-dr-")} == set()
+        lab.warm(other)
+        assert lab.doctor(other).status == 0
+
+
+@pytest.mark.parametrize("key", ["ebtables.drop output", "qdisc.drops blackhole", "host.policy-rule", "bridge.flood-off"], ids=lambda k: k.replace(" ", ","))
+def test_dumps_that_are_interrupted(key):
+    """Each seventh part of all dumps is one of a dump that was interrupted, or the socket overran: it is read again, and all is as it was."""
+    noise = {"LD_PRELOAD": str(NOISE), "NOISE": "7"}
+    fault = BY_KEY[key]
+    with fault.bed() as bed:
+        bed.lab.batch("\n".join(f"fdb add 02:aa:00:00:{n >> 8:02x}:{n & 255:02x} dev {bed.other.tap} master static" for n in range(600)), "bridge")
+        answer = bed.doctor(env=noise)
+        assert (answer.status, answer.roots) == (0, []), answer
+        words = fault.apply(bed)
+        answer = bed.doctor(env=noise)
+        assert (answer.status, answer.first["id"], answer.first["dies_at"]) == (10, fault.id, fault.hop), answer
+        assert named(answer.first, words) == [], answer
+        assert answer.json["host"]["could_not_read"] == bed.doctor().json["host"]["could_not_read"], answer.json["host"]
+
+
+def test_dumps_that_are_always_interrupted():
+    """Nothing can be read to its end: it is said, with its errno, it ends, and nobody is told that all is well."""
+    with BY_KEY["ebtables.drop output"].bed() as bed:
+        BY_KEY["ebtables.drop output"].apply(bed)
+        answer = bed.doctor("--no-trace", env={"LD_PRELOAD": str(NOISE), "NOISE": "1"})
+        assert answer.status in (1, 10), answer
+        gaps = {gap["what"]: gap for gap in answer.json["host"]["could_not_read"]}
+        assert {"links", "fdb", "neighs", "routes", "nft"} <= set(gaps), gaps
+        assert all(gap["error"] and gap["detail"] for gap in gaps.values()), gaps
+        assert "ebtables.drop" not in answer.out, "nobody can know"
 
 
 @pytest.mark.parametrize("tap", ["fc\x1b[31mred", "a\"b\\c", "x'$(id)", "tap\u00e9\u2603", "-rf"])
