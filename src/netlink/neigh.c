@@ -43,3 +43,15 @@ int neigh_get(struct rtnl *rtnl, int link, uint32_t ip, struct neigh *ret, struc
     rtnl_put_ip(&msg, NDA_DST, ip);
     return rtnl_ask(rtnl, &msg, parse, ret, err);
 }
+
+/* bridge fdb get MAC br BRIDGE. An unknown bridge is EINVAL. Source: net/core/rtnetlink.c, rtnl_fdb_get(). */
+int fdb_knows(struct rtnl *rtnl, int bridge, struct net_mac mac, struct err *err) {
+    struct rtnl_msg msg;
+    struct neigh neigh;
+    struct ndmsg *ndm = rtnl_msg_begin(&msg, RTM_GETNEIGH, 0, sizeof *ndm);
+    ndm->ndm_family = AF_BRIDGE;
+    rtnl_put(&msg, NDA_LLADDR, mac.byte, sizeof mac.byte);
+    rtnl_put_u32(&msg, NDA_MASTER, (uint32_t)bridge);
+    int r = rtnl_ask(rtnl, &msg, parse, &neigh, err);
+    return r == 0 ? 1 : r == -ENOENT || r == -EINVAL ? 0 : r;
+}

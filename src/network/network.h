@@ -9,7 +9,7 @@
  * All functions but network_start(), network_free() may be called from several threads; one at a time gets in to change
  * something. They block for as long as the kernel needs, normally far below a millisecond; to remove a TAP 16 to 31 ms,
  * for which nobody else waits. Those that only ask (network_stopped(), network_check_room(), network_address_in_use(),
- * network_describe(), network_heard()) do not wait for those that change something, and are for an event loop.
+ * network_mac_in_use(), network_describe(), network_heard()) do not wait for those that change something, and are for an event loop.
  *
  * Error codes (beside netlink/'s own, with a prefix that says what was being done):
  *   network.no-permission     -EPERM   not root, or CAP_NET_ADMIN (or, with a namespace, CAP_SYS_ADMIN) is missing
@@ -144,6 +144,10 @@ int network_guard(struct network *network, struct err *err);
 /* Whether some device on the bridge answers for an address, by what the kernel knows: it answered within the last half
  * minute, or has an entry that an operator made. A VM's entry goes with its TAP. Return: 1, 0, -errno. */
 int network_address_in_use(struct network *network, uint32_t ip);
+
+/* Whether something on the bridge has a MAC, by what the bridge knows: a port, or who is behind one. Return: 1, 0,
+ * -errno. */
+int network_mac_in_use(struct network *network, struct net_mac mac);
 
 /* Forgets which MAC an address had, before another VM gets it. Nothing known is no error. */
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err);

@@ -93,6 +93,11 @@ int network_address_in_use(struct network *network, uint32_t ip) {
     return neigh.has_mac && (neigh.state & (NUD_REACHABLE | NUD_PERMANENT));
 }
 
+int network_mac_in_use(struct network *network, struct net_mac mac) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
+    return fdb_knows(network->asking_rtnl, network->bridge, mac, NULL);
+}
+
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
     int r = neigh_delete(network->rtnl, network->bridge, ip, err);

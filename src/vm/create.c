@@ -36,15 +36,28 @@ int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err) {
     return 0;
 }
 
-static int fill_names(struct vms *vms, const char *id, struct vm *vm, struct err *err) {
+/* Unique among records by the store, and on the bridge by asking it. */
+static int pick_mac(struct vms *vms, struct net_mac *ret_mac, struct err *err) {
     uint8_t random[4];
-    int r = random_bytes(random, sizeof random) < 0 ? err_sys(err, EIO, "vm.create", "get random bytes") : 0;
+    if (random_bytes(random, sizeof random) < 0)
+        return err_sys(err, EIO, "vm.create", "get random bytes");
+    struct net_mac mac = vm_mac_from_random(random);
+    int r = network_mac_in_use(vms->network, mac);
+    if (r < 0)
+        return err_sys(err, -r, "vm.create", "ask the bridge who has a MAC");
+    if (r > 0)
+        return err_set(err, EEXIST, "network.address-taken", "something on the bridge has the MAC already");
+    *ret_mac = mac;
+    return 0;
+}
+
+static int fill_names(struct vms *vms, const char *id, struct vm *vm, struct err *err) {
+    int r = pick_mac(vms, &vm->mac, err);
     if (r == 0 && id)
         str_copy(vm->id, sizeof vm->id, id);
     else if (r == 0)
         r = vms_new_id(vm->id, err);
     vm_tap_from_id(vm->id, vm->tap);
-    vm->mac = vm_mac_from_random(random);
     if (r == 0)
         r = address_pick(vms, &vm->ip, err);
     if (r < 0)

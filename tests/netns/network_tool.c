@@ -320,6 +320,14 @@ static void stopped(const char *tap, struct err *err) {
     printf("\n");
 }
 
+static void mac_used(const char *text) {
+    struct net_mac mac;
+    if (net_parse_mac(text, &mac) == 0)
+        ok("%d", network_mac_in_use(network, mac));
+    else
+        printf("err\ttool.usage\tno MAC %s\t\n", text);
+}
+
 static void tap_command(char **w, struct err *err) {
     int fd = -1;
     struct network_nic nic = nic_of(w[1], w[2], (uint32_t)number(w[3]));
@@ -371,6 +379,8 @@ static void command(char **w, struct err *err) {
         ping(ip, err);
     else if (strcmp(w[0], "forget") == 0)
         answer(network_neighbour_forget(network, ip, err), err);
+    else if (strcmp(w[0], "mac-used") == 0)
+        mac_used(w[1]);
     else if (strcmp(w[0], "fail") == 0)
         ok("%d", fail_at = changes + number(w[1]));
     else if (strcmp(w[0], "die") == 0)

@@ -681,6 +681,27 @@ def test_a_path_through_a_tap(tools, name):
     tool("forget", "192.168.0.9")  # nothing known: no error
 
 
+def test_whose_mac_the_bridge_knows(tools, name):
+    tool = tools()
+    tool.start(name)
+    space = Space(name)
+    tap, id = vm(1)
+    tool("create", tap, id, UID)
+    learned, entered, nobodys = "02:fc:00:00:00:09", "02:fc:00:00:00:0a", "02:fc:00:00:00:0b"
+    assert tool("mac-used", learned) == "0"
+    with held(space, tap):
+        assert tool("ping", "192.168.0.9") == "reply"
+        assert tool("mac-used", learned) == "1"
+    run("bridge", "-n", name, "fdb", "add", entered, "dev", tap, "master", "static")
+    for mac in (entered, space.link(tap)["address"], space.link(BRIDGE)["address"]):
+        assert tool("mac-used", mac) == "1", mac
+    assert tool("mac-used", nobodys) == "0"
+    tool("take", tap, id)
+    assert tool("mac-used", learned) == tool("mac-used", entered) == "0", "they go with the port"
+    space.ip("link", "del", BRIDGE)
+    assert tool("mac-used", learned) == "0"
+
+
 def test_connect(tools, name):
     tool = tools()
     tool.start(name)
