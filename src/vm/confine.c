@@ -40,8 +40,9 @@ int confine_new(const struct config_vm *config, const char *state_dir, struct co
     snprintf(c->scratch, sizeof c->scratch, "%s/" SCRATCH, state_dir);
     int r = dir_make(c->scratch, 0700);
     if (r < 0) {
+        err_sys(err, -r, "state.folder", "make %s", c->scratch);
         free(c);
-        return err_sys(err, -r, "state.folder", "make %s", c->scratch);
+        return r;
     }
     cgroup_find(config->cgroup, GROUP, &c->cgroup, words, sizeof words);
     log_event(c->cgroup.count ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = "limits"},
