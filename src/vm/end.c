@@ -29,7 +29,7 @@
 
 #define AGAIN_MS 1000
 #define KILL_TIMEOUT_MS 5000
-#define SNAPSHOTS_AT_ONCE 8 /* more endings than that at a time go without the doctor's snapshot */
+#define SNAPSHOTS_AT_ONCE 8 /* more endings than that at a time share the doctor's snapshots */
 #define EVENTS_KEPT 50
 #define UNKNOWN_END "how it ended is not known: an earlier daemon had started it"
 
@@ -37,7 +37,7 @@ struct ending {
     struct vms *vms;
     struct machine *m; /* NULL: its end is stored already */
     int pidfd;         /* the machine's; -1: none */
-    bool with_doctor, was_asked;
+    bool was_asked;
     char folder[VMS_PATH_MAX], evidence[VMS_PATH_MAX];
     char process[96], actor[STORE_ACTOR_MAX], reason[VM_REASON_MAX], halted[VM_REASON_MAX];
     char *events;
@@ -110,7 +110,7 @@ static void work(void *userdata) {
         return;
     job->e.ended_ms = time_realtime_ms();
     confine_measure(job->vms->confine, job->folder, job->e.vm.id, &job->e.figures);
-    evidence_collect(&job->vms->examine, &job->e, job->with_doctor);
+    evidence_collect(&job->vms->examine, &job->e);
     evidence_judge(&job->e, job->was_asked);
     put_cause_first(job);
     remove_parts(job);
@@ -152,7 +152,8 @@ static void begin(void *userdata);
 static void done(void *userdata) {
     struct ending *job = userdata;
     struct machine *m = job->m;
-    job->vms->endings--;
+    if (--job->vms->endings == 0)
+        examine_unshare(&job->vms->examine);
     if (m && job->result < 0) {
         log_error("%s: %s; trying again", m->vm.id, job->trouble);
         str_copy(m->process_end, sizeof m->process_end, job->process); /* it can be asked for only once */
@@ -202,6 +203,7 @@ static struct ending *new_ending(struct vms *vms, const struct vm *vm) {
                                .actor = job->actor,
                                .reason = job->reason,
                                .halted = job->halted,
+                               .begun_ms = time_monotonic_ms(),
                                .events = job->events};
     return job;
 }
@@ -215,6 +217,13 @@ static void submit(struct ending *job) {
     }
 }
 
+/* A start finds all that ended while there was no controller. */
+static enum evidence_doctor which_doctor(const struct vms *vms) {
+    if (vms->is_removing)
+        return EVIDENCE_DOCTOR_NOT;
+    return vms->is_starting || vms->endings >= SNAPSHOTS_AT_ONCE ? EVIDENCE_DOCTOR_SHARED : EVIDENCE_DOCTOR;
+}
+
 static void begin(void *userdata) {
     struct machine *m = userdata;
     struct ending *job = new_ending(m->vms, &m->vm);
@@ -226,7 +235,8 @@ static void begin(void *userdata) {
     job->m = m;
     job->pidfd = m->pidfd;
     job->was_asked = m->vm.state == VM_STATE_STOPPING;
-    job->with_doctor = !m->vms->is_starting && m->vms->endings < SNAPSHOTS_AT_ONCE;
+    job->e.doctor = which_doctor(m->vms);
+    job->e.no_doctor = "no doctor was asked: the whole controller was taken away";
     vm_transition(m->vm.state, m->owed_event, &to);
     job->e.state = vm_state_name(to);
     if (*m->process_end)
@@ -255,6 +265,8 @@ void machine_clean_up(struct vms *vms, const struct vm *vm) {
         return;
     job->was_asked = vm->state == VM_STATE_STOPPED;
     job->e.state = vm_state_name(vm->state);
+    job->e.doctor = EVIDENCE_DOCTOR_NOT;
+    job->e.no_doctor = "no doctor was asked: the controller had ended while it took the VM away";
     str_copy(job->actor, sizeof job->actor, "controller");
     str_copy(job->reason, sizeof job->reason, vm->reason);
     str_copy(job->process, sizeof job->process, "not known: the controller died while it was cleaned up");

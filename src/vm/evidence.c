@@ -19,6 +19,7 @@
 #define TAIL_BYTES 65536
 #define NETWORK_FILE "network.json"
 #define DOCTOR_FILE "doctor.json"
+#define MISSING_FILE "doctor-missing.txt"
 #define SUMMARY_FILE "summary.json"
 #define STORY_FILE "story.txt"
 #define FULL_BYTES (256U << 10) /* a file system with less room than that is full */
@@ -144,8 +145,20 @@ static void write_network(const struct evidence *e) {
     json_decref(snapshot);
 }
 
-void evidence_collect(const struct examine *examine, struct evidence *e, bool with_doctor) {
-    char path[PATH_SIZE];
+static int save_doctor(struct examine *examine, const struct evidence *e, const char *path, struct err *err) {
+    switch (e->doctor) {
+    case EVIDENCE_DOCTOR:
+        return examine_save(examine, e->vm.id, path, err);
+    case EVIDENCE_DOCTOR_SHARED:
+        return examine_save_shared(examine, e->begun_ms, path, err);
+    case EVIDENCE_DOCTOR_NOT:
+        break;
+    }
+    return err_set(err, ENODATA, "vm.examine", "%s", e->no_doctor);
+}
+
+void evidence_collect(struct examine *examine, struct evidence *e) {
+    char path[PATH_SIZE], missing[PATH_SIZE];
     struct err err = {0};
     if (access(e->from, F_OK) < 0)
         return;
@@ -155,15 +168,14 @@ void evidence_collect(const struct examine *examine, struct evidence *e, bool wi
                              (json_int_t)e->figures.memory_peak_bytes),
                    0600);
     path_in(path, e->from, DOCTOR_FILE);
-    if (!with_doctor || access(path, F_OK) == 0)
-        return;
-    if (examine_save(examine, e->vm.id, path, &err) == 0) {
-        write_network(e);
+    path_in(missing, e->from, MISSING_FILE);
+    if (access(path, F_OK) < 0 && save_doctor(examine, e, path, &err) < 0) {
+        strncat(err.detail, "\n", sizeof err.detail - strlen(err.detail) - 1);
+        file_write_new(missing, err.detail, strlen(err.detail), 0600);
         return;
     }
-    path_in(path, e->from, "doctor-missing.txt");
-    strncat(err.detail, "\n", sizeof err.detail - strlen(err.detail) - 1);
-    file_write_new(path, err.detail, strlen(err.detail), 0600);
+    unlink(missing); /* of an attempt before */
+    write_network(e);
 }
 
 /* --- the cause --- */
@@ -313,6 +325,31 @@ static void tell_events(struct strbuf *story, const char *text) {
     json_decref(events);
 }
 
+static void tell_files(struct strbuf *story, const char *folder) {
+    static const struct {
+        const char *name, *words;
+    } files[] = {
+        {"console.log", "the guest's console"},
+        {"vmm.log", "its VMM's log"},
+        {"metrics.json", "its VMM's counters"},
+        {"vm-config.json", "the machine"},
+        {"agent.json", "what its guest's agent said last"},
+        {"limits.json", "what its control groups counted"},
+        {NETWORK_FILE, "link, port, FDB, neighbour and nftables as they were"},
+        {DOCTOR_FILE, "the same for mctl doctor --from"},
+        {MISSING_FILE, "why how its network was is not known"},
+        {"session.json", "the login session that it was for"},
+    };
+    char path[PATH_SIZE];
+    strbuf_addf(story, "\nBeside this file:\n");
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        path_in(path, folder, files[i].name);
+        if (access(path, F_OK) == 0)
+            strbuf_addf(story, "  %-18s %s\n", files[i].name, files[i].words);
+    }
+    strbuf_addf(story, "  %-18s all of it for a program, and the digest of each file\n", SUMMARY_FILE);
+}
+
 /* For a person who has nothing but this folder. */
 static int write_story(const struct evidence *e) {
     const struct vm *vm = &e->vm;
@@ -331,11 +368,7 @@ static int write_story(const struct evidence *e) {
                 vm_state_name(vm->state), created, vm->vcpus, vm->memory_mib, vm->image);
     strbuf_addf(&story, "Net:    %s, %s, TAP %s on %s\n\nEvents:\n", ip, mac, vm->tap, vm->bridge);
     tell_events(&story, e->events);
-    strbuf_addf(
-        &story,
-        "\nBeside this file: console.log (the guest's console), vmm.log (its VMM's), vm-config.json, " NETWORK_FILE
-        " (link,\nport, FDB, neighbour, nftables as they were), " DOCTOR_FILE " (mctl doctor --from), " SUMMARY_FILE
-        ".\n");
+    tell_files(&story, e->to);
     path_in(path, e->to, STORY_FILE);
     return file_write_atomic(path, story.data, story.len, 0600);
 }

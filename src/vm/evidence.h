@@ -10,6 +10,12 @@
 #include "vm/confine.h"
 #include "vm/examine.h"
 
+enum evidence_doctor {
+    EVIDENCE_DOCTOR,        /* a snapshot of this VM's network is saved */
+    EVIDENCE_DOCTOR_SHARED, /* one of all VMs, with others that end now */
+    EVIDENCE_DOCTOR_NOT,
+};
+
 struct evidence {
     struct vm vm;          /* as it was before its end */
     const char *from, *to; /* its folder, and where the evidence goes */
@@ -20,12 +26,15 @@ struct evidence {
     const char *events; /* the last ones, a JSON array's text; may be NULL */
     struct cause cause;
     struct confine_figures figures;
+    enum evidence_doctor doctor;
+    const char *no_doctor; /* why there is none */
+    int64_t begun_ms;      /* monotonic: the end */
     int64_t ended_ms;
 };
 
 /* While TAP and groups are still there: saves the network's state and the groups' figures into the VM's folder. What
  * cannot be had is named in a file of its place. */
-void evidence_collect(const struct examine *examine, struct evidence *e, bool with_doctor);
+void evidence_collect(struct examine *examine, struct evidence *e);
 
 /* Reads the folder's console and log for a cause. */
 void evidence_judge(struct evidence *e, bool was_asked);

@@ -17,11 +17,13 @@
 #define PATH_TIMEOUT_MS 30000
 #define ANSWER_MAX (8U << 20)
 #define ARGS_MAX 20
+#define SHARED_FILE "evidence/.doctor.json"
+#define SHARED_PATH_MAX 320
 
 void examine_init(struct examine *examine, const struct config *config, const char *state_dir) {
     /* Beside the daemon, where it is installed, and where it is built. */
     static const char *const places[] = {"/mctl", "/../bin/mctl", "/../cli/mctl"};
-    struct examine e = {.config = config};
+    struct examine e = {.config = config, .shared_lock = PTHREAD_MUTEX_INITIALIZER};
     char self[CONFIG_TEXT];
     str_copy(e.state_dir, sizeof e.state_dir, state_dir);
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -61,13 +63,16 @@ static int run(const struct examine *e, const char *const *argv, int output_fd, 
     return 0;
 }
 
+/* vm_id NULL: about all of them. */
 static void build_args(const struct examine *e, const char *vm_id, const char *save, const char *argv[ARGS_MAX]) {
     int n = 0;
     argv[n++] = e->mctl;
     argv[n++] = save ? "--quiet" : "--json";
     argv[n++] = "doctor";
-    argv[n++] = "--vm";
-    argv[n++] = vm_id;
+    if (vm_id) {
+        argv[n++] = "--vm";
+        argv[n++] = vm_id;
+    }
     argv[n++] = "--state-dir";
     argv[n++] = e->state_dir;
     argv[n++] = "--socket"; /* by which it asks the guest's agent; at a VM's end there is nobody to ask */
@@ -93,6 +98,40 @@ int examine_save(const struct examine *e, const char *vm_id, const char *path, s
     if (r == 0 && access(path, F_OK) < 0)
         r = err_set(err, ENODATA, "vm.examine", "the doctor saved nothing");
     return r;
+}
+
+static void shared_path(const struct examine *e, char ret_path[SHARED_PATH_MAX]) {
+    snprintf(ret_path, SHARED_PATH_MAX, "%s/" SHARED_FILE, e->state_dir);
+}
+
+static int save_shared(struct examine *e, const char *path, struct err *err) {
+    int64_t begun_ms = time_monotonic_ms();
+    e->shared_ms = 0;
+    unlink(path);
+    int r = examine_save(e, NULL, path, err);
+    if (r == 0)
+        e->shared_ms = begun_ms;
+    return r;
+}
+
+int examine_save_shared(struct examine *e, int64_t since_ms, const char *path, struct err *err) {
+    char shared[SHARED_PATH_MAX];
+    shared_path(e, shared);
+    pthread_mutex_lock(&e->shared_lock);
+    int r = e->shared_ms >= since_ms && e->shared_ms > 0 ? 0 : save_shared(e, shared, err);
+    if (r == 0 && link(shared, path) < 0)
+        r = err_sys(err, errno, "vm.examine", "link %s to %s", shared, path);
+    pthread_mutex_unlock(&e->shared_lock);
+    return r;
+}
+
+void examine_unshare(struct examine *e) {
+    char shared[SHARED_PATH_MAX];
+    shared_path(e, shared);
+    pthread_mutex_lock(&e->shared_lock);
+    e->shared_ms = 0;
+    unlink(shared);
+    pthread_mutex_unlock(&e->shared_lock);
 }
 
 /* The finding that says most: a root cause before what contributes to it. */

@@ -108,7 +108,8 @@ struct vms {
         char id[VM_ID_TEXT];
         struct err err;
     } last_error;     /* of the last VM that could not be made: its slug and hint are not in its record */
-    bool is_starting; /* takes up what the last daemon left: what those networks were like is not known any more */
+    bool is_starting; /* takes up what the last daemon left */
+    bool is_removing; /* takes everything away, which needs no doctor */
 };
 
 struct machine *machine_new(struct vms *vms, const struct vm *vm);

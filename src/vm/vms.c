@@ -191,6 +191,7 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
     if (r == 0)
         r = start_helpers(vms, err);
     vms->is_starting = true;
+    examine_unshare(&vms->examine); /* of a daemon that was killed */
     if (r == 0)
         r = vms_reconcile(vms, err);
     vms->is_starting = false;
@@ -309,7 +310,7 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
 }
 
 int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
-    vms->is_starting = true; /* what is taken away as a whole needs no doctor */
+    vms->is_removing = true;
     for (struct machine *m = vms->first, *next; m; m = next) {
         next = m->next;
         if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)

@@ -105,6 +105,46 @@ def test_the_host_kills_for_memory():
         assert "memory limit of a VM of 128 MiB" in why(d, vm["id"])
 
 
+def test_many_at_once_each_with_its_evidence():
+    """More than the doctor is asked about one by one: they share a snapshot that was begun after their ends."""
+    with idle(vm={"memory_percent": "1000"}) as d:
+        ids = [d.create(user=f"u{i}")["id"] for i in range(24)]
+        for pid in d.processes():
+            os.kill(pid, signal.SIGKILL)
+        for i in ids:
+            d.wait_state(i, "failed", 60)
+        for i in ids:
+            assert evidence(d, i)["cause"]["code"] == "vmm.killed"
+        shared = {(d.state / "evidence" / i / "doctor.json").stat().st_nlink for i in ids}
+        assert max(shared) > 1, "each has one of its own: then nothing was shared"
+        assert {p.name for p in (d.state / "evidence").iterdir()} == set(ids)
+
+
+def test_what_ended_without_a_controller_has_its_evidence_too():
+    with idle() as d:
+        ids, pids = [d.create(user=f"u{i}")["id"] for i in range(3)], d.processes()
+        d.stop(signal.SIGKILL)
+        (d.state / "evidence/.doctor.json").write_text("of one that was killed")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        d.start()
+        for i in ids:
+            assert d.state_of(i) == "failed" and evidence(d, i)["vmm_exit"] is None
+        assert {p.name for p in (d.state / "evidence").iterdir()} == set(ids)
+
+
+def test_the_story_names_what_lies_beside_it():
+    with idle() as d:
+        vm = d.create()
+        d.stop()
+        run(*d.command("--remove"))
+        folder = d.state / "evidence" / vm["id"]
+        named = {line.split()[0] for line in (folder / "story.txt").read_text().split("Beside this file:\n")[1].splitlines()}
+        assert named == {p.name for p in folder.iterdir()} - {"story.txt"}
+        assert "the whole controller was taken away" in (folder / "doctor-missing.txt").read_text()
+
+
 def test_evidence_and_records_are_not_kept_for_ever():
     with idle(vm={"evidence_days": "1", "evidence_megabytes": "1"}, store={"keep_days": "1"}) as d:
         ids = [d.create(user=f"u{i}")["id"] for i in range(4)]
