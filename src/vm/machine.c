@@ -105,8 +105,11 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     if (vm_state_is_end(to))
         tell_evidence(m, e.evidence, sizeof e.evidence);
     int r = store_vm_update(m->vms->store, &vm, &e, err);
-    if (r < 0)
+    if (r < 0 && event != VM_EVENT_STOP)
         return r;
+    /* On a full disk the VMs are what fills it: one must be able to end. The store has it when it has ended. */
+    if (r < 0)
+        log_error("%s: it is stopped, but that could not be written", m->vm.id);
     m->vm = vm;
     if (vm_state_is_end(to))
         address_rest(m->vms, vm.ip, vm.state_since_ms);

@@ -120,7 +120,7 @@ void machine_free(struct machine *m);
 
 /* The one place where a VM's state changes: reads the transition table, stores state and event in one transaction,
  * logs, tells the listeners. The reason stays with the VM unless it boots or runs: then all is well. Errors: -EPROTO "vm.state" when the table has no such row; the store's. The machine is
- * unchanged then. */
+ * unchanged then. But a stop is made where the store does not take it too: it is stored with the VM's end. */
 int machine_change(struct machine *m, enum vm_event event, const char *actor, const char *reason, struct err *err);
 
 /* Tells the listeners how it is. */

@@ -259,14 +259,8 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
         return -EIO;
     if (m->vm.state != VM_STATE_STOPPING && !m->is_over) {
         int r = machine_change(m, VM_EVENT_STOP, actor, reason, err);
-        if (r == -EPROTO)
+        if (r < 0)
             return r;
-        if (r < 0) {
-            /* On a full disk the VMs are what fills it: one must be able to end. The store has it when it has ended. */
-            log_error("%s: it is stopped, but that could not be written", id);
-            m->vm.state = VM_STATE_STOPPING;
-            str_copy(m->vm.reason, sizeof m->vm.reason, reason);
-        }
         str_copy(m->stop_actor, sizeof m->stop_actor, actor);
         if (!m->is_busy) /* else when it has been made */
             machine_stop(m);
