@@ -97,11 +97,13 @@ struct cause cause_find(const struct cause_facts *f) {
         return make("host.oom",
                     "the host's kernel killed its VMM, which had come to the memory limit of a VM of %u MiB",
                     f->memory_mib);
-    if (f->disk_is_full || strstr(f->vmm_log, "No space left on device"))
-        return make("host.disk-full", "the disk of the state folder is full: free some space");
     if (!f->was_asked && strstr(f->halted, "no space left"))
         return make("host.disk-full", "it stood still, because there was no space left for its disk on the host");
     cause = find_in_console(f);
+    /* A disk that is full now may have made a guest panic, but not for memory. */
+    bool is_oom = strcmp(cause.code, "guest.oom") == 0;
+    if (strstr(f->vmm_log, "No space left on device") || (f->disk_is_full && !is_oom))
+        return make("host.disk-full", "the disk of the state folder is full: free some space");
     if (*cause.code || f->was_asked)
         return cause;
     cause = find_in_process(f);

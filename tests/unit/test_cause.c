@@ -52,6 +52,9 @@ static void the_host_knows_better(void **state) {
     f.oom_kills = 0;
     f.disk_is_full = true;
     assert_string_equal(cause_find(&f).code, "host.disk-full");
+    f = facts("Out of memory: Killed process 1 (init)\n" PANIC "Attempted to kill init!\n", "exit status 0");
+    f.disk_is_full = true;
+    assert_string_equal(cause_find(&f).code, "guest.oom");
     f = facts("", "exit status 1");
     f.vmm_log = "qemu-system-x86_64: write failed: No space left on device\n";
     assert_string_equal(cause_find(&f).code, "host.disk-full");
