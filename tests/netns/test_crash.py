@@ -12,6 +12,7 @@ import time
 import pytest
 
 import crash
+import harness
 from harness import idle, wait_for
 
 CONFIG = {"quota_per_user": 1000, "cli_boot_timeout": "3600"}
@@ -54,8 +55,13 @@ def die_at_each(d, countdown, prepare, action, what):
     assert died > count * 0.7, f"{what}: died at {died} of {count} steps"
 
 
-def test_killed_at_every_step_of_making_a_vm():
-    with idle(start=False, vm=CONFIG) as d:
+# Whatever does not answer on an API socket will do for as long as a step takes.
+FIRECRACKER = {"vmm": "firecracker", "firecracker_binary": harness.IDLE_VMM, "jailer": "no"}
+
+
+@pytest.mark.parametrize("driver", [{}, FIRECRACKER], ids=["qemu", "firecracker"])
+def test_killed_at_every_step_of_making_a_vm(driver):
+    with idle(start=False, vm={**CONFIG, **driver}) as d:
         countdown = crash.Countdown(d)
         d.start(countdown.wrapper)
         number = iter(range(10**6))

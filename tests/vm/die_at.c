@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static _Atomic int64_t *to_go;
@@ -78,6 +79,67 @@ int rmdir(const char *path) {
 int chmod(const char *path, mode_t mode) {
     step();
     return REAL(chmod)(path, mode);
+}
+
+int fchmod(int fd, mode_t mode) {
+    step();
+    return REAL(fchmod)(fd, mode);
+}
+
+int chown(const char *path, uid_t uid, gid_t gid) {
+    step();
+    return REAL(chown)(path, uid, gid);
+}
+
+int fchown(int fd, uid_t uid, gid_t gid) {
+    step();
+    return REAL(fchown)(fd, uid, gid);
+}
+
+int ftruncate64(int fd, off64_t len) {
+    step();
+    return REAL(ftruncate64)(fd, len);
+}
+
+int bind(int fd, const struct sockaddr *addr, socklen_t len) {
+    step();
+    return REAL(bind)(fd, addr, len);
+}
+
+static mode_t step_to_open(int flags, va_list ap) {
+    if (!(flags & O_CREAT))
+        return 0;
+    step();
+    return va_arg(ap, mode_t);
+}
+
+int open64(const char *path, int flags, ...) {
+    va_list ap;
+    va_start(ap, flags);
+    mode_t mode = step_to_open(flags, ap);
+    va_end(ap);
+    return REAL(open64)(path, flags, mode);
+}
+
+int openat64(int fd, const char *path, int flags, ...) {
+    va_list ap;
+    va_start(ap, flags);
+    mode_t mode = step_to_open(flags, ap);
+    va_end(ap);
+    return REAL(openat64)(fd, path, flags, mode);
+}
+
+/* Signals to processes that the caller has by their pidfd have no function of their own. */
+long syscall(long number, ...) {
+    long arg[6];
+    va_list ap;
+    va_start(ap, number);
+    for (int i = 0; i < 6; i++)
+        arg[i] = va_arg(ap, long);
+    va_end(ap);
+    if (number == SYS_pidfd_send_signal)
+        step();
+    return REAL(syscall)(number, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
 }
 
 int ioctl(int fd, unsigned long request, ...) {
