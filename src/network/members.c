@@ -44,6 +44,15 @@ size_t members_count(struct network *network) {
     return n;
 }
 
+bool members_have_address(struct network *network, uint32_t ip) {
+    bool found = false;
+    pthread_mutex_lock(&network->memory_lock);
+    for (size_t i = 0; i < network->vm_count && !found; i++)
+        found = network->vms[i].ip == ip;
+    pthread_mutex_unlock(&network->memory_lock);
+    return found;
+}
+
 static int take_locked(struct network *network, const struct network_nic *nic, struct err *err) {
     if (network->vm_count == network->vm_cap) {
         size_t cap = network->vm_cap ? network->vm_cap * 2 : 16;

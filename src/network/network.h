@@ -141,8 +141,9 @@ bool network_heard(struct network *network);
  * when that was so, 0, -errno (the next call tries again). */
 int network_guard(struct network *network, struct err *err);
 
-/* Whether some device on the bridge answers for an address, by what the kernel knows: it answered within the last half
- * minute, or has an entry that an operator made. A VM's entry goes with its TAP. Return: 1, 0, -errno. */
+/* Whether an address is in use: by a TAP that is there still, though its VM may have ended, or by some device on the
+ * bridge, by what the kernel knows: it answered within the last half minute, or has an entry that an operator made. A
+ * VM's entry goes with its TAP. Return: 1, 0, -errno. */
 int network_address_in_use(struct network *network, uint32_t ip);
 
 /* Whether something on the bridge has a MAC, by what the bridge knows: a port, or who is behind one. Return: 1, 0,

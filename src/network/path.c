@@ -83,6 +83,8 @@ int network_icmp_send(int fd, uint32_t ip, struct icmp_echo echo, struct err *er
 }
 
 int network_address_in_use(struct network *network, uint32_t ip) {
+    if (members_have_address(network, ip))
+        return 1;
     _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
     struct neigh neigh;
     int r = neigh_get(network->asking_rtnl, network->bridge, ip, &neigh, NULL);

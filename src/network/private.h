@@ -89,4 +89,7 @@ void members_distrust(struct network *network);
 /* How many there are. Any thread, with any lock but memory_lock. */
 size_t members_count(struct network *network);
 
+/* Whether one of them has the address. Likewise. */
+bool members_have_address(struct network *network, uint32_t ip);
+
 bool network_tap_is_ours(const struct network *network, const struct link *link);

@@ -1,6 +1,7 @@
 """The daemon, its network and its VMs' lifecycle with a VMM that does nothing: everything but a guest."""
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -156,6 +157,29 @@ def test_addresses_rest_before_they_are_given_again():
         assert [d.create(user=f"v{i}")["ip"] for i in range(2)] == ["10.9.0.6", "10.9.0.2"]
         r = d.admin("POST", "/api/users/last/vm", {})
         assert r.status == 507 and r.json["code"] == "network.pool-exhausted" and len(d.taps()) == 5
+
+
+def test_an_address_whose_tap_somebody_holds_is_not_given():
+    """The VM has ended, but who got hold of its TAP still speaks as it: no TAP with a holder is removed."""
+    with idle(network={"address": "10.9.0.1/29", "address_rest": "0"}) as d:
+        vm = d.create()
+        pidfd = os.pidfd_open(d.processes()[0])
+        for fd in pathlib.Path(f"/proc/{d.processes()[0]}/fd").iterdir():
+            if os.readlink(fd) == "/dev/net/tun":
+                held = ctypes.CDLL(None).syscall(438, pidfd, int(fd.name), 0)  # pidfd_getfd(2)
+        try:
+            d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+            assert d.taps() == [vm["tap"]] and "held by process" in d.log.read_text()
+            ips = [d.create(user=f"u{i}")["ip"] for i in range(4)]
+            assert vm["ip"] not in ips and len(set(ips)) == 4
+            assert d.admin("POST", "/api/users/last/vm", {}).json["code"] == "network.pool-exhausted"
+            assert vm["tap"] in d.taps()
+        finally:
+            os.close(held)
+            os.close(pidfd)
+        d.stop()
+        d.start()
+        assert vm["tap"] not in d.taps() and d.create(user="last")["ip"] == vm["ip"]
 
 
 def test_an_id_may_be_any_unique_beginning():

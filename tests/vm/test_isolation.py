@@ -66,6 +66,8 @@ def harms(d, a, b):
     """Script, what it is counted as."""
     take, give = f"ip addr add {b['ip']}/32 dev eth0", f"ip addr del {b['ip']}/32 dev eth0"
     yield f"ping -c 2 -W 1 {b['ip']}", "neighbour"
+    known = f"arp -s {b['ip']} {b['mac']}; ping -c 2 -W 1 {b['ip']}; nc -w 2 {b['ip']} 9 </dev/null; arp -d {b['ip']}"
+    yield known, "neighbour"
     yield f"nc -w 2 {GATEWAY} 4000 </dev/null", "host"
     yield f"nc -w 2 {UPLINK} 22 </dev/null", "host"
     yield "nc -w 2 169.254.169.254 80 </dev/null", "metadata"
