@@ -118,7 +118,7 @@ struct network_tap {
 int network_tap_list(struct network *network, struct network_tap **ret, size_t *ret_count, struct err *err);
 
 /* Whether the bridge has a port left for one more than vm_count VMs, of which some may not have theirs yet, before
- * anything is made for it. Others' ports are counted at most every few seconds. Error: "network.bridge-full" -EXFULL. */
+ * anything is made for it. Others' ports are counted again once that is cheap against the time since they were. Error: "network.bridge-full" -EXFULL. */
 int network_check_room(struct network *network, size_t vm_count, struct err *err);
 
 /* What was stopped of what a VM sent (or was sent to it above a limit), since it was made; the index is an enum

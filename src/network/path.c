@@ -17,8 +17,8 @@
 #include "network/private.h"
 #include "network/ruleset.h"
 
-#define COUNT_INTERVAL_MS 5000
-#define PORTS_NEAR 32 /* so near to the limit, others' ports are counted each time */
+#define COUNT_PAUSE_MS 1 /* for each link that there was: counting takes microseconds for each */
+#define PORTS_NEAR 32    /* so near to the limit, others' ports are counted each time */
 
 static struct sockaddr_in address_of(uint32_t ip, uint16_t port) {
     return (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(ip)};
@@ -126,6 +126,7 @@ static int count_foreign(struct network *network, struct err *err) {
         ports++;
         taps += links[i].is_tap && vm_id_is_valid(links[i].alias);
     }
+    network->counted_links = count;
     network->foreign_ports = ports - (taps < known ? taps : known);
     network->counted_ms = time_monotonic_ms();
     return 0;
@@ -135,7 +136,8 @@ int network_check_room(struct network *network, size_t vm_count, struct err *err
     _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
     int64_t age_ms = time_monotonic_ms() - network->counted_ms;
     bool is_near = vm_count + network->foreign_ports + PORTS_NEAR >= NETWORK_PORTS_MAX;
-    int r = network->counted_ms == 0 || age_ms >= (is_near ? 0 : COUNT_INTERVAL_MS) ? count_foreign(network, err) : 0;
+    int64_t pause_ms = is_near ? 0 : (int64_t)network->counted_links * COUNT_PAUSE_MS;
+    int r = network->counted_ms == 0 || age_ms >= pause_ms ? count_foreign(network, err) : 0;
     if (r < 0)
         return r;
     if (vm_count + network->foreign_ports < NETWORK_PORTS_MAX)
@@ -143,8 +145,7 @@ int network_check_room(struct network *network, size_t vm_count, struct err *err
     err_set(err, EXFULL, "network.bridge-full",
             "a VM needs a port of bridge %s, and its %d ports are taken: %zu by VMs, %zu by others",
             network->cfg.bridge, NETWORK_PORTS_MAX, vm_count, network->foreign_ports);
-    return err_hint(err, "end VMs that nobody needs (mctl vm list), take other ports off the bridge (bridge link), or "
-                         "create this VM on another host");
+    return err_hint(err, NETWORK_FULL_HINT);
 }
 
 static void describe_bridge(struct network *network, struct network_status *status) {

@@ -20,6 +20,7 @@ struct network {
     struct rtnl *asking_rtnl;
     struct nftset *asking_nftset;
     size_t foreign_ports;        /* of the bridge: not VMs' */
+    size_t counted_links;        /* of the namespace, then */
     int64_t counted_ms;          /* monotonic: when; 0: never */
     pthread_mutex_t memory_lock; /* of vms, whose names and number change under `lock` too; held for copies only */
     struct ruleset_vm *vms;      /* that our tables should have */
@@ -43,6 +44,9 @@ pthread_mutex_t *network_lock_asking(struct network *network);
 void network_unlock(pthread_mutex_t **held);
 #define _cleanup_unlock_ __attribute__((cleanup(network_unlock), unused))
 
+#define NETWORK_FULL_HINT                                                                                              \
+    "end VMs that nobody needs (mctl vm list), take other ports off the bridge (bridge link), or create this VM on "   \
+    "another host"
 #define OLD_ADDRESSES_MAX 16
 
 /* What network_start() found, and so what there is to do. */

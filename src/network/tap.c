@@ -43,9 +43,11 @@ static int put_on_bridge(struct network *network, int index, const char *vm_id, 
     int r = link_set(network->rtnl, index, &change, err);
     if (r == 0)
         r = link_port_isolate(network->rtnl, index, !network->cfg.vm_to_vm, err);
-    if (r == -EXFULL)
-        return err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
-                       NETWORK_PORTS_MAX);
+    if (r == -EXFULL) {
+        err_set(err, EXFULL, "network.bridge-full", "bridge %s is full (%d ports)", network->cfg.bridge,
+                NETWORK_PORTS_MAX);
+        return err_hint(err, NETWORK_FULL_HINT);
+    }
     struct link bridge;
     if (r < 0 && link_get_by_index(network->rtnl, network->bridge, &bridge, NULL) == -ENODEV) {
         err_set(err, ENODEV, "network.bridge-missing", "bridge %s is gone: somebody deleted it", network->cfg.bridge);

@@ -134,6 +134,23 @@ def test_a_host_takes_no_more_than_it_has():
         assert d.create(user="c")["state"] == "booting"
 
 
+def test_a_full_bridge_is_told_before_anything_is_made():
+    with idle() as d:
+        first = d.create(user="a")
+        d.netns("sh", "-c", "for i in $(seq 511); do echo link add p$i type veth peer name q$i; "
+                            "echo link set p$i master br0; echo link set q$i master br0; done | ip -batch -")
+        assert d.mctl("--json", "status").json["network"]["ports"] == 1023
+        r = d.admin("POST", "/api/users/b/vm", {})
+        assert r.status == 507 and r.json["code"] == "network.bridge-full" and r.json["hint"]
+        assert "needs a port of bridge br0, and its 1023 ports are taken: 1 by VMs, 1022 by others" in r.json["detail"]
+        said = d.mctl("vm", "create", "--user", "b", "--type", "browser", check=5)
+        assert "1023 ports are taken" in said.err
+        assert [v["id"] for v in d.admin("GET", "/api/vms?all=1").json["vms"]] == [first["id"]]
+        assert d.taps() == [first["tap"]] and d.folders() == [first["id"]] and not list((d.state / "evidence").iterdir())
+        d.netns("ip", "link", "del", "p1")
+        assert d.create(user="b")["state"] == "booting"
+
+
 def test_check_says_what_is_missing():
     with idle(start=False) as d:
         said = run(*d.command("--check")).stdout
