@@ -35,7 +35,8 @@ struct session {
     struct agent_decoder in;
     struct agent_outbox out;
     struct strbuf kept[AGENT_STREAMS]; /* with --json */
-    int status;                        /* -1: it runs */
+    int status;                        /* what mctl ends with; -1: it runs */
+    int signal_number;                 /* that ended the program; 0: none did */
     bool has_run;                      /* the program itself has ended */
 };
 
@@ -179,13 +180,11 @@ static void on_output(struct session *s, const struct agent_frame *frame) {
 static void on_end(struct session *s, json_t *message) {
     struct err err = {0};
     const char *code = "", *detail = "", *hint = "";
-    int number;
     terminal_restore(s);
-    if (json_unpack(message, "{s:{s:i}}", "ok", "status", &number) == 0) {
-        s->status = number;
-    } else if (json_unpack(message, "{s:{s:i}}", "ok", "signal", &number) == 0) {
-        s->status = SIGNAL_STATUS + number;
-    }
+    if (json_unpack(message, "{s:{s:i}}", "ok", "signal", &s->signal_number) == 0)
+        s->status = SIGNAL_STATUS + s->signal_number;
+    else
+        json_unpack(message, "{s:{s:i}}", "ok", "status", &s->status);
     s->has_run = s->status >= 0;
     if (s->has_run)
         return;
@@ -291,7 +290,7 @@ static json_t *kept_json(const struct strbuf *kept) {
 }
 
 static void print_json(struct session *s) {
-    int number = s->status > SIGNAL_STATUS ? s->status - SIGNAL_STATUS : 0;
+    int number = s->signal_number;
     json_t *document = json_pack(
         "{s:{s:o, s:o, s:o, s:o, s:b}}", "exec", "status", number ? json_null() : json_integer(s->status), "signal",
         number ? json_integer(number) : json_null(), "stdout", kept_json(&s->kept[AGENT_STDOUT]), "stderr",

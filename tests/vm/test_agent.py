@@ -108,6 +108,10 @@ def test_streams_and_exit_status_are_the_programs(running):
     assert json.loads(r.stdout) == {"exec": {"status": 3, "signal": None, "stdout": "out\n", "stderr": "err\n",
                                              "truncated": False}}
     assert r.returncode == 3 and r.stderr == b""
+    for script, status, number, ends in (("exit 200", 200, None, 200), ("kill -9 $$", None, 9, 128 + 9)):
+        r = shell(d, vm_id, script, options=["--json"])
+        said = json.loads(r.stdout)["exec"]
+        assert (said["status"], said["signal"], r.returncode) == (status, number, ends), "told apart"
     r = mctl_exec(d, vm_id, "printf", "%s|", "a b", "$HOME", "--json")
     assert r.stdout == b"a b|$HOME|--json|", "an argument vector is no shell"
 
