@@ -12,7 +12,8 @@
 struct found {
     struct inspection *in;
     unsigned count;
-    const char *folder, *suffix; /* of any_file() */
+    const char *folder;
+    bool (*wanted)(struct inspection *in, const char *path); /* of any_file() */
     char file[256];
 };
 
@@ -27,24 +28,25 @@ static void other_source(struct found *f, const char *id, const char *object, co
 
 static bool any_file(const char *name, void *data) {
     struct found *f = data;
-    size_t len = strlen(name), suffix = strlen(f->suffix);
-    if (len <= suffix || strcmp(name + len - suffix, f->suffix) != 0)
-        return true;
     snprintf(f->file, sizeof f->file, "%.100s/%.120s", f->folder, name);
-    return false;
+    if (f->wanted(f->in, f->file))
+        return false;
+    f->file[0] = '\0';
+    return true;
 }
 
-/* Whether a folder has a file of that kind; its path is then in f->file. */
-static bool has_file(struct found *f, const char *folder, const char *suffix) {
+/* Whether a folder has a wanted file; its path is then in f->file. */
+static bool has_file(struct found *f, const char *folder, bool (*wanted)(struct inspection *, const char *)) {
     f->folder = folder;
-    f->suffix = suffix;
+    f->wanted = wanted;
     f->file[0] = '\0';
     ext4_list(f->in->fs, folder, any_file, f);
     return f->file[0];
 }
 
-/* Whether interfaces(5) text configures more than the loopback. */
-static bool configures(const char *text) {
+/* Whether it has interfaces(5) text that configures more than the loopback. */
+static bool configures(struct inspection *in, const char *path) {
+    _cleanup_free_ char *text = inspect_text(in, path);
     for (const char *line = text; line && *line; line = (line = strchr(line, '\n')) ? line + 1 : NULL) {
         char word[16] = "", name[32] = "";
         if (sscanf(line, " %15s %31s", word, name) == 2 && strcmp(word, "iface") == 0 && strcmp(name, "lo") != 0)
@@ -53,17 +55,17 @@ static bool configures(const char *text) {
     return false;
 }
 
+/* By its service, or, for allow-hotplug, by udev. */
 static void check_ifupdown(struct found *f) {
-    static const char *const folders[] = {"/etc/network/interfaces.d"};
-    _cleanup_free_ char *text = inspect_text(f->in, "/etc/network/interfaces");
-    _cleanup_free_ char *more = NULL;
-    if (!unit_graph_starts(&f->in->units, "networking.service"))
+    static const char file[] = "/etc/network/interfaces";
+    bool by_unit = unit_graph_starts(&f->in->units, "networking.service");
+    if (!by_unit && !inspect_exists(f->in, "/lib/udev/ifupdown-hotplug"))
         return;
-    if (has_file(f, folders[0], ""))
-        more = inspect_text(f->in, f->file);
-    if (configures(text) || configures(more))
-        other_source(f, "network.ifupdown", configures(text) ? "/etc/network/interfaces" : f->file,
-                     "ifupdown configures an interface (networking.service is enabled)");
+    bool is_main = configures(f->in, file);
+    if (is_main || has_file(f, "/etc/network/interfaces.d", configures))
+        other_source(f, "network.ifupdown", is_main ? file : f->file,
+                     by_unit ? "ifupdown configures an interface (networking.service is enabled)"
+                             : "ifupdown configures an interface as soon as udev finds it");
 }
 
 static void check_daemons(struct found *f) {
@@ -82,11 +84,16 @@ static void check_daemons(struct found *f) {
             other_source(f, daemons[i].id, daemons[i].unit, daemons[i].what);
 }
 
+static bool is_yaml(struct inspection *in, const char *path) {
+    size_t len = strlen(path);
+    return len > 5 && strcmp(path + len - 5, ".yaml") == 0;
+}
+
 /* netplan writes for networkd or NetworkManager at boot, by a generator. */
 static void check_netplan(struct found *f) {
     if ((inspect_exists(f->in, "/lib/systemd/system-generators/netplan") ||
          inspect_exists(f->in, "/usr/lib/systemd/system-generators/netplan")) &&
-        (has_file(f, "/etc/netplan", ".yaml") || has_file(f, "/lib/netplan", ".yaml")))
+        (has_file(f, "/etc/netplan", is_yaml) || has_file(f, "/lib/netplan", is_yaml)))
         other_source(f, "network.netplan", f->file, "netplan configures an interface");
 }
 

@@ -39,6 +39,8 @@ const struct need need_packages[] = {
     {CLI, "ca-certificates", "no HTTPS connection is trusted: every AI tool fails to log in"},
     {CLI, "curl", "tools that are installed by a download cannot be"},
     {CLI, "git", "AI tools cannot work on a repository"},
+    {CLI, "less", "git and the tools show long texts without a pager, or not at all"},
+    {CLI, "procps", "nobody can see or end what a tool has started: ps and pkill are missing"},
     {BROWSER, "xvfb", "there is no X server: the desktop page will close with 1014"},
     {BROWSER, "openbox", "there is no window manager: the browser does not fill the screen, dialogues cannot be moved"},
     {BROWSER, "x11vnc", "nothing speaks RFB: the desktop page will close with 1014"},

@@ -24,7 +24,7 @@ COMMON = ["libc6", "systemd", "systemd-sysv", "udev", "kmod", f"linux-image-{KER
 PACKAGES = {
     "browser": COMMON + ["xvfb", "openbox", "x11vnc", "websockify", "chromium", "fonts-liberation", "fonts-dejavu-core",
                          "python3"],
-    "cli": COMMON + ["ca-certificates", "curl", "git"],
+    "cli": COMMON + ["ca-certificates", "curl", "git", "less", "procps"],
 }
 MODULES = ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko", "virtio_mmio.ko", "virtio_blk.ko", "virtio_net.ko",
            "virtio_console.ko", "virtio-rng.ko"]

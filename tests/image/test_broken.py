@@ -370,6 +370,22 @@ def ifupdown_too(e):
     e.put("/etc/network/interfaces", "auto lo\niface lo inet loopback\nallow-hotplug eth0\niface eth0 inet dhcp\n", new=True)
 
 
+@broken("network.ifupdown", named="networking.service")
+def ifupdown_in_one_of_several_files(e):
+    e.link(f"{WANTS}/networking.service", "/lib/systemd/system/networking.service", new=True)
+    e.mkdir("/etc/network/interfaces.d")
+    for name, text in {"a": "auto lo\niface lo inet loopback\n", "b": "auto eth0\niface eth0 inet dhcp\n", "c": "# nothing\n"}.items():
+        e.put(f"/etc/network/interfaces.d/{name}", text, new=True)
+
+
+@broken("network.ifupdown", named="udev")
+def ifupdown_without_its_service(e):
+    e.mkdir("/lib/udev")
+    e.put("/lib/udev/ifupdown-hotplug", "#!/bin/sh\n", 0o755, new=True)
+    e.mkdir("/etc/network")
+    e.put("/etc/network/interfaces", "allow-hotplug eth0\niface eth0 inet dhcp\n", new=True)
+
+
 @broken("network.cloud-init", named="cloud-init")
 def cloud_init_too(e):
     e.link(f"{WANTS}/cloud-init.service", "/lib/systemd/system/cloud-init.service", new=True)
@@ -651,6 +667,19 @@ def test_broken(name, image, tmp_path):
     assert any(named in f["title"] for f in found), [f["title"] for f in found]
     assert all(f["breaks"] and f["mend"] and f["object"] for f in found), found
     assert not report["good"] and report["failures"] >= len(ids)
+
+
+@pytest.mark.parametrize("kind", ["browser", "cli"])
+def test_what_the_recipe_brings_is_what_is_looked_for(kind, good, good_cli, tmp_path):
+    """A package of the recipe that verify does not know of could vanish unseen."""
+    recipe = [line.split("#")[0].strip() for name in ("packages", f"{kind}/packages")
+              for line in (golden.RECIPE / name).read_text().splitlines() if line.split("#")[0].strip()]
+    image = golden.copy_image(good if kind == "browser" else good_cli, tmp_path / "image")
+    edit = Edit(image, tmp_path)
+    edit.put("/var/lib/dpkg/status", golden.status_text(["base-files"]))
+    edit.apply()
+    missing = {f["object"] for f in verify(image, "--quick", check=1)["findings"] if f["id"] == "package.missing"}
+    assert len(recipe) >= 12 and missing >= set(recipe), set(recipe) - missing
 
 
 def test_there_are_many():
