@@ -187,7 +187,7 @@ write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
         --argjson rootfs "$(file_json "$work/rootfs.ext4")" --argjson files "$files" '{
             schema: "image-manifest/1", $name, $type, $created_at, recipe_digest: $digest,
             kernel: ({version: $kernel_version} + $kernel), $vmlinux, $initrd, rootfs: ($rootfs + {$uuid}),
-            packages: $packages[0]} + (if $files then {$files} else {} end)' >"$work/manifest.json"
+            packages: $packages[0], log: {file: "build.log"}} + (if $files then {$files} else {} end)' >"$work/manifest.json"
 }
 
 # By "agent" in the manifest the host knows that "running" must mean that it answers.

@@ -11,6 +11,7 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "image/needs.h"
 #include "image/verify.h"
 
 #define MANIFEST_MAX ((size_t)16 << 20)
@@ -52,20 +53,20 @@ static int newest_first(const void *a, const void *b) {
     return strcmp(((const struct image_entry *)b)->id, ((const struct image_entry *)a)->id);
 }
 
-int image_list(const char *base_dir, struct image_entry ret[IMAGE_LIST_MAX], struct err *err) {
+/* What one folder holds, behind the first count entries. Return: how many there are then, or -errno. */
+static int list_folder(const char *folder, struct image_entry ret[IMAGE_LIST_MAX], int count) {
     char current[PATH_MAX], path[PATH_MAX];
-    int count = 0;
-    DIR *dir = opendir(base_dir);
+    DIR *dir = opendir(folder);
     if (!dir)
-        return err_sys(err, errno, "image.missing", "read %s", base_dir);
-    snprintf(path, sizeof path, "%s/current", base_dir);
+        return -errno;
+    snprintf(path, sizeof path, "%s/current", folder);
     if (!realpath(path, current))
         *current = '\0';
     for (struct dirent *entry; (entry = readdir(dir)) && count < IMAGE_LIST_MAX;) {
         struct image_entry e = {0};
         struct stat st;
         if (*entry->d_name == '.' || !str_copy(e.id, sizeof e.id, entry->d_name) ||
-            snprintf(e.path, sizeof e.path, "%s/%s", base_dir, e.id) >= (int)sizeof e.path || lstat(e.path, &st) < 0 ||
+            snprintf(e.path, sizeof e.path, "%s/%s", folder, e.id) >= (int)sizeof e.path || lstat(e.path, &st) < 0 ||
             !S_ISDIR(st.st_mode) || snprintf(path, sizeof path, "%s/rootfs.ext4", e.path) < 0 || stat(path, &st) < 0)
             continue;
         e.current = realpath(e.path, path) && strcmp(path, current) == 0;
@@ -75,6 +76,19 @@ int image_list(const char *base_dir, struct image_entry ret[IMAGE_LIST_MAX], str
         ret[count++] = e;
     }
     closedir(dir);
+    return count;
+}
+
+int image_list(const char *base_dir, struct image_entry ret[IMAGE_LIST_MAX], struct err *err) {
+    int count = list_folder(base_dir, ret, 0);
+    if (count < 0)
+        return err_sys(err, -count, "image.missing", "read %s", base_dir);
+    for (int type = 0; type < IMAGE_TYPE_COUNT; type++) {
+        char folder[PATH_MAX];
+        snprintf(folder, sizeof folder, "%s/%s", base_dir, image_type_name((enum image_type)type));
+        int more = list_folder(folder, ret, count);
+        count = more < 0 ? count : more;
+    }
     qsort(ret, (size_t)count, sizeof *ret, newest_first);
     return count;
 }

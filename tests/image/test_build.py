@@ -174,21 +174,37 @@ printf 'TYPE=%s\\nRECIPE=%s\\n' "$MC_IMAGE_TYPE" "$MC_IMAGE_RECIPE" >"$2/usr/lib
 
 
 def start_build(builder, base):
-    return subprocess.Popen([golden.HERE / "guest/build-image", "--init", golden.BUILD / "guest/guest-init", "--type", "cli",
-                             "--out", base, "--verify", golden.MCTL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([golden.MCTL, "--json", "image", "build", "--type", "cli", "--out", base], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True,
                             env=dict(os.environ, PATH=f"{builder / 'bin'}:{os.environ['PATH']}", SOURCE_DATE_EPOCH="1700000000"))
 
 
 def whole_build(builder, base):
     for _ in range(120):  # the rest of a killed one may hold the lock for a moment
         p = start_build(builder, base)
-        said = p.communicate(timeout=500)[1]
+        told, said = p.communicate(timeout=500)
         if "another build is running" not in said:
             break
         time.sleep(1)
     assert p.returncode == 0, said
     assert all(step in said for step in STEPS) and re.search(r"^\[ *\d+ s\] done: ", said, re.M), said
+    report = json.loads(told)
+    assert report["good"] and report["type"] == "cli" and report["digests_checked"], report
     return (base / "cli/current").resolve()
+
+
+def check_manifest(folder):
+    """All that belongs into it: what the image is made of, and that it is so."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for part in ("rootfs", "kernel", "initrd", "vmlinux", "files"):
+        path = folder / manifest[part]["file"]
+        assert {k: manifest[part][k] for k in ("file", "size", "sha256")} == golden.part(path), part
+    assert (folder / manifest["log"]["file"]).read_text().count("====") == len(STEPS)
+    assert len(manifest["recipe_digest"]) == 64 and manifest["kernel"]["version"] and manifest["type"] == "cli"
+    assert {p["name"] for p in manifest["packages"]} >= {"git", "less", "systemd"}
+    assert all(p["version"] for p in manifest["packages"])
+    listed = (folder / "files.sha256").read_text().splitlines()
+    assert any(line.endswith("  /usr/lib/master-controller/mc-agent") for line in listed) and len(listed) > 50
 
 
 def test_a_build_that_is_killed_at_any_step_leaves_the_old_image(builder, tmp_path):
@@ -221,4 +237,7 @@ def test_a_build_that_is_killed_at_any_step_leaves_the_old_image(builder, tmp_pa
     assert last != first and golden.part(last / "rootfs.ext4")["sha256"] == digest, "the same bytes"
     assert not list((tmp_path / "cli").glob(".tmp-*"))
     assert len(left(tmp_path / "cli")) == 2, "old images are kept by count"
+    listed = json.loads(golden.run(golden.MCTL, "--json", "image", "list", "--out", tmp_path).stdout)["images"]
+    assert [(i["id"], i["type"], i["current"]) for i in listed] == [(last.name, "cli", True), (first.name, "cli", False)]
+    check_manifest(last)
     assert golden.verify(last, check=0)["good"]
