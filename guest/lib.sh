@@ -192,7 +192,11 @@ write_manifest() { # NAME TYPE KERNEL_VERSION DIGEST PACKAGES_JSON
 
 # By "agent" in the manifest the host knows that "running" must mean that it answers.
 manifest_add_agent() { # STATIC-AGENT
-    jq --argjson agent "$(file_json "$1")" '. + {$agent}' "$work/manifest.json" >"$work/manifest.new"
+    manifest_add agent "$(file_json "$1")"
+}
+
+manifest_add() { # MEMBER JSON
+    jq --arg member "$1" --argjson value "$2" '. + {($member): $value}' "$work/manifest.json" >"$work/manifest.new"
     mv "$work/manifest.new" "$work/manifest.json"
 }
 

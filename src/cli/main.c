@@ -18,7 +18,7 @@ static const struct {
     {"vm", "console", verb_vm_console, "ID [--follow]"},
     {"vm", "exec", verb_vm_exec, "[--user U] [-t|-T] ID -- CMD…"},
     {"vm", "why", verb_vm_why, "ID"},
-    {"image", "build", verb_image_build, "[--type browser|cli] [--out FOLDER]"},
+    {"image", "build", verb_image_build, "[--type browser|cli] [--screen xvfb|tigervnc] [--out FOLDER]"},
     {"image", "verify", verb_image_verify,
      "[--boot [--timeout SECONDS]] [--quick] [--type browser|cli] FILE-OR-FOLDER"},
     {"image", "list", verb_image_list, "[--out FOLDER]"},

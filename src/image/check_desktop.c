@@ -28,6 +28,11 @@ static bool option(const char *line, const char *name, char *ret, size_t size) {
     return true;
 }
 
+/* The unit that speaks RFB. */
+static const char *rfb_unit(const struct inspection *in) {
+    return in->screen == IMAGE_SCREEN_TIGERVNC ? "xtigervnc.service" : "x11vnc.service";
+}
+
 /* websockify [ADDRESS:]PORT ADDRESS:PORT are its last two words. */
 static bool ends_of(const char *line, char *ret_listen, char *ret_target, size_t size) {
     const char *target = strrchr(line, ' ');
@@ -45,7 +50,7 @@ static bool ends_of(const char *line, char *ret_listen, char *ret_target, size_t
 
 static void check_ports(struct inspection *in) {
     char listens[64], target[64], port[64] = "5900";
-    const char *line = start_line(in, "websockify.service"), *vnc = start_line(in, "x11vnc.service");
+    const char *line = start_line(in, "websockify.service"), *vnc = start_line(in, rfb_unit(in));
     if (!line || !ends_of(line, listens, target, sizeof listens))
         return;
     const char *colon = strrchr(listens, ':'), *to = strrchr(target, ':');
@@ -63,10 +68,10 @@ static void check_ports(struct inspection *in) {
         return;
     option(vnc, "-rfbport", port, sizeof port);
     if (strcmp(to + 1, port) != 0)
-        report_fail(in->report, "desktop.backend", "x11vnc.service",
+        report_fail(in->report, "desktop.backend", rfb_unit(in),
                     "websockify finds nothing behind it: the desktop page will close with 1014",
-                    "give both the same port", "x11vnc listens at port %s, websockify asks %s", report_safe(port),
-                    report_safe(target));
+                    "give both the same port", "%.*s listens at port %s, websockify asks %s",
+                    (int)strcspn(rfb_unit(in), "."), rfb_unit(in), report_safe(port), report_safe(target));
 }
 
 static void check_display(struct inspection *in) {

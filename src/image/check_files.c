@@ -23,7 +23,7 @@ char *inspect_text(struct inspection *in, const char *path) {
 }
 
 bool inspect_needs(const struct inspection *in, const struct need *need) {
-    return need->types & (1U << in->type);
+    return need_is_of(need, in->type, in->screen);
 }
 
 /* ---------------------------------------------------------------- the file system */

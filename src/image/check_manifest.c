@@ -52,8 +52,7 @@ static bool check_part(struct inspection *in, const char *part, bool needed, cha
     return false;
 }
 
-/* What the build wrote into the root about itself: TYPE= and RECIPE=. Return: the value, which the caller frees. */
-static char *mark_value(struct inspection *in, const char *key) {
+char *inspect_mark(struct inspection *in, const char *key) {
     _cleanup_free_ char *text = inspect_text(in, MARK);
     char *rest = text;
     for (char *line; text && (line = strsep(&rest, "\n"));)
@@ -63,7 +62,7 @@ static char *mark_value(struct inspection *in, const char *key) {
 }
 
 static void check_mark(struct inspection *in) {
-    _cleanup_free_ char *type = mark_value(in, "TYPE="), *recipe = mark_value(in, "RECIPE=");
+    _cleanup_free_ char *type = inspect_mark(in, "TYPE="), *recipe = inspect_mark(in, "RECIPE=");
     const char *want_type = text_of(in->manifest, "type"), *want_recipe = text_of(in->manifest, "recipe_digest");
     if (in->type == IMAGE_TYPE_TEST)
         return;

@@ -70,6 +70,9 @@ static int check_manifest(json_t *manifest, struct image *image, struct err *err
                     "uuid", &uuid) < 0 ||
         strcmp(schema, "image-manifest/1") != 0)
         return broken(err, "manifest.json", "is not one that this program knows (image-manifest/1)");
+    const char *screen = json_string_value(json_object_get(manifest, "screen"));
+    if (screen && !image_screen_parse(screen, &image->screen))
+        return broken(err, "manifest.json", "names a screen that this program does not know");
     image->has_agent = json_is_object(json_object_get(manifest, "agent"));
     const char *build = strrchr(image->dir, '/') + 1;
     snprintf(image->name, sizeof image->name, "%.40s/%.50s", name, build);

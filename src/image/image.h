@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "image/needs.h"
 
 #define IMAGE_PATH_MAX 512
 
@@ -22,8 +23,9 @@ struct image {
     char initrd[IMAGE_PATH_MAX];
     char vmlinux[IMAGE_PATH_MAX]; /* the kernel uncompressed, as Firecracker wants it; empty: the image has none */
     uint64_t rootfs_bytes;
-    uint64_t disk_bytes; /* of a clone: as rootfs_bytes; the caller may set more, and the guest's init uses it */
-    bool has_agent;      /* the manifest has "agent" */
+    uint64_t disk_bytes;      /* of a clone: as rootfs_bytes; the caller may set more, and the guest's init uses it */
+    enum image_screen screen; /* of a browser image */
+    bool has_agent;           /* the manifest has "agent" */
 };
 
 /* Reads BASE/current/manifest.json and holds it against the files: each there, a regular file, of the size that the

@@ -23,10 +23,11 @@ struct inspection {
     struct ext4 *fs;
     struct image_report *report;
     enum image_type type;
-    const char *folder; /* NULL: a bare root file system */
-    const char *rootfs; /* path of the file */
-    json_t *manifest;   /* borrowed; NULL without one */
-    char init_kind;     /* of the initramfs: 'o' ours, 'f' another's, '?' not known */
+    enum image_screen screen; /* of a browser image */
+    const char *folder;       /* NULL: a bare root file system */
+    const char *rootfs;       /* path of the file */
+    json_t *manifest;         /* borrowed; NULL without one */
+    char init_kind;           /* of the initramfs: 'o' ours, 'f' another's, '?' not known */
     struct account accounts[ACCOUNTS_MAX];
     unsigned account_count;
     struct unit_graph units;
@@ -54,6 +55,10 @@ bool inspect_exists(struct inspection *in, const char *path);
 
 /* ext4_read_file() of a configuration file, at most INSPECT_TEXT_MAX. NULL when it is not there or not readable. */
 char *inspect_text(struct inspection *in, const char *path);
+
+/* What the build wrote into the root about itself. key: "TYPE=", "RECIPE=" or "SCREEN=". Return: the value, which the
+ * caller frees; NULL when it is not there. */
+char *inspect_mark(struct inspection *in, const char *key);
 
 const struct account *inspect_account(const struct inspection *in, const char *name);
 bool inspect_needs(const struct inspection *in, const struct need *need);

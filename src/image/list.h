@@ -13,11 +13,11 @@ struct image_entry {
     char id[80]; /* the build's folder */
     char path[512];
     char name[48], type[16], kernel[80], created_at[32]; /* "" where its manifest does not say */
-    bool current; /* what the next VM gets */
-    uint64_t bytes;    /* that it takes on the disk */
-    unsigned vms;      /* disks that stand on it */
-    bool judged;       /* a verdict is kept beside it, and still counts */
-    char problem[600]; /* "" good, or not judged */
+    bool current;                                        /* what the next VM gets */
+    uint64_t bytes;                                      /* that it takes on the disk */
+    unsigned vms;                                        /* disks that stand on it */
+    bool judged;                                         /* a verdict is kept beside it, and still counts */
+    char problem[600];                                   /* "" good, or not judged */
 };
 
 /* Newest first. Return: how many, or -errno ("image.missing": the folder cannot be read). */

@@ -6,12 +6,37 @@
 #define BROWSER (1U << IMAGE_TYPE_BROWSER)
 #define TEST (1U << IMAGE_TYPE_TEST)
 #define REAL (CLI | BROWSER)
+#define SCREEN(screen) (1U << (IMAGE_TYPE_COUNT + (screen)))
+#define XVFB SCREEN(IMAGE_SCREEN_XVFB) /* of a browser image */
+#define TIGERVNC SCREEN(IMAGE_SCREEN_TIGERVNC)
 
 static const char *const type_names[IMAGE_TYPE_COUNT] = {
     [IMAGE_TYPE_CLI] = "cli",
     [IMAGE_TYPE_BROWSER] = "browser",
     [IMAGE_TYPE_TEST] = "test",
 };
+
+static const char *const screen_names[IMAGE_SCREEN_COUNT] = {
+    [IMAGE_SCREEN_XVFB] = "xvfb",
+    [IMAGE_SCREEN_TIGERVNC] = "tigervnc",
+};
+
+const char *image_screen_name(enum image_screen screen) {
+    return screen_names[screen];
+}
+
+bool image_screen_parse(const char *name, enum image_screen *ret) {
+    for (int i = 0; i < IMAGE_SCREEN_COUNT; i++)
+        if (strcmp(name, screen_names[i]) == 0) {
+            *ret = (enum image_screen)i;
+            return true;
+        }
+    return false;
+}
+
+bool need_is_of(const struct need *need, enum image_type type, enum image_screen screen) {
+    return need->where & (1U << type | (type == IMAGE_TYPE_BROWSER ? SCREEN(screen) : 0));
+}
 
 const char *image_type_name(enum image_type type) {
     return type_names[type];
@@ -41,9 +66,10 @@ const struct need need_packages[] = {
     {CLI, "git", "AI tools cannot work on a repository"},
     {CLI, "less", "git and the tools show long texts without a pager, or not at all"},
     {CLI, "procps", "nobody can see or end what a tool has started: ps and pkill are missing"},
-    {BROWSER, "xvfb", "there is no X server: the desktop page will close with 1014"},
+    {TIGERVNC, "tigervnc-standalone-server", "there is no X server: the desktop page will close with 1014"},
+    {XVFB, "xvfb", "there is no X server: the desktop page will close with 1014"},
     {BROWSER, "openbox", "there is no window manager: the browser does not fill the screen, dialogues cannot be moved"},
-    {BROWSER, "x11vnc", "nothing speaks RFB: the desktop page will close with 1014"},
+    {XVFB, "x11vnc", "nothing speaks RFB: the desktop page will close with 1014"},
     {BROWSER, "websockify", "nothing listens at port 6080: the desktop page will close with 1014"},
     {BROWSER, "chromium", "there is no browser: the user sees an empty desktop and cannot log in"},
     {BROWSER, "fonts-liberation", "pages show boxes or the wrong widths where their text should be"},
@@ -56,9 +82,10 @@ const struct need need_units[] = {
      "nobody can look into its VMs when their network fails, mctl vm exec does not work, none is called running"},
     {REAL, "acpid.socket", "the guest does not hear its power button: each VM is killed after its deadline"},
     {REAL, "acpid.path", "the guest does not hear its power button: each VM is killed after its deadline"},
-    {BROWSER, "xvfb.service", "there is no screen: the desktop page will close with 1014"},
+    {TIGERVNC, "xtigervnc.service", "there is no screen: the desktop page will close with 1014"},
+    {XVFB, "xvfb.service", "there is no screen: the desktop page will close with 1014"},
     {BROWSER, "openbox.service", "there is no window manager: the browser does not fill the screen"},
-    {BROWSER, "x11vnc.service", "nothing speaks RFB behind websockify: the desktop page will close with 1014"},
+    {XVFB, "x11vnc.service", "nothing speaks RFB behind websockify: the desktop page will close with 1014"},
     {BROWSER, "websockify.service", "nothing listens at port 6080: the desktop page will close with 1014"},
     {BROWSER, "chromium.service", "no browser starts: the user sees an empty desktop and cannot log in"},
     {0},

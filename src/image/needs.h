@@ -10,16 +10,28 @@ enum image_type {
     IMAGE_TYPE_COUNT,
 };
 
+/* What a desktop's screen is: guest/recipe has a folder of each name. */
+enum image_screen {
+    IMAGE_SCREEN_XVFB,     /* Xvfb, and x11vnc shows it */
+    IMAGE_SCREEN_TIGERVNC, /* Xtigervnc, which is both */
+    IMAGE_SCREEN_COUNT,
+};
+
 const char *image_type_name(enum image_type type);
+const char *image_screen_name(enum image_screen screen);
 
 /* Return: false for a name that is none. */
 bool image_type_parse(const char *name, enum image_type *ret);
+bool image_screen_parse(const char *name, enum image_screen *ret);
 
 struct need {
-    unsigned types; /* bits: 1 << enum image_type */
+    unsigned where; /* bits, of needs.c */
     const char *name;
     const char *breaks;
 };
+
+/* Whether an image of that type, with that screen where it is a browser image, needs it. */
+bool need_is_of(const struct need *need, enum image_type type, enum image_screen screen);
 
 /* Each list ends with an entry without a name. */
 extern const struct need need_packages[]; /* Debian's names; one that ends in "-": any that begins so */

@@ -15,7 +15,6 @@
 
 #define MANIFEST_MAX ((size_t)16 << 20)
 #define VERDICT "verdict.json"
-#define MARK "/usr/lib/master-controller/image"
 
 /* ---------------------------------------------------------------- what was given */
 
@@ -89,12 +88,22 @@ static int find_place(const char *path, struct place *ret, json_t **ret_manifest
 /* ---------------------------------------------------------------- the type */
 
 static bool type_of_mark(struct inspection *in, enum image_type *ret) {
-    _cleanup_free_ char *text = inspect_text(in, MARK);
-    char *rest = text;
-    for (char *line; text && (line = strsep(&rest, "\n"));)
-        if (str_starts(line, "TYPE="))
-            return image_type_parse(line + 5, ret);
-    return false;
+    _cleanup_free_ char *type = inspect_mark(in, "TYPE=");
+    return type && image_type_parse(type, ret);
+}
+
+/* By the root, which knows: what the manifest says of it is held against that. */
+static void find_screen(struct inspection *in) {
+    _cleanup_free_ char *mark = inspect_mark(in, "SCREEN=");
+    json_t *listed = in->manifest ? json_object_get(in->manifest, "screen") : NULL;
+    const char *said = listed ? json_string_value(listed) : NULL;
+    if (mark && !image_screen_parse(mark, &in->screen))
+        report_fail(in->report, "image.screen", mark, "there is no screen that anybody knows", MEND_REBUILD,
+                    "the root says that its screen is %s, which is none (xvfb, tigervnc)", report_safe(mark));
+    if (listed && (!said || strcmp(said, image_screen_name(in->screen)) != 0))
+        report_fail(in->report, "manifest.screen", said ? said : "screen", "a desktop that is not there is waited for",
+                    MEND_REBUILD, "the manifest says that the screen is %s, the root has %s",
+                    said ? report_safe(said) : "no text", image_screen_name(in->screen));
 }
 
 /* The manifest is asked before the root's own mark: they are held against each other later. */
@@ -183,6 +192,7 @@ static int inspect(struct inspection *in, const struct verify_options *options) 
         return 0;
     }
     find_type(in, options->type);
+    find_screen(in);
     str_copy(in->report->type, sizeof in->report->type, image_type_name(in->type));
     r = run_checks(in, options);
     program_cache_free(&in->programs);

@@ -72,6 +72,9 @@ struct boot {
 /* Milliseconds since the VMM's start. */
 int64_t boot_now(const struct boot *b);
 
+/* Whether the image must have it. */
+bool boot_needs(const struct boot *b, const struct need *need);
+
 void boot_reach(struct boot *b, enum boot_stage stage);
 bool boot_has(const struct boot *b, enum boot_stage stage);
 

@@ -19,7 +19,7 @@ static json_t *ask_plain(const struct boot *b, const char *name) {
 static json_t *ask_units(const struct boot *b, const char *name) {
     json_t *names = json_array();
     for (const struct need *n = need_units; n->name; n++)
-        if ((n->types & (1U << b->params->type)) && json_array_size(names) < UNITS_ASKED_MAX)
+        if (boot_needs(b, n) && json_array_size(names) < UNITS_ASKED_MAX)
             json_array_append_new(names, json_string(n->name));
     return json_pack("{s:s, s:o}", "op", name, "names", names);
 }
@@ -100,7 +100,7 @@ static void note_bad_units(struct boot *b, json_t *units) {
     char words[160];
     b->log_count = 0;
     for (const struct need *n = need_units; n->name && b->log_count < BOOT_LOGS_MAX; n++)
-        if ((n->types & (1U << b->params->type)) && !boot_unit_state(units, n->name, words, sizeof words))
+        if (boot_needs(b, n) && !boot_unit_state(units, n->name, words, sizeof words))
             str_copy(b->logs[b->log_count++], sizeof *b->logs, n->name);
 }
 

@@ -45,6 +45,10 @@ bool boot_has(const struct boot *b, enum boot_stage stage) {
     return b->stage[stage] >= 0;
 }
 
+bool boot_needs(const struct boot *b, const struct need *need) {
+    return need_is_of(need, b->params->type, b->image.screen);
+}
+
 void boot_reach(struct boot *b, enum boot_stage stage) {
     if (!boot_has(b, stage))
         b->stage[stage] = boot_now(b);

@@ -209,7 +209,7 @@ static void judge_units(const struct boot *b, struct image_report *report) {
     if (!json_is_array(json_object_get(units, "units")))
         return;
     for (const struct need *n = need_units; n->name; n++) {
-        if (!(n->types & (1U << b->params->type)) || boot_unit_state(units, n->name, words, sizeof words))
+        if (!boot_needs(b, n) || boot_unit_state(units, n->name, words, sizeof words))
             continue;
         bool masked = strcmp(words, "masked") == 0;
         report_fail(report, "boot.unit", n->name, n->breaks,
@@ -221,7 +221,7 @@ static void judge_units(const struct boot *b, struct image_report *report) {
 
 static bool is_needed(const struct boot *b, const char *name) {
     for (const struct need *n = need_units; n->name; n++)
-        if ((n->types & (1U << b->params->type)) && strcmp(n->name, name) == 0)
+        if (boot_needs(b, n) && strcmp(n->name, name) == 0)
             return true;
     return false;
 }
@@ -320,7 +320,7 @@ static json_t *units_json(const struct boot *b) {
     json_t *list = json_array();
     char words[160];
     for (const struct need *n = need_units; n->name; n++)
-        if (fact(b, "units") && (n->types & (1U << b->params->type))) {
+        if (fact(b, "units") && boot_needs(b, n)) {
             boot_unit_state(fact(b, "units"), n->name, words, sizeof words);
             json_array_append_new(list, json_pack("{s:s, s:s}", "name", n->name, "state", words));
         }

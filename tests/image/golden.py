@@ -62,12 +62,21 @@ def version_of(package):
     return "1:" + str(len(package)) + "-1+deb12u1"
 
 
-def put_programs(root, kind):
+SCREENS = {"xvfb": (["xvfb", "x11vnc"], ["Xvfb", "x11vnc"]), "tigervnc": (["tigervnc-standalone-server"], ["Xtigervnc"])}
+
+
+def packages_of(kind, screen="xvfb"):
+    """PACKAGES has those of the default screen."""
+    own = SCREENS["xvfb"][0] if kind == "browser" else []
+    return [p for p in PACKAGES[kind] if p not in own] + (SCREENS[screen][0] if own else [])
+
+
+def put_programs(root, kind, screen):
     true, ls = pathlib.Path("/bin/true").read_bytes(), pathlib.Path("/bin/ls").read_bytes()
     names = ["lib/systemd/systemd", "usr/sbin/acpid", "bin/systemctl", "bin/rm", "bin/sh",
              "usr/lib/master-controller/mc-agent"]
     if kind == "browser":
-        names += ["usr/bin/Xvfb", "usr/bin/openbox", "usr/bin/x11vnc", "usr/bin/python3"]
+        names += [f"usr/bin/{p}" for p in ("openbox", "python3", *SCREENS[screen][1])]
         put(root, "usr/lib/chromium/chromium", ls, 0o755)
     for name in names:
         put(root, name, true, 0o755)
@@ -92,19 +101,20 @@ UNITS = {
 }
 
 
-def put_units(root, kind):
+def put_units(root, kind, screen):
     for name, text in UNITS.items():
         put(root, "lib/systemd/system/" + name, text)
     wants = root / "etc/systemd/system"
     link(root, "etc/systemd/system/default.target", "/lib/systemd/system/multi-user.target")
     link(root, "etc/systemd/system/sockets.target.wants/acpid.socket", "/lib/systemd/system/acpid.socket")
     link(root, "etc/systemd/system/paths.target.wants/acpid.path", "/lib/systemd/system/acpid.path")
-    for name in ["mc-agent"] + (["xvfb", "openbox", "x11vnc", "websockify", "chromium"] if kind == "browser" else []):
+    desktop = ["openbox", "websockify", "chromium", *(p.lower() for p in SCREENS[screen][1])]
+    for name in ["mc-agent"] + (desktop if kind == "browser" else []):
         link(root, f"etc/systemd/system/multi-user.target.wants/{name}.service", f"/etc/systemd/system/{name}.service")
     assert wants.is_dir()
 
 
-def put_configuration(root, kind):
+def put_configuration(root, kind, screen):
     users = "root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n"
     shadow = "root:!*:20000:0:99999:7:::\ndaemon:*:20000:0:99999:7:::\n"
     if kind == "browser":
@@ -127,22 +137,22 @@ def put_configuration(root, kind):
     (root / "tmp").chmod(0o1777)
     put(root, f"lib/modules/{KERNEL}/modules.dep", "kernel/drivers/input/evdev.ko:\n")
     put(root, f"lib/modules/{KERNEL}/modules.builtin", "kernel/fs/ext4/ext4.ko\n")
-    put(root, "var/lib/dpkg/status", status_text(PACKAGES[kind]))
-    put(root, "usr/lib/master-controller/image", f"TYPE={kind}\nRECIPE={'ab' * 32}\n")
+    put(root, "var/lib/dpkg/status", status_text(packages_of(kind, screen)))
+    put(root, "usr/lib/master-controller/image", f"TYPE={kind}\nRECIPE={'ab' * 32}\n" + (f"SCREEN={screen}\n" if kind == "browser" else ""))
 
 
-def make_tree(root, kind):
+def make_tree(root, kind, screen="xvfb"):
     """The recipe's own files, and around them what Debian's packages would bring."""
     root.mkdir()
     if kind == "browser":
-        for files in ["files", "browser/files"]:
+        for files in ["files", "browser/files", f"{screen}/files"]:
             shutil.copytree(RECIPE / files, root, dirs_exist_ok=True)
     else:
         for name in ["etc/hosts", "etc/fstab", "etc/systemd/system/mc-agent.service"]:
             put(root, name, (RECIPE / "files" / name).read_bytes())
-    put_programs(root, kind)
-    put_units(root, kind)
-    put_configuration(root, kind)
+    put_programs(root, kind, screen)
+    put_units(root, kind, screen)
+    put_configuration(root, kind, screen)
 
 
 def make_filesystem(root, path, size_mib=300):
@@ -201,14 +211,14 @@ def part(path):
     return {"file": path.name, "size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def write_manifest(folder, kind, change=None):
+def write_manifest(folder, kind, screen="xvfb", change=None):
     manifest = {
         "schema": "image-manifest/1", "name": "golden-rootfs", "type": kind, "created_at": "2026-01-01T00:00:00Z",
         "recipe_digest": "ab" * 32, "kernel": {"version": KERNEL, **part(folder / "vmlinuz")},
         "vmlinux": part(folder / "vmlinux"), "initrd": part(folder / "initrd.img"),
         "rootfs": {**part(folder / "rootfs.ext4"), "uuid": UUID}, "files": part(folder / "files.sha256"),
-        "packages": [{"name": p, "version": version_of(p)} for p in PACKAGES[kind]],
-        "agent": {**part(pathlib.Path("/bin/true")), "file": "mc-agent"},
+        "packages": [{"name": p, "version": version_of(p)} for p in packages_of(kind, screen)],
+        **({"screen": screen} if kind == "browser" else {}), "agent": {**part(pathlib.Path("/bin/true")), "file": "mc-agent"},
     }
     if change:
         change(manifest)
@@ -220,10 +230,10 @@ def list_files(root):
                           for p in root.rglob("*") if p.is_file() and not p.is_symlink()))
 
 
-def make_image(folder, kind="browser"):
+def make_image(folder, kind="browser", screen="xvfb"):
     """A whole image in folder; the tree stays beside it in folder.tree."""
     tree = folder.with_suffix(".tree")
-    make_tree(tree, kind)
+    make_tree(tree, kind, screen)
     folder.mkdir()
     make_filesystem(tree, folder / "rootfs.ext4")
     (folder / "files.sha256").write_text(list_files(tree))
@@ -231,7 +241,7 @@ def make_image(folder, kind="browser"):
     (folder / "vmlinux").write_bytes(vmlinux())
     (folder / "initrd.img").write_bytes(pack(initrd_entries()))
     (folder / "build.log").write_text("built\n")
-    write_manifest(folder, kind)
+    write_manifest(folder, kind, screen)
     return folder
 
 

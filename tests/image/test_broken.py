@@ -516,6 +516,16 @@ def wrong_recipe(e):
     e.put("/usr/lib/master-controller/image", f"TYPE=browser\nRECIPE={'cd' * 32}\n")
 
 
+@broken("manifest.screen", named="tigervnc")
+def wrong_screen(e):
+    e.manifest(lambda m: m.update(screen="tigervnc"))
+
+
+@broken("image.screen", named="mirror")
+def screen_that_nobody_knows(e):
+    e.put("/usr/lib/master-controller/image", f"TYPE=browser\nRECIPE={'ab' * 32}\nSCREEN=mirror\n")
+
+
 @broken("manifest.uuid", named="6d630000")
 def wrong_uuid(e):
     e.manifest(lambda m: m["rootfs"].update(uuid="00000000-0000-0000-0000-000000000000"))
@@ -692,6 +702,21 @@ def test_good(good, good_cli):
         assert report["good"] and report["findings"] == [] and report["digests_checked"], report
         assert report["kernel"] == KERNEL and report["type"] in ("browser", "cli")
         assert {"name": "systemd", "version": version_of("systemd")} in report["packages"]
+
+
+def test_another_screen(tmp_path):
+    """Xtigervnc is X server and RFB in one: what it needs is looked for, what Xvfb needs is not."""
+    image = golden.make_image(tmp_path / "image", screen="tigervnc")
+    report = verify(image, check=0)
+    assert report["findings"] == [] and "tigervnc-standalone-server" in {p["name"] for p in report["packages"]}
+    edit = Edit(image, tmp_path)
+    edit.rm("/usr/bin/Xtigervnc")
+    edit.change(f"{ETC}/xtigervnc.service", "-rfbport 5900", "-rfbport 5901")
+    edit.apply()
+    report = verify(image, "--quick", check=1)
+    assert failures(report) == {"unit.exec-missing", "desktop.backend"}
+    assert {f["object"] for f in report["findings"]} == {"xtigervnc.service"}
+    assert any("xtigervnc listens at port 5901" in f["title"] for f in report["findings"])
 
 
 def test_in_words(image):

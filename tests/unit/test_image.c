@@ -265,19 +265,30 @@ static void paths_are_resolved_inside_of_the_image(void **state) {
     assert_int_equal(ext4_read_file(fs, "/etc", 10, &text, &len), -EISDIR);
 }
 
+/* For how many kinds of image: each type, and a browser image with each screen. */
+static unsigned kinds_of(const struct need *need, const struct need *and) {
+    unsigned count = 0;
+    for (int type = 0; type < IMAGE_TYPE_COUNT; type++)
+        for (int screen = 0; screen < (type == IMAGE_TYPE_BROWSER ? IMAGE_SCREEN_COUNT : 1); screen++)
+            count += need_is_of(need, (enum image_type)type, (enum image_screen)screen) &&
+                     need_is_of(and, (enum image_type)type, (enum image_screen)screen);
+    return count;
+}
+
 static void every_need_says_what_breaks(void **state) {
     static const struct need *const lists[] = {need_packages, need_units, need_users, need_folders};
-    unsigned types = 0;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         for (const struct need *n = lists[i]; n->name; n++) {
-            assert_true(n->types != 0 && n->types < 1U << IMAGE_TYPE_COUNT);
+            assert_true(kinds_of(n, n) > 0);
             assert_true(n->breaks && strlen(n->breaks) > 10);
-            types |= n->types;
             for (const struct need *m = lists[i]; m < n; m++)
                 if (strcmp(m->name, n->name) == 0)
-                    assert_int_equal(m->types & n->types, 0); /* told once */
+                    assert_int_equal(kinds_of(m, n), 0); /* told once */
         }
-    assert_int_equal(types, (1U << IMAGE_TYPE_COUNT) - 1);
+    enum image_screen screen = IMAGE_SCREEN_TIGERVNC;
+    assert_true(image_screen_parse("xvfb", &screen) && screen == IMAGE_SCREEN_XVFB);
+    assert_false(image_screen_parse("", &screen));
+    assert_string_equal(image_screen_name(IMAGE_SCREEN_TIGERVNC), "tigervnc");
     for (int i = 0; i < IMAGE_TYPE_COUNT; i++) {
         enum image_type type;
         assert_true(image_type_parse(image_type_name((enum image_type)i), &type));
