@@ -93,7 +93,7 @@ static void check_display(struct inspection *in) {
 
 struct policies {
     struct inspection *in;
-    json_t *all;
+    json_t *files; /* an array of objects */
 };
 
 static bool take_policy(const char *name, void *data) {
@@ -106,13 +106,27 @@ static bool take_policy(const char *name, void *data) {
     _cleanup_free_ char *text = inspect_text(p->in, path);
     json_t *policy = text ? json_loads(text, 0, NULL) : NULL;
     if (json_is_object(policy))
-        json_object_update(p->all, policy);
+        json_array_append(p->files, policy);
     else
         report_fail(p->in->report, "chromium.policy-broken", path,
                     "Chromium passes over the whole file: it saves passwords and downloads what a page wants",
                     "make it valid JSON", "%s is not valid JSON", report_safe(path));
     json_decref(policy);
     return true;
+}
+
+/* Whether at least one file says so, and none otherwise: which of two Chromium believes goes by their names. */
+static bool all_say(const struct policies *p, const char *key, json_t *want) {
+    size_t i;
+    json_t *policy;
+    bool said = false;
+    json_array_foreach(p->files, i, policy) {
+        json_t *have = json_object_get(policy, key);
+        if (have && !json_equal(have, want))
+            return false;
+        said = said || have;
+    }
+    return said;
 }
 
 static void check_policy(struct inspection *in) {
@@ -124,18 +138,17 @@ static void check_policy(struct inspection *in) {
         {"BrowserSignin", "0", "Chromium asks the user to sign in to the browser itself"},
         {"SyncDisabled", "true", "what the user types may leave with Chromium's own sync"},
     };
-    struct policies p = {in, json_object()};
+    struct policies p = {in, json_array()};
     ext4_list(in->fs, POLICIES, take_policy, &p);
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        json_t *have = json_object_get(p.all, wanted[i].key);
         json_t *want = json_loads(wanted[i].value, JSON_DECODE_ANY, NULL);
-        if (!report_has(in->report, "chromium.policy-broken", NULL) && (!have || !json_equal(have, want)))
+        if (!report_has(in->report, "chromium.policy-broken", NULL) && !all_say(&p, wanted[i].key, want))
             report_fail(in->report, "chromium.policy", wanted[i].key, wanted[i].breaks,
                         "put it into a file in the recipe's files" POLICIES,
                         "Chromium's managed policy does not say %s: %s", wanted[i].key, wanted[i].value);
         json_decref(want);
     }
-    json_decref(p.all);
+    json_decref(p.files);
 }
 
 static void check_first_run(struct inspection *in) {

@@ -434,6 +434,11 @@ def passwords_are_kept(e):
     e.change("/etc/chromium/policies/managed/master-controller.json", '"PasswordManagerEnabled": false', '"PasswordManagerEnabled": true')
 
 
+@broken("chromium.policy", named="DownloadRestrictions")
+def two_policies_that_disagree(e):
+    e.put("/etc/chromium/policies/managed/a.json", '{"DownloadRestrictions": 0}', new=True)
+
+
 @broken("chromium.policy-broken", named="master-controller.json")
 def policy_is_not_json(e):
     e.put("/etc/chromium/policies/managed/master-controller.json", "{,}")
@@ -717,6 +722,17 @@ def test_another_screen(tmp_path):
     assert failures(report) == {"unit.exec-missing", "desktop.backend"}
     assert {f["object"] for f in report["findings"]} == {"xtigervnc.service"}
     assert any("xtigervnc listens at port 5901" in f["title"] for f in report["findings"])
+
+
+def test_nobody_may_look(good_cli, tmp_path):
+    """No root, no mount: as a user with no rights at all, who may read the files, and finds the same."""
+    image = golden.copy_image(good_cli, tmp_path / "image")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    debugfs(image / "rootfs.ext4", "rm /etc/hosts")
+    r = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", golden.MCTL, "--json", "image",
+                        "verify", "--quick", image], capture_output=True, text=True, check=False)
+    assert r.returncode == 1 and failures(json.loads(r.stdout)) == {"files.hosts-missing"}, r
 
 
 def test_in_words(image):
