@@ -445,6 +445,21 @@ def test_it_survives_a_host_that_sends_anything(direct):
     assert direct.ask("health")["uptime_s"] > 0
 
 
+def test_versions_and_time_limits(direct):
+    direct.send(1, 0, json.dumps({"hello": {"min": 2, "max": 9}}).encode())
+    refusal = direct.answer(0)["error"]
+    assert (refusal["code"], refusal["min"], refusal["max"]) == ("version", 1, 1) and "from 2 to 9" in refusal["detail"]
+    direct.send(1, 0, json.dumps({"hello": {"min": 1, "max": 9}}).encode())
+    assert direct.answer(0)["hello"]["version"] == 1
+    with pytest.raises(Refused, match="timeout: "):
+        direct.ask("exec", argv=["sleep", "4714"], timeout_ms=300)
+    assert direct.ask("ping", address="192.168.0.77", timeout_ms=300)["answered"] is False
+    direct.ask("exec", argv=["sh", "-c", "ps"])
+    assert b"sleep 4714" not in direct.output[1]
+    with pytest.raises(Refused, match="bad-request: timeout_ms"):
+        direct.ask("health", timeout_ms=60001)
+
+
 def test_what_cannot_be_is_refused(running):
     d, vm_id = running
     assert mctl_exec(d, "vm-none", "true").returncode == 4
