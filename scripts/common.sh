@@ -11,7 +11,7 @@ packages_run=(
     mmdebstrap nettle-dev ninja-build pkg-config qemu-system-x86 qemu-utils zstd
 )
 packages_test=(
-    arping arptables binutils bridge-utils busybox-static chromium clang-format clang-tidy curl ebtables ethtool
+    arping arptables binutils bridge-utils busybox-static chromium clang-format clang-tidy curl debootstrap ebtables ethtool
     iproute2 iptables iputils-ping libcap2-bin libcmocka-dev libpcap-dev nftables procps python3
     python3-jsonschema python3-pytest python3-pytest-xdist python3-websockets python3-yaml tcpdump tshark util-linux
     xfsprogs

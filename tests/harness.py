@@ -98,11 +98,12 @@ def guest_image(word=""):
     return out
 
 
-def golden_image(kind):
+def golden_image(kind, screen=None):
     """The folder of the real images, with a good one of that type in it: minutes when there is none. It is where ./run of
-    tests/e2e has its own, so that whoever comes second finds it."""
-    base = HERE / ".cache/e2e-state/snapshots/base"
-    words = [HERE / "guest/build-image", "--init", BUILD / "guest/guest-init", "--type", kind, "--out", base]
+    tests/e2e has its own, so that whoever comes second finds it. One with another screen has a folder of its own."""
+    base = HERE / ".cache" / (f"screen-{screen}" if screen else "e2e-state/snapshots/base")
+    words = [HERE / "guest/build-image", "--init", BUILD / "guest/guest-init", "--type", kind, "--out", base,
+             *(["--screen", screen] if screen else [])]
     if run(*words, "--check", check=False).returncode != 0:
         run(*words, "--verify", MCTL, timeout=1800)
     return base

@@ -2,7 +2,7 @@
 
 Boots are those of `mctl image verify --boot`, from the VMM's start, each of a fresh overlay: cold for the guest. Variants
 of the image boot in turns with it, so that what else this host does hits all of them alike; a variant is a copy in which
-some files differ (VARIANTS), and stands in the table as the peer. MC_BENCH_RUNS says how often each boots, and
+some files differ (VARIANTS) or another build, and stands in the table as the peer. MC_BENCH_RUNS says how often each boots, and
 MC_BENCH_VARIANTS which of them, by name, with commas; "all", "" none."""
 
 import contextlib
@@ -30,6 +30,7 @@ VARIANTS = {
                             "5900 -localhost -nopw -forever -shared -repeat -quiet\n"},
     "Chromium last": {"chromium.service": "[Unit]\nAfter=websockify.service\n"},
     "no udev": {"systemd-udevd.service": None, "systemd-udev-trigger.service": None},
+    "Xtigervnc": "tigervnc",  # an image of its own: mctl image build --screen
 }
 
 
@@ -66,7 +67,10 @@ def boot(folder):
 
 @contextlib.contextmanager
 def variant(image, drop_ins):
-    """A copy of the image with these drop-ins."""
+    """A copy of the image with these drop-ins; or, for a text, the image with that screen."""
+    if isinstance(drop_ins, str):
+        yield (harness.golden_image("browser", drop_ins) / "current").resolve()
+        return
     with tempfile.TemporaryDirectory(dir=image.parent, prefix=".bench-") as folder:
         copy = pathlib.Path(folder) / "image"
         harness.run("cp", "-r", "--sparse=always", "--reflink=auto", image, copy)
