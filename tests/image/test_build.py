@@ -144,37 +144,40 @@ STEPS = ["install Debian's packages", "take the kernel out", "unpack the kernel"
          "look into the image"]
 
 
-@pytest.fixture(scope="module")
-def builder(tmp_path_factory):
+def make_builder(work, kind, screen="xvfb"):
     """guest/build-image with a mmdebstrap that copies a small root instead of downloading one: all else is real."""
     sys.path.insert(0, str(golden.HERE / "tests"))
     import harness
     harness.guest_image()  # for Debian's kernel, which it keeps
     kernel = max((golden.HERE / ".cache/kernel").glob("linux-image-*-cloud-amd64"))
     version = kernel.name.removeprefix("linux-image-")
-    work = tmp_path_factory.mktemp("build")
     root = work / "tree"
-    golden.make_tree(root, "cli")
+    golden.make_tree(root, kind, screen)
     shutil.rmtree(root / "lib/modules")
     shutil.copytree(kernel / "lib/modules" / version, root / "lib/modules" / version)
     (root / "boot").mkdir()
     shutil.copy(kernel / f"boot/vmlinuz-{version}", root / "boot")
     golden.put(root, f"lib/modules/{version}/modules.dep", "")
     golden.put(root, "var/lib/dpkg/status", golden.status_text(
-        [p.replace(golden.KERNEL, version) for p in golden.PACKAGES["cli"]]))
+        [p.replace(golden.KERNEL, version) for p in golden.packages_of(kind, screen)]))
     golden.put(root, "usr/lib/master-controller/mc-agent", (golden.BUILD / "guest/mc-agent").read_bytes(), 0o755)
-    golden.run("chown", "1000:1000", root / "home/user")
+    golden.run("chown", "1000:1000", *(root / "home").iterdir())
     golden.put(work, "bin/mmdebstrap", f"""#!/bin/bash
 set -eu
 while [[ $1 != bookworm ]]; do shift; done
 cp -a {root}/. "$2"
-printf 'TYPE=%s\\nRECIPE=%s\\n' "$MC_IMAGE_TYPE" "$MC_IMAGE_RECIPE" >"$2/usr/lib/master-controller/image"
+printf 'TYPE=%s\\nRECIPE=%s\\nSCREEN=%s\\n' "$MC_IMAGE_TYPE" "$MC_IMAGE_RECIPE" "${{MC_IMAGE_SCREEN:-xvfb}}" >"$2/usr/lib/master-controller/image"
 """, 0o755)
     return work
 
 
-def start_build(builder, base):
-    return subprocess.Popen([golden.MCTL, "--json", "image", "build", "--type", "cli", "--out", base], stdout=subprocess.PIPE,
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory):
+    return make_builder(tmp_path_factory.mktemp("build"), "cli")
+
+
+def start_build(builder, base, *options):
+    return subprocess.Popen([golden.MCTL, "--json", "image", "build", "--out", base, *(options or ["--type", "cli"])], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True,
                             env=dict(os.environ, PATH=f"{builder / 'bin'}:{os.environ['PATH']}", SOURCE_DATE_EPOCH="1700000000"))
 
@@ -241,3 +244,20 @@ def test_a_build_that_is_killed_at_any_step_leaves_the_old_image(builder, tmp_pa
     assert [(i["id"], i["type"], i["current"]) for i in listed] == [(last.name, "cli", True), (first.name, "cli", False)]
     check_manifest(last)
     assert golden.verify(last, check=0)["good"]
+
+
+def test_a_screen_that_was_chosen_stays(tmp_path):
+    """mctl image build --screen, and then ./run, whose check names none."""
+    base = tmp_path / "base"
+    p = start_build(make_builder(tmp_path, "browser", "tigervnc"), base, "--screen", "tigervnc")
+    told, said = p.communicate(timeout=500)
+    assert p.returncode == 0 and json.loads(told)["good"], said
+    assert json.loads((base / "current/manifest.json").read_text())["screen"] == "tigervnc"
+    words = [golden.HERE / "guest/build-image", "--check", "--init", golden.BUILD / "guest/guest-init", "--out", base]
+    assert "image: good" in golden.run(*words).stdout.decode()
+    other = subprocess.run([*words, "--screen", "xvfb"], capture_output=True, text=True, check=False)
+    assert other.returncode == 1 and "have changed" in other.stdout
+    for wrong in (["--screen", "mirror"], ["--type", "cli", "--screen", "xvfb"]):
+        p = start_build(tmp_path, base, *wrong)
+        told, said = p.communicate(timeout=60)
+        assert p.returncode == 2 and "--screen" in told + said, (told, said)
