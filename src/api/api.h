@@ -31,6 +31,10 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
 /* Whether the page's files can be had. Error: "api.web-missing". */
 int api_check_files(const char *web_dir, struct err *err);
 
+/* Tells every browser that still waits for its desktop that the controller restarts, and then, after a second at the
+ * latest, quits the loop: only while it runs can they be answered. */
+void api_stop(struct api *api);
+
 /* Tells every desktop that the controller restarts (1012), waits for that, and frees. The HTTP server must have been
  * freed before: its requests refer to the api. */
 void api_free(struct api *api);

@@ -21,6 +21,9 @@
 #define SERVICE_PATH "/websockify"
 /* How long a browser waits for the reason when the VM's side is lost: the end of a VMM is known after that. */
 #define VERDICT_WAIT_MS 1500
+/* How long the controller goes on for browsers that wait for their desktop when it is told to stop. */
+#define STOP_WAIT_MS 1000
+#define RESTARTS "The controller restarts. The page comes back by itself."
 
 struct desktop {
     struct desktop *next;
@@ -28,6 +31,7 @@ struct desktop {
     uint64_t tag;
     uint64_t conn;            /* the relay's; 0: there is none */
     struct http_request *req; /* NULL once answered or gone */
+    bool upgrading;           /* answered with 101, which is on its way */
     struct http_websocket websocket;
     struct relay_verdict verdict; /* code 0: none */
     struct loop_timer *verdict_timer;
@@ -57,7 +61,18 @@ static struct desktop *desktop_find(struct api *api, uint64_t tag) {
     return NULL;
 }
 
+/* The last browser that waited has been told. */
+static void stop_when_told(struct api *api) {
+    if (!api->stop_timer)
+        return;
+    for (struct desktop *d = api->desktops; d; d = d->next)
+        if (d->req || d->upgrading)
+            return;
+    loop_quit(api->loop);
+}
+
 static void desktop_free(struct desktop *d) {
+    struct api *api = d->api;
     for (struct desktop **at = &d->api->desktops; *at; at = &(*at)->next)
         if (*at == d) {
             *at = d->next;
@@ -65,6 +80,7 @@ static void desktop_free(struct desktop *d) {
         }
     loop_timer_free(d->verdict_timer);
     free(d);
+    stop_when_told(api);
 }
 
 static void say(struct relay_verdict *verdict, uint16_t code, const char *fmt, ...)
@@ -84,33 +100,34 @@ static void on_upgraded(void *userdata, int fd, const void *early, size_t early_
     struct desktop *d = userdata;
     struct relay *relay = d->api->relay;
     bool relayed = false;
+    d->upgrading = false;
     if (fd >= 0 && d->conn && !d->verdict.code)
         relayed = relay_join(relay, d->conn, fd, early, early_len) == 0;
     else if (fd >= 0 && relay_refuse(relay, fd, early, early_len, d->verdict.code, d->verdict.reason) == 0)
         fd = -1;
-    if (relayed)
+    if (relayed) {
+        stop_when_told(d->api);
         return;
+    }
     if (d->conn)
         relay_cancel(relay, d->conn);
     fd_close(&fd);
     desktop_free(d);
 }
 
-/* The first subprotocol that was offered: a Close can only be delivered on a connection that the browser takes. */
-static const char *first_offered(const struct http_websocket *websocket, char *buffer, size_t size) {
-    if (!websocket->protocols)
-        return NULL;
-    size_t len = strcspn(websocket->protocols, ", \t");
-    if (len == 0 || len >= size)
-        return NULL;
-    memcpy(buffer, websocket->protocols, len);
-    buffer[len] = '\0';
-    return buffer;
+/* The first subprotocol that was offered: a Close can only be delivered on a connection that the browser takes.
+ * Return: NULL when none was; the caller frees. */
+static char *first_offered(const struct http_websocket *websocket) {
+    const char *list = websocket->protocols ? websocket->protocols : "";
+    list += strspn(list, ", \t");
+    size_t len = strcspn(list, ", \t");
+    return len > 0 ? strndup(list, len) : NULL;
 }
 
 static void upgrade(struct desktop *d, const char *protocol) {
     struct http_request *req = d->req;
     d->req = NULL;
+    d->upgrading = true;
     if (http_websocket_upgrade(req, &d->websocket, protocol, on_upgraded, d) < 0) {
         if (d->conn)
             relay_cancel(d->api->relay, d->conn);
@@ -119,8 +136,8 @@ static void upgrade(struct desktop *d, const char *protocol) {
 }
 
 static void refuse(struct desktop *d) {
-    char buffer[128];
-    upgrade(d, first_offered(&d->websocket, buffer, sizeof buffer));
+    _cleanup_free_ char *protocol = first_offered(&d->websocket);
+    upgrade(d, protocol);
 }
 
 static void on_gone(struct http_request *req, void *userdata) {
@@ -220,7 +237,10 @@ void route_session_websock(struct http_request *req, const struct http_match *ma
     *d =
         (struct desktop){.next = api->desktops, .api = api, .tag = ++api->next_tag, .req = req, .websocket = websocket};
     api->desktops = d;
-    judge_request(api, req, http_match_param(match, "id"), d, &vm);
+    if (api->stop_timer)
+        say(&d->verdict, 1012, RESTARTS);
+    else
+        judge_request(api, req, http_match_param(match, "id"), d, &vm);
     if (!d->verdict.code && dial(d, &vm, &err) < 0)
         say(&d->verdict, 1014, "The VM cannot be reached: %s", err.detail);
     if (d->verdict.code)
@@ -229,21 +249,35 @@ void route_session_websock(struct http_request *req, const struct http_match *ma
         http_request_defer(req, on_gone, d);
 }
 
+/* What the doctor found, where it looked at the VM already: that says more than what the relay saw of it.
+ * Return: whether there is such. */
+static bool say_finding(struct desktop *d, struct relay_verdict *verdict) {
+    struct vm vm;
+    if (store_vm_get(d->api->store, d->vm_id, &vm, NULL) < 0 || vm.state != VM_STATE_RUNNING || vm.reachable != 0 ||
+        !*vm.reason)
+        return false;
+    say(verdict, 1014, "The VM cannot be reached: %s", vm.reason);
+    return true;
+}
+
 static void on_dialed(struct desktop *d, const struct message *m) {
     if (m->end == RELAY_END_NONE) {
         upgrade(d, *m->protocol ? m->protocol : NULL);
         return;
     }
     d->conn = 0;
-    if (!d->verdict.code)
+    if (!d->verdict.code && (m->end != RELAY_END_UPSTREAM_UNREACHABLE || !say_finding(d, &d->verdict)))
         d->verdict = m->verdict;
     refuse(d);
 }
 
-/* The VM still runs: then it is its service that ended. */
+/* The VM still runs: then it is its service that ended, or the way to it. */
 static void on_verdict_timer(void *userdata) {
     struct desktop *d = userdata;
-    relay_close(d->api->relay, d->conn, 1014, "The desktop's service in the VM closed the connection.");
+    struct relay_verdict verdict;
+    if (!say_finding(d, &verdict))
+        say(&verdict, 1014, "The desktop's service in the VM closed the connection.");
+    relay_close(d->api->relay, d->conn, verdict.code, verdict.reason);
 }
 
 static void on_lost(struct desktop *d) {
@@ -338,8 +372,31 @@ bool api_desktop_is_watched(struct api *api, const char *session_id) {
     return false;
 }
 
+static void on_stop_timer(void *userdata) {
+    struct api *api = userdata;
+    loop_quit(api->loop);
+}
+
+void api_stop(struct api *api) {
+    if (loop_timer_new(api->loop, STOP_WAIT_MS, on_stop_timer, api, &api->stop_timer) < 0) {
+        loop_quit(api->loop);
+        return;
+    }
+    for (struct desktop *d = api->desktops, *next; d; d = next) {
+        next = d->next;
+        if (!d->req)
+            continue;
+        relay_cancel(api->relay, d->conn);
+        d->conn = 0;
+        say(&d->verdict, 1012, RESTARTS);
+        refuse(d);
+    }
+    stop_when_told(api);
+}
+
 void api_relay_stop(struct api *api) {
-    relay_shutdown(api->relay, 1012, "The controller restarts. The page comes back by itself.", 3000);
+    loop_timer_free(ptr_steal(api->stop_timer));
+    relay_shutdown(api->relay, 1012, RESTARTS, 3000);
     api->relay = NULL;
     loop_drain(api->loop);
     while (api->desktops)

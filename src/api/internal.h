@@ -50,6 +50,7 @@ struct api {
     struct exec *execs;         /* programs that run in guests for somebody */
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
+    struct loop_timer *stop_timer;            /* api_stop() was called */
     struct doctor_run *doctors;               /* at work */
     char token_hash[2 * STORE_HASH_SIZE + 1]; /* hex */
     char base_url[CONFIG_TEXT + 8];           /* http://127.0.0.1:4000, without a slash at its end */

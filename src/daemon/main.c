@@ -353,6 +353,12 @@ static int start_api(struct daemon *d, struct err *err) {
     return api_new(&params, &d->api, err);
 }
 
+static void on_signal(void *userdata) {
+    struct daemon *d = userdata;
+    http_server_stop_accepting(d->http);
+    api_stop(d->api);
+}
+
 static void stop(struct daemon *d) {
     http_server_free(d->http);
     api_free(d->api);
@@ -378,6 +384,7 @@ static int serve(struct daemon *d, struct err *err) {
     if (r < 0)
         return r;
     store_started(d->store);
+    loop_on_signal(d->loop, on_signal, d);
     log_event(LOG_LEVEL_INFO, (struct log_about){.event = "started"}, "listening on %s and %s, state in %s",
               d->config.api.listen, d->config.api.socket, d->state_dir);
     sd_event_set_watchdog(loop_event(d->loop), true);

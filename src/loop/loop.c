@@ -16,7 +16,9 @@ struct post {
 
 struct loop {
     sd_event *event;
-    int wake_fd; /* eventfd: something was posted */
+    int wake_fd;        /* eventfd: something was posted */
+    loop_fn *on_signal; /* NULL: a signal ends the loop */
+    void *on_signal_userdata;
     pthread_mutex_t lock;
     struct post *first, **last; /* under lock */
 };
@@ -53,6 +55,21 @@ static int on_wake(sd_event_source *source, int fd, uint32_t revents, void *user
     return 0;
 }
 
+static int on_signal(sd_event_source *source, const struct signalfd_siginfo *info, void *userdata) {
+    struct loop *loop = userdata;
+    loop_fn *fn = ptr_steal(loop->on_signal);
+    if (fn)
+        fn(loop->on_signal_userdata);
+    else
+        loop_quit(loop);
+    return 0;
+}
+
+void loop_on_signal(struct loop *loop, loop_fn *fn, void *userdata) {
+    loop->on_signal = fn;
+    loop->on_signal_userdata = userdata;
+}
+
 static int add_signals(struct loop *loop) {
     sigset_t set;
     sigemptyset(&set);
@@ -60,9 +77,8 @@ static int add_signals(struct loop *loop) {
     sigaddset(&set, SIGINT);
     if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0)
         return -errno;
-    /* No callback: sd-event then ends the loop. */
-    int r = sd_event_add_signal(loop->event, NULL, SIGTERM, NULL, NULL);
-    return r < 0 ? r : sd_event_add_signal(loop->event, NULL, SIGINT, NULL, NULL);
+    int r = sd_event_add_signal(loop->event, NULL, SIGTERM, on_signal, loop);
+    return r < 0 ? r : sd_event_add_signal(loop->event, NULL, SIGINT, on_signal, loop);
 }
 
 int loop_new(struct loop **ret_loop, struct err *err) {

@@ -21,6 +21,9 @@ sd_event *loop_event(struct loop *loop);
 int loop_run(struct loop *loop, struct err *err);
 void loop_quit(struct loop *loop);
 
+/* The first SIGTERM or SIGINT calls fn, which sees to it that loop_quit() is called; a second one ends the loop. */
+void loop_on_signal(struct loop *loop, loop_fn *fn, void *userdata);
+
 /* Runs fn on the loop's thread, soon. Any thread may call it. What is still waiting when the loop is freed is not
  * run. Return: 0 or -ENOMEM. */
 int loop_post(struct loop *loop, loop_fn *fn, void *userdata);

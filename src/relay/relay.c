@@ -145,10 +145,10 @@ static struct command *command_new(enum command_kind kind, uint64_t id, int fd, 
 }
 
 /* Counts a connection in. Return: 0, -ENOBUFS or -ESHUTDOWN. */
-static int count_in(struct relay *relay) {
+static int count_in(struct relay *relay, unsigned max) {
     if (atomic_load(&relay->stopping))
         return -ESHUTDOWN;
-    if (atomic_fetch_add(&relay->count, 1) < relay->config.max_connections)
+    if (atomic_fetch_add(&relay->count, 1) < max)
         return 0;
     atomic_fetch_sub(&relay->count, 1);
     return -ENOBUFS;
@@ -176,7 +176,7 @@ static int prepare_dial(struct relay *relay, int fd, const struct relay_dial *di
 }
 
 int relay_dial(struct relay *relay, int fd, const struct relay_dial *dial, uint64_t *ret_conn, struct err *err) {
-    int r = count_in(relay);
+    int r = count_in(relay, relay->config.max_connections);
     if (r < 0)
         return err_set(err, -r, r == -ENOBUFS ? "relay.full" : "relay.stopping",
                        r == -ENOBUFS ? "the relay has all its %u connections" : "the relay of %u connections ends",
@@ -210,7 +210,7 @@ int relay_refuse(struct relay *relay, int client_fd, const void *early, size_t e
         return -EINVAL;
     if (early_len > relay->config.buffer_bytes)
         return -E2BIG;
-    int r = count_in(relay);
+    int r = count_in(relay, relay->config.max_connections + RELAY_REFUSED_MAX);
     if (r < 0)
         return r;
     struct conn *c = conn_new_for(relay, 0);

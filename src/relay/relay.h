@@ -22,6 +22,9 @@
 
 #define RELAY_REASON_MAX 120 /* bytes of UTF-8: INTERFACE.md; a WebSocket would take 123 */
 
+/* Connections above max_connections that can still be refused, so that who comes to a full relay is told. */
+#define RELAY_REFUSED_MAX 256
+
 struct relay;
 
 /* A member that is 0 takes the default. */
@@ -119,7 +122,7 @@ int relay_dial(struct relay *relay, int fd, const struct relay_dial *dial, uint6
 int relay_join(struct relay *relay, uint64_t conn, int client_fd, const void *early, size_t early_len);
 
 /* Tells a browser on which 101 has been sent why there will be no connection, and sees it off. As relay_join().
- * Return: also -ENOBUFS at max_connections, -ESHUTDOWN. */
+ * Return: also -ENOBUFS at RELAY_REFUSED_MAX above max_connections, -ESHUTDOWN. */
 int relay_refuse(struct relay *relay, int client_fd, const void *early, size_t early_len, uint16_t code,
                  const char *reason);
 

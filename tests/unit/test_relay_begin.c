@@ -316,9 +316,25 @@ static void connections_have_a_maximum(void **state) {
     struct err err;
     assert_int_equal(relay_dial(rig.relay, pair[0], &dial, &conn, &err), -ENOBUFS);
     assert_int_equal(conn, 77);
-    assert_int_equal(relay_refuse(rig.relay, pair[0], NULL, 0, 1013, ""), -ENOBUFS);
+    /* That can be told, to a good many at a time. */
+    assert_int_equal(relay_refuse(rig.relay, pair[1], NULL, 0, 1014, "All are taken."), 0);
+    struct ends full = {.browser = pair[0], .vm = -1};
+    expect_close(full.browser, &full.at_browser, 1014, "All are taken.");
+    static int told[RELAY_REFUSED_MAX + 1];
+    size_t n = 0;
+    int r;
+    do {
+        tcp_pair(pair);
+        told[n] = pair[0];
+        r = relay_refuse(rig.relay, pair[1], NULL, 0, 1014, "");
+    } while (r == 0 && ++n <= RELAY_REFUSED_MAX);
+    assert_int_equal(r, -ENOBUFS);
     close(pair[0]);
     close(pair[1]);
+    assert_true(n >= RELAY_REFUSED_MAX - 1);
+    for (size_t i = 0; i < n; i++)
+        close(told[i]);
+    ends_close(&full);
     ends_close(&e[0]);
     rig_wait_ended(&rig, 1);
     while (relay_count(rig.relay) > 1)
