@@ -121,6 +121,15 @@ int child_user(const char *user, uid_t *ret_uid, gid_t *ret_gid, struct err *err
 /* Starts one whose output is kept in job->capture, and whose end calls on_done. */
 int child_capture(struct job *job, const char *const *argv, void (*on_done)(struct job *job), struct err *err);
 
+/* ---- browser.c: a program's $BROWSER ---- */
+
+/* Puts BROWSER into env: addresses that it is called with become {"event":{"url"}} of the job. user as in child_spec.
+ * Errors: "exec.failed". */
+int browser_prepare(struct job *job, const char *user, json_t *env, struct err *err);
+void browser_drain(struct job *job); /* tells what waits, before the job's end is told */
+bool browser_is_called(const char *self);
+int browser_main(int argc, char **argv); /* Return: the exit status */
+
 /* ---- ops.c: what can be asked ---- */
 
 void agent_request(struct agent *agent, uint32_t id, json_t *request);

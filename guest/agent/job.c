@@ -264,8 +264,8 @@ static void output_read(struct job *job, int i) {
 
 static void finish_if_done(struct job *job) {
     bool open = job->out[0].fd >= 0 || job->out[1].fd >= 0;
-    if (!job->is_over && !open && job->pid == 0 && job->wait_fd < 0 && !job->on_ready && job->on_done &&
-        (job->exited || job->in_fd < 0))
+    bool waits = job->in_fd >= 0 || job->wait_fd >= 0 || job->on_ready;
+    if (!job->is_over && !open && job->pid == 0 && job->on_done && (job->exited || !waits))
         job->on_done(job);
 }
 

@@ -1,5 +1,6 @@
 /* Programs for the host: `mctl vm exec`, and a page for the desktop's browser. */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,8 @@
 
 static void on_ended(struct job *job) {
     int status = job->wait_status;
+    if (job->wait_fd >= 0)
+        browser_drain(job);
     if (WIFSIGNALED(status))
         job_answer(job, json_pack("{s:i}", "signal", WTERMSIG(status)));
     else
@@ -45,14 +48,15 @@ static int read_argv(json_t *list, const char **argv, struct err *err) {
 }
 
 /* {"op":"exec","argv":["/bin/sh","-c","…"],"env":{},"cwd":"/","user":"desktop","stdin":true,
- *  "pty":{"rows":24,"columns":80,"term":"xterm"}} */
+ *  "pty":{"rows":24,"columns":80,"term":"xterm"},"browser":true}. browser: see browser.c */
 int op_exec(struct job *job, json_t *request, struct err *err) {
     const char *argv[ARGS_MAX];
     struct child_spec spec = {.argv = argv};
     json_t *list = NULL, *pty = NULL;
-    int has_stdin = 0;
-    int r = request_unpack(request, err, "{s:o, s?o, s?s, s?s, s?b, s?o}", "argv", &list, "env", &spec.env, "cwd",
-                           &spec.cwd, "user", &spec.user, "stdin", &has_stdin, "pty", &pty);
+    json_t *own_env = NULL;
+    int has_stdin = 0, has_browser = 0;
+    int r = request_unpack(request, err, "{s:o, s?o, s?s, s?s, s?b, s?o, s?b}", "argv", &list, "env", &spec.env, "cwd",
+                           &spec.cwd, "user", &spec.user, "stdin", &has_stdin, "pty", &pty, "browser", &has_browser);
     spec.has_stdin = has_stdin;
     if (r == 0 && spec.env && !json_is_object(spec.env))
         r = err_set(err, EINVAL, "bad-request", "env is an object of strings");
@@ -60,8 +64,16 @@ int op_exec(struct job *job, json_t *request, struct err *err) {
         r = read_argv(list, argv, err);
     if (r == 0)
         r = read_pty(pty, &spec, err);
+    if (r == 0 && has_browser) {
+        own_env = spec.env ? json_copy(spec.env) : json_object();
+        r = browser_prepare(job, spec.user, own_env, err);
+        spec.env = own_env;
+    }
     job->on_done = on_ended;
-    return r < 0 ? r : child_start(job, &spec, err);
+    if (r == 0)
+        r = child_start(job, &spec, err);
+    json_decref(own_env);
+    return r;
 }
 
 /* ---- the browser ---- */
@@ -74,6 +86,22 @@ static bool url_is_valid(const char *url) {
         if (*p <= ' ' || *p >= 0x7f)
             return false;
     return true;
+}
+
+/* A Chromium that meets none becomes the one that runs, with none of the flags of its unit: so one that does not run yet
+ * is waited for. Its lock is a symbolic link to HOST-PID, and it is ready for others when its socket is there. */
+static bool browser_runs(void) {
+    static const char lock[] = "/home/desktop/.config/chromium/SingletonLock";
+    static const char other[] = "/home/desktop/.config/chromium/SingletonSocket";
+    char target[256];
+    ssize_t n = readlink(lock, target, sizeof target - 1);
+    if (n < 0)
+        return false;
+    target[n] = '\0';
+    const char *pid = strrchr(target, '-');
+    uint64_t number;
+    return pid && str_to_u64(pid + 1, 1, INT32_MAX, &number) == 0 && kill((pid_t)number, 0) == 0 &&
+           access(other, F_OK) == 0;
 }
 
 static void on_opened(struct job *job) {
@@ -94,6 +122,8 @@ int op_browser_open(struct job *job, json_t *request, struct err *err) {
         return -EINVAL;
     if (!url_is_valid(url))
         return err_set(err, EINVAL, "bad-request", "url is not an https address of at most %d bytes", URL_MAX);
+    if (!browser_runs())
+        return err_set(err, EAGAIN, "browser.not-ready", "there is no Chromium that takes a page yet");
     if (access(program, X_OK) < 0)
         program = programs[1];
     const char *const argv[] = {program, "--", url, NULL};

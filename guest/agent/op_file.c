@@ -135,8 +135,41 @@ static void on_written(struct job *job) {
     job_answer(job, json_object());
 }
 
-static int open_folder(struct job *job, const char *path, struct err *err) {
+/* Opens the folder part by part, and makes what is missing of it for its owner alone; only inside of folders that are
+ * that user's already. */
+static int make_folders(const char *folder, uid_t uid, gid_t gid, int *ret_fd, struct err *err) {
+    const struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                                 .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    _cleanup_close_ int at = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (const char *part = folder + 1; *part && at >= 0;) {
+        char name[256];
+        struct stat st;
+        size_t len = strcspn(part, "/");
+        snprintf(name, sizeof name, "%.*s", (int)len, part);
+        long next = syscall(SYS_openat2, at, name, &how, sizeof how);
+        bool is_missing = next < 0 && errno == ENOENT && fstat(at, &st) == 0 && st.st_uid == uid;
+        if (is_missing && mkdirat(at, name, 0700) == 0) {
+            next = syscall(SYS_openat2, at, name, &how, sizeof how);
+            /* By its descriptor: a folder for sure, whatever is at its name by now. */
+            if (next >= 0 && fchownat((int)next, "", uid, gid, AT_EMPTY_PATH) < 0)
+                close((int)next), next = -1;
+        }
+        if (next < 0)
+            return err_sys(err, errno, "file.failed", "open or make %.*s", (int)(part + len - folder), folder);
+        fd_close(&at);
+        at = (int)next;
+        part += len + (part[len] == '/');
+    }
+    if (at < 0)
+        return err_sys(err, errno, "file.failed", "open %s", folder);
+    *ret_fd = fd_steal(&at);
+    return 0;
+}
+
+static int open_folder(struct job *job, const char *path, const char *maker, struct err *err) {
     char folder[1024];
+    uid_t uid;
+    gid_t gid;
     const char *name = strrchr(path, '/') + 1;
     struct written *w = calloc(1, sizeof *w);
     if (!w)
@@ -147,7 +180,10 @@ static int open_folder(struct job *job, const char *path, struct err *err) {
     snprintf(folder, sizeof folder, "%.*s", name - path > 1 ? (int)(name - path - 1) : 1, path);
     if (!*name || strcmp(name, ".") == 0 || !str_copy(w->name, sizeof w->name, name))
         return err_set(err, EINVAL, "bad-request", "path does not name a file");
-    return open_plain(folder, O_PATH | O_DIRECTORY, &w->folder, err);
+    if (!maker)
+        return open_plain(folder, O_PATH | O_DIRECTORY, &w->folder, err);
+    int r = child_user(maker, &uid, &gid, err);
+    return r < 0 ? r : make_folders(folder, uid, gid, &w->folder, err);
 }
 
 static int make_file(struct job *job, const char *path, mode_t mode, const char *user, struct err *err) {
@@ -168,20 +204,23 @@ static int make_file(struct job *job, const char *path, mode_t mode, const char 
     return 0;
 }
 
-/* {"op":"file.write","path":"/home/desktop/x","allow":["/home/desktop/"],"mode":384,"user":"desktop"}: AGENT_STDIN
- * until its end becomes the file, in one step; what was there is replaced. user: who it will belong to, else root. */
+/* {"op":"file.write","path":"/home/desktop/x","allow":["/home/desktop/"],"mode":384,"user":"desktop","folders":true}:
+ * AGENT_STDIN until its end becomes the file, in one step; what was there is replaced. user: who it will belong to, else
+ * root. folders: those of the path that are missing are made for that user. */
 int op_file_write(struct job *job, json_t *request, struct err *err) {
     const char *path, *user = NULL;
     json_t *allow;
-    int mode = 0600;
-    int r = request_unpack(request, err, "{s:s, s:o, s?i, s?s}", "path", &path, "allow", &allow, "mode", &mode, "user",
-                           &user);
+    int mode = 0600, folders = 0;
+    int r = request_unpack(request, err, "{s:s, s:o, s?i, s?s, s?b}", "path", &path, "allow", &allow, "mode", &mode,
+                           "user", &user, "folders", &folders);
+    if (r == 0 && folders && !user)
+        r = err_set(err, EINVAL, "bad-request", "folders are made for a user");
     if (r == 0 && (mode < 0 || mode > 0777))
         r = err_set(err, EINVAL, "bad-request", "mode is from 0 to 511 (0777)");
     if (r == 0)
         r = check_path(path, allow, err);
     if (r == 0)
-        r = open_folder(job, path, err);
+        r = open_folder(job, path, folders ? user : NULL, err);
     if (r == 0)
         r = make_file(job, path, (mode_t)mode, user, err);
     job->in_left = FILE_MAX;

@@ -274,6 +274,9 @@ static bool on_answer(struct agent_job *job, json_t *message) {
         job_end(job, NULL, &err);
         return true;
     }
+    json_t *event = json_object_get(message, "event");
+    if (json_is_object(event) && job->handler.event)
+        job->handler.event(job->userdata, event);
     return false;
 }
 
@@ -399,6 +402,7 @@ static int receive(struct agent *agent) {
         return -ECONNRESET;
     agent->partial_at_ms = 0;
     int r = agent_decoder_push(&agent->in, buffer, (size_t)n);
+    explicit_bzero(buffer, (size_t)n); /* there are credentials among it */
     if (r == 0)
         take_frames(agent);
     return r;

@@ -66,6 +66,8 @@ struct agent_handler {
     /* Bytes of AGENT_STDOUT or AGENT_STDERR; none: its end. The guest may send AGENT_WINDOW bytes a stream, and more
      * when agent_job_credit() says so. */
     void (*data)(void *userdata, enum agent_stream stream, const uint8_t *data, size_t len);
+    /* The object of an "event" (borrowed), such as an address that a program gives its $BROWSER. */
+    void (*event)(void *userdata, json_t *event);
     /* The guest took so many bytes of standard input more. */
     void (*credit)(void *userdata, uint32_t bytes);
     /* Last, and once: the object of "ok" (borrowed), or NULL and err: "agent.timeout", "agent.gone", "agent.flow", or

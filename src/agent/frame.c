@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/str.h"
+
 #define PUSH_MAX 65536U
 #define HOLD_MAX (AGENT_HEADER_SIZE + AGENT_PAYLOAD_MAX + PUSH_MAX)
 /* Forged headers, each within the payload of the one before, would have a checksum taken over the same bytes again and
@@ -70,9 +72,12 @@ int agent_decoder_push(struct agent_decoder *d, const void *data, size_t len) {
         size_t cap = d->cap ? d->cap : 4096;
         while (cap < held + len)
             cap *= 2;
-        uint8_t *bigger = realloc(d->data, cap);
+        uint8_t *bigger = malloc(cap);
         if (!bigger)
             return -ENOMEM;
+        if (held > 0)
+            memcpy(bigger, d->data, held);
+        mem_free(d->data, d->cap);
         d->data = bigger;
         d->cap = cap;
     }
@@ -115,7 +120,7 @@ static bool read_header(const uint8_t *p, struct agent_frame *frame) {
 }
 
 static void release(struct agent_decoder *d) {
-    free(d->data);
+    mem_free(d->data, d->cap);
     d->data = NULL;
     d->at = d->len = d->cap = 0;
 }

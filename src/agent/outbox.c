@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/str.h"
+
 static int reserve(struct agent_outbox *o, size_t more) {
     size_t waiting = o->len - o->at;
     if (waiting + more > o->max)
@@ -20,9 +22,12 @@ static int reserve(struct agent_outbox *o, size_t more) {
     size_t cap = o->cap ? o->cap : 1024;
     while (cap < o->len + more)
         cap *= 2;
-    uint8_t *bigger = realloc(o->data, cap);
+    uint8_t *bigger = malloc(cap);
     if (!bigger)
         return -ENOMEM;
+    if (o->len > 0)
+        memcpy(bigger, o->data, o->len);
+    mem_free(o->data, o->cap);
     o->data = bigger;
     o->cap = cap;
     return 0;
@@ -47,7 +52,7 @@ int agent_outbox_json(struct agent_outbox *o, uint32_t session, uint32_t id, jso
     struct agent_frame frame = {
         .kind = AGENT_FRAME_JSON, .session = session, .id = id, .payload = (const uint8_t *)text, .len = strlen(text)};
     int r = frame.len > AGENT_PAYLOAD_MAX ? -EMSGSIZE : agent_outbox_frame(o, &frame);
-    free(text);
+    mem_free(text, frame.len);
     return r;
 }
 
@@ -81,7 +86,7 @@ int agent_outbox_flush(struct agent_outbox *o, int fd) {
 }
 
 void agent_outbox_clear(struct agent_outbox *o) {
-    free(o->data);
+    mem_free(o->data, o->cap);
     *o = (struct agent_outbox){.max = o->max};
 }
 

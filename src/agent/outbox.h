@@ -1,4 +1,5 @@
-/* Frames that wait to be written to a channel that may be slow: bounded, in order. For both ends. */
+/* Frames that wait to be written to a channel that may be slow: bounded, in order. For both ends. There are credentials
+ * among them: no memory is given back before it was wiped. */
 #pragma once
 
 #include <jansson.h>

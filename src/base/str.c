@@ -150,3 +150,9 @@ bool str_is_utf8(const void *data, size_t len) {
     }
     return true;
 }
+
+void mem_free(void *data, size_t len) {
+    if (data)
+        explicit_bzero(data, len);
+    free(data);
+}

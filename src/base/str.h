@@ -39,3 +39,6 @@ bool str_equal_secret(const char *a, size_t a_len, const char *b, size_t b_len);
 
 /* Whether len bytes are valid UTF-8 (RFC 3629: no surrogates, no overlong forms, up to U+10FFFF). */
 bool str_is_utf8(const void *data, size_t len);
+
+/* Wipes len bytes and frees them: for what may hold a secret. Takes NULL. */
+void mem_free(void *data, size_t len);

@@ -305,6 +305,62 @@ static void a_terminal_is_one(void **state) {
     call_free(&c);
 }
 
+/* ---- a program's $BROWSER ---- */
+
+struct told {
+    struct call call; /* first: what on_data() and on_done() take */
+    struct strbuf urls;
+};
+
+static void on_event(void *userdata, json_t *event) {
+    struct told *told = userdata;
+    told->urls.max = 65536;
+    strbuf_addf(&told->urls, "[%s]", json_string_value(json_object_get(event, "url")));
+}
+
+static void browse(struct rig *rig, struct told *told, const char *script) {
+    static const struct agent_handler handler = {
+        .data = on_data, .event = on_event, .credit = on_credit, .done = on_done};
+    *told = (struct told){0};
+    assert_int_equal(
+        agent_begin(rig->agent,
+                    json_pack("{s:s, s:[s,s,s], s:b}", "op", "exec", "argv", "/bin/sh", "-c", script, "browser", 1),
+                    20000, &handler, told, &told->call.job, NULL),
+        0);
+    finish(rig, &told->call);
+}
+
+static void told_free(struct told *told) {
+    call_free(&told->call);
+    strbuf_free(&told->urls);
+}
+
+static void a_program_gives_its_browser_addresses(void **state) {
+    struct rig *rig = *state;
+    struct told told;
+    browse(rig, &told,
+           "\"$BROWSER\" 'https://a.example/?q=1&r=$(id)'; echo $? $BROWSER; $BROWSER --new-window https://b.example");
+    assert_string_equal(told.urls.data, "[https://a.example/?q=1&r=$(id)][https://b.example]");
+    assert_int_equal(number(told.call.ok, "status"), 0);
+    assert_true(str_starts(told.call.text[AGENT_STDOUT].data, "0 /tmp/mc-browser-"));
+    char folder[40];
+    snprintf(folder, sizeof folder, "%.22s", told.call.text[AGENT_STDOUT].data + 2);
+    assert_int_equal(access(folder, F_OK), -1); /* nothing stays */
+    told_free(&told);
+    /* Its last words count, also of a child that it leaves behind. */
+    browse(rig, &told, "i=0; while [ $i -lt 40 ]; do $BROWSER x; i=$((i+1)); done");
+    assert_int_equal(told.urls.len, 32 * 3);
+    told_free(&told);
+    browse(rig, &told,
+           "$BROWSER \"$(printf 'https://\\377')\"; $BROWSER \"$(head -c 4097 /dev/zero | tr '\\0' x)\"; $BROWSER");
+    assert_string_equal(told.urls.data, "[][][]");
+    told_free(&told);
+    browse(rig, &told, "rm -r ${BROWSER%/*}; $BROWSER https://a.example/?SECRET; echo $?");
+    assert_null(told.urls.data);
+    assert_string_equal(told.call.text[AGENT_STDOUT].data, "127\n");
+    told_free(&told);
+}
+
 static void programs_are_bounded_in_number(void **state) {
     struct rig *rig = *state;
     struct call many[12] = {0};
@@ -391,6 +447,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(what_a_program_leaves_behind_does_not_hold_its_end, setup, teardown),
         cmocka_unit_test_setup_teardown(cancel_and_timeout_end_the_program, setup, teardown),
         cmocka_unit_test_setup_teardown(a_terminal_is_one, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_program_gives_its_browser_addresses, setup, teardown),
         cmocka_unit_test_setup_teardown(programs_are_bounded_in_number, setup, teardown),
         cmocka_unit_test_setup_teardown(files_stay_within_the_list, setup, teardown),
     };
