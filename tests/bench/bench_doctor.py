@@ -1,10 +1,11 @@
 """The doctor: from the command to the verdict. One target on a host with 26 TAPs, well and broken, with and without the
-trace; a sweep of a host with 1,000 guests; memory. The peer is peer-doctor.sh: the same facts by the usual tools, in
+trace; a sweep of a host with 1,000 guests; memory; what --watch costs while nothing happens, and how soon it tells. The peer is peer-doctor.sh: the same facts by the usual tools, in
 the same state of the same host, without a verdict. Each answer of ours is checked: a fast wrong one fails the run."""
 
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ PEER = harness.HERE / "tests/bench/peer-doctor.sh"
 PEER_NAME = "ip, bridge, nft, tc, tcpdump, ping"
 RUNS, PEER_RUNS = 20, 5
 SWEEPS, PEER_SWEEPS, SWEPT = 5, 2, 1000
+IDLE_S, CHANGES = 10, 5
+FORWARD_DELAY_S = 15  # of a bridge: so long after a port came up the kernel tells of it once more
 
 
 class Hive:
@@ -99,6 +102,59 @@ def one_target(host, vm, what, expected, memory):
         yield row(f"one of 26 TAPs, {what}, {name}", "ms", taken, theirs, PEER_NAME)
 
 
+class Watch:
+    """A `mctl doctor --watch` on one VM."""
+
+    def __init__(self, host, vm):
+        self.process = subprocess.Popen([lab.MCTL, "--json", "doctor", "--netns", host.name, "--bridge", "br0", "--tap", vm.tap, "--guest-ip",
+                                         vm.address, "--guest-port", str(lab.PORT), "--watch"], stdout=subprocess.PIPE)
+        host.children.append(self.process)
+        self.tells('"healthy": true')
+
+    def tells(self, word, seconds=30):
+        """Milliseconds until it has said this."""
+        began, text = time.perf_counter(), b""
+        while word.encode() not in text:
+            left = began + seconds - time.perf_counter()
+            assert left > 0 and select.select([self.process.stdout], [], [], left)[0], f"never told: {word}"
+            text += os.read(self.process.stdout.fileno(), 1 << 16)
+        return (time.perf_counter() - began) * 1000
+
+    def ran(self):
+        """Milliseconds of CPU until now. Source: Documentation/scheduler/sched-stats.rst."""
+        tasks = f"/proc/{self.process.pid}/task"
+        return sum(int(open(f"{tasks}/{task}/schedstat").read().split()[0]) for task in os.listdir(tasks)) / 1e6
+
+    def rests(self):
+        """Waits until it does nothing any more."""
+        before = None
+        while before != (now := self.ran()):
+            before = now
+            time.sleep(3)
+
+    def holds(self):
+        return next(int(line.split()[1]) * 1024 for line in open(f"/proc/{self.process.pid}/status") if line.startswith("VmRSS"))
+
+
+def watching(host, vm):
+    watch = Watch(host, vm)
+    time.sleep(FORWARD_DELAY_S)
+    watch.rests()
+    before = watch.ran()
+    time.sleep(IDLE_S)
+    yield row(f"--watch, CPU in {IDLE_S} s of rest", "ms", [watch.ran() - before])
+    yield row("--watch, memory at rest", "bytes", [watch.holds()])
+    news = []
+    for _ in range(CHANGES):
+        host.ip("link", "set", vm.tap, "down")
+        news.append(watch.tells('"tap.down"'))
+        host.ip("link", "set", vm.tap, "up")
+        watch.tells('"healthy": true')
+        watch.rests()
+    yield row("--watch, from a change to its finding", "ms", news)
+    watch.process.kill()
+
+
 def rows():
     memory = []
     with lab.Lab(uplink=True) as host:
@@ -106,6 +162,7 @@ def rows():
         Hive(host, 25)
         host.warm()
         yield from one_target(host, vm, "healthy", None, memory)
+        yield from watching(host, vm)
         host.run("ebtables", "-A", "OUTPUT", "-o", vm.tap, "-j", "DROP")
         yield from one_target(host, vm, "ebtables.drop", "ebtables.drop", memory)
         host.run("ebtables", "-F")
