@@ -75,12 +75,16 @@ static struct finding *next(const struct mending *m, struct doctor_case *c, cons
     return NULL;
 }
 
+/* What was a root cause may stay as less; what was less has to be gone. */
 static bool is_there(const struct doctor_case *c, const struct attempt *attempt) {
+    bool any = attempt->finding.role != ROLE_ROOT_CAUSE;
     for (uint32_t i = 0; i < c->count; i++)
-        for (uint32_t f = 0; f < c->judgements[i].findings_count; f++)
-            if (strcmp(c->targets[i].tap, attempt->tap) == 0 && c->judgements[i].findings[f].role == ROLE_ROOT_CAUSE &&
-                is_same(&c->judgements[i].findings[f], &attempt->finding))
+        for (uint32_t f = 0; f < c->judgements[i].findings_count; f++) {
+            const struct finding *found = &c->judgements[i].findings[f];
+            if (strcmp(c->targets[i].tap, attempt->tap) == 0 && (any || found->role == ROLE_ROOT_CAUSE) &&
+                is_same(found, &attempt->finding))
                 return true;
+        }
     return false;
 }
 

@@ -447,7 +447,7 @@ def _(bed):
 
 
 simple("tap.mac-equals-guest", "bridge.forward", "ip", "link set $TAP address 02:fc:f9:aa:5d:01", "$TAP 02:fc:f9:aa:5d:01",
-       lab={"forward": 0}, dead=("vm-vm",))
+       lab={"forward": 0}, dead=("vm-vm",), repair="named")
 
 
 def gateway_is_frozen(bed):
@@ -458,7 +458,7 @@ def gateway_is_frozen(bed):
 
 
 @fault("bridge.mac-changed", "bridge.input", lab={"pinned": False}, setup=gateway_is_frozen, dead=("ping", "vm-host"),
-       alive=("arp",), also=())
+       alive=("arp",), repair="named")
 def _(bed):
     old = bed.lab.link("br0")["address"]
     bed.lab.ip("link", "set", bed.other.tap, "address", "00:00:00:00:00:11")
@@ -477,8 +477,10 @@ def _(bed):
     return [bed.vm.tap, "br0"]
 
 
-simple("bridge.mtu-mismatch tap", "bridge.dev", "ip", "link set $TAP mtu 1400", "$TAP", dead=("big",), alive=("ping", "tcp"))
-simple("bridge.mtu-mismatch bridge", "bridge.dev", "ip", "link set br0 mtu 1400", "br0", dead=("big",), alive=("ping", "tcp"))
+simple("bridge.mtu-mismatch tap", "bridge.dev", "ip", "link set $TAP mtu 1400", "$TAP", dead=("big",), alive=("ping", "tcp"),
+       repair="named")
+simple("bridge.mtu-mismatch bridge", "bridge.dev", "ip", "link set br0 mtu 1400", "br0", dead=("big",), alive=("ping", "tcp"),
+       repair="named")
 
 
 @fault("bridge.ports-exhausted", "bridge.port", guest={"ip": "192.168.200.1"}, cold=False)
@@ -568,7 +570,7 @@ xtables("netfilter.forward-drop docker", "host.forward", "iptables -P FORWARD DR
 
 # Two faults in one: the way out goes elsewhere, and therefore what comes in is refused. The first one on the way is
 # as true a first finding; both must be found (test_catalogue.py).
-@fault("host.rp-filter", "host.input", dead=("vm-host",), also=("host.route-elsewhere",), hops=("host.route",), **UPLINK)
+@fault("host.rp-filter", "host.input", dead=("vm-host",), also=("host.route-elsewhere",), hops=("host.route",), repair="named", **UPLINK)
 def _(bed):
     for device in ("all", "br0"):
         bed.lab.sysctl(f"net/ipv4/conf/{device}/rp_filter", 1)
@@ -576,7 +578,7 @@ def _(bed):
     return []
 
 
-@fault("host.arp-ignore", "host.input", dead=("vm-host",))
+@fault("host.arp-ignore", "host.input", dead=("vm-host",), repair="named")
 def _(bed):
     bed.lab.sysctl("net/ipv4/conf/br0/arp_ignore", 8)
     bed.chatter(bed.vm)
@@ -587,7 +589,7 @@ def gateway_on_lo(bed):
     bed.lab.batch(f"address flush dev br0\naddress add 192.168.0.254/16 dev br0\naddress add {GATEWAY}/32 dev lo")
 
 
-@fault("host.arp-ignore lo", "host.input", setup=gateway_on_lo, dead=("vm-host",))
+@fault("host.arp-ignore lo", "host.input", setup=gateway_on_lo, dead=("vm-host",), repair="named")
 def _(bed):
     bed.lab.sysctl("net/ipv4/conf/br0/arp_ignore", 1)
     bed.chatter(bed.vm)

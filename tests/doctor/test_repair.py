@@ -9,7 +9,7 @@ import time
 import pytest
 
 from faults import FAULTS
-from lab import BPF_ATTACH, MCTL, Lab
+from lab import BPF_ATTACH, MCTL, Lab, run
 from test_catalogue import ONLY_INJECT, broken, named
 
 TC_NEXT = -1  # the next program decides
@@ -200,8 +200,34 @@ def test_journal_is_private(journal, tmp_path):
         entries = list(tmp_path.glob("*.json"))
         assert len(entries) == 1
         assert entries[0].stat().st_mode & 0o777 == 0o600
-        text = json.dumps(json.loads(entries[0].read_text()))
-        assert guest.tap in text
+        entry = json.loads(entries[0].read_text())
+        assert (entry["finding"], entry["state"], entry["netns"]) == ("tap.down", "proven", lab.name), entry
+        (step,) = entry["steps"]
+        assert step["step"]["dev"] == guest.tap and step["before"] and step["after"] and step["before"] != step["after"], entry
+
+
+@pytest.mark.parametrize("finding, change, path", [
+    ("bridge.learning-off", ["bridge", "link", "set", "dev", "$TAP", "learning", "off"], "/sys/class/net/$TAP/brport/learning"),
+    ("bridge.ageing-zero", ["ip", "link", "set", "br0", "type", "bridge", "ageing_time", "0"], "/sys/class/net/br0/bridge/ageing_time"),
+])
+def test_notes_by_name(finding, change, path, journal):
+    """What is only noted is left alone by --repair, and set back when it is named."""
+    with Lab() as lab:
+        guest = lab.guest()
+        lab.guest()
+        lab.warm()
+        fill = lambda text: text.replace("$TAP", guest.tap)
+        now = lambda: run("ip", "netns", "exec", lab.name, "cat", fill(path)).strip()  # it has a /sys of the namespace's own
+        usual = now()
+        lab.run(*[fill(word) for word in change])
+        assert now() == "0" != usual
+        assert lab.doctor(guest, "--repair", env=journal).status == 0 and now() == "0"
+        answer = lab.doctor(guest, f"--repair={finding}", env=journal)
+        done = [f["repair"] for f in answer.findings if f["id"] == finding]
+        assert (answer.status, [(d["applied"], d["proven"]) for d in done]) == (0, [(True, True)]), answer
+        assert now() == usual
+        assert lab.doctor(guest, "--undo", done[0]["journal"], env=journal).status == 0
+        assert now() == "0"
 
 
 def start_repair(lab, guest, journal, which="--repair"):

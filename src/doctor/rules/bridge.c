@@ -11,6 +11,7 @@
 
 #define PERMANENT 0x80
 #define NOARP_STATE 0x40
+#define AGEING_DEFAULT 30000 /* hundredths of a second: the kernel's own */
 
 static bool is_our_port(const struct judge *j) {
     return j->tap && j->bridge && j->tap->master == j->bridge->index;
@@ -229,12 +230,16 @@ static void rule_guards(struct judge *j) {
         c = cause_add(j, "bridge.vlan-filtering", 0, FLOWS_GUEST, "%s filters by VLAN", j->bridge->name);
         cause_evidence(c, "bridge", j->bridge->name, "vlan_filtering is on");
     }
-    if (snap_bridge_attr(j->s, j->bridge, IFLA_BR_AGEING_TIME, 30000) == 0) {
+    if (snap_bridge_attr(j->s, j->bridge, IFLA_BR_AGEING_TIME, AGEING_DEFAULT) == 0) {
         c = cause_add(j, "bridge.ageing-zero", 0, 0, "%s forgets MACs at once (ageing time 0)", j->bridge->name);
         if (!c)
             return;
         cause_evidence(c, "bridge", j->bridge->name, "ageing_time is 0");
         c->note = true;
+        struct repair_step *step = cause_step(c, REPAIR_BRIDGE_ATTR, j->bridge->name);
+        step->attr = IFLA_BR_AGEING_TIME;
+        step->attr_size = sizeof(uint32_t);
+        step->value = AGEING_DEFAULT;
     }
 }
 
