@@ -1,8 +1,13 @@
 """What the doctor cannot name, it does not name: with the rule of a fault turned off, unknown.<the right hop> comes out."""
+import json
+import os
+import subprocess
+
 import pytest
 
-from faults import FAULTS
-from test_catalogue import ONLY_INJECT, broken
+from faults import BY_KEY, FAULTS
+from lab import MCTL
+from test_catalogue import ONLY_INJECT, broken, named
 
 pytestmark = pytest.mark.skipif(bool(ONLY_INJECT), reason="there is no doctor")
 
@@ -33,3 +38,24 @@ def test_unknown(fault):
         assert first["id"] == f"unknown.{first['dies_at']}", answer
         assert first["role"] == "root-cause", answer
         assert first["evidence"], answer
+
+
+def test_attributes_that_nobody_knows(tmp_path):
+    """Each attribute of a port is kept, also one that is not known here; where nothing else explains a loss, what is odd is shown."""
+    saved, fault = tmp_path / "case.json", BY_KEY["bridge.port-not-forwarding 0"]
+    with fault.bed() as bed:
+        fault.apply(bed)
+        answer = bed.doctor("--save", saved, env={"MC_DOCTOR_DISABLE": fault.id})
+        assert named(answer.first, ["state (attribute 1) is 0; on the bridge's other ports (1) it is 3"]) == [], answer
+    case = json.loads(saved.read_text())
+    before = case["before"]
+    for link in before["links"]:
+        if link.get("slave_kind") == "bridge":
+            attrs = before["attrs"][link["attrs"][0]:][:link["attrs"][1]]
+            unknown = next(attr for attr in attrs if attr["space"] == 1 and attr["type"] == 1)  # in place of the state
+            unknown["type"] = 250
+    saved.write_text(json.dumps(case))
+    done = subprocess.run([MCTL, "--json", "doctor", "--from", saved], capture_output=True, text=True, check=False,
+                          env={**os.environ, "MC_DOCTOR_DISABLE": fault.id})
+    first = json.loads(done.stdout)["targets"][0]["findings"][0]
+    assert named(first, ["one that is not known here (attribute 250) is 0; on the bridge's other ports (1) it is 3"]) == [], first

@@ -102,7 +102,7 @@ static void parse_info(const struct nlattr *attr, struct item *item) {
     rtnl_each_nested(attr, find_info, &info);
     if (info.data && strcmp(item->link.kind, "tun") == 0)
         rtnl_each_nested(info.data, parse_tun, &item->link);
-    if (info.data && strcmp(item->link.kind, "tun") != 0) {
+    if (info.data) {
         item->space = strcmp(item->link.kind, "bridge") == 0 ? SNAP_ATTR_BRIDGE : SNAP_ATTR_KIND;
         rtnl_each_nested(info.data, keep_attr, item);
     }

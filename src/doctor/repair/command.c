@@ -109,6 +109,13 @@ static const struct attr_name bridge_names[] = {
     {49, "fdb_max_learned", false},
 };
 
+const char *repair_port_attr_name(uint16_t type) {
+    for (size_t i = 0; i < sizeof port_names / sizeof *port_names; i++)
+        if (port_names[i].attr == type)
+            return port_names[i].name;
+    return NULL;
+}
+
 static void put_attr(struct strbuf *text, const struct attr_name *names, size_t count, const struct repair_step *step) {
     for (size_t i = 0; i < count; i++) {
         if (names[i].attr != step->attr)

@@ -97,6 +97,9 @@ struct repair_step {
 /* The command that a person would type for it: "bridge link set dev fc-vm-1 state 3". Names are escaped. */
 void repair_step_command(const struct repair_step *step, char ret_command[REPAIR_COMMAND_SIZE]);
 
+/* The name that bridge(8) has for a port's attribute IFLA_BRPORT_…; NULL: it is not known here. */
+const char *repair_port_attr_name(uint16_t type);
+
 /* The classes of a qdisc of this kind, and what hangs below them, go with it and are in no row of its own: to delete it
  * could not be taken back, so it is left to a person. */
 bool repair_qdisc_has_classes(const char *kind);

@@ -624,6 +624,9 @@ static void add_unknown(struct judge *j, enum probe_kind kind) {
     for (uint8_t i = 0; i < p->evidence_count; i++)
         cause_evidence(c, p->evidence[i].source, p->evidence[i].where, "%s", p->evidence[i].fact);
     console_evidence(j, c);
+    if (p->dies >= HOP_BRIDGE_OUTPUT && (p->dies <= HOP_TAP_QUEUE || p->dies >= HOP_TAP_INGRESS) &&
+        p->dies <= HOP_BRIDGE_INPUT)
+        odd_port_evidence(j, c);
     if (*j->s->host.legacy_tables && p->dies != HOP_HOST_ROUTE &&
         (p->dies <= HOP_TAP_EGRESS || p->dies >= HOP_TAP_INGRESS))
         cause_evidence(c, "proc", "legacy tables",

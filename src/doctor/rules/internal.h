@@ -169,6 +169,8 @@ void guest_ends(struct judge *j); /* guest_ends.c */
 bool judge_is_explained(const struct judge *j, enum probe_kind kind, uint32_t hops);
 bool cause_counts(const struct judge *j, const struct cause *c);
 
+void odd_port_evidence(const struct judge *j, struct cause *c); /* odd.c */
+
 /* --- rank.c --- */
 int rank_findings(struct judge *j);
 void rank_hops(struct judge *j);
