@@ -172,13 +172,28 @@ int network_tap_take_away(struct network *network, struct rtnl *rtnl, const stru
     return r == -ENODEV ? 0 : r;
 }
 
+/* Somebody may have renamed it: it is still known by the VM's id, its alternative name. Return: 1, 0 when there is none,
+ * -errno. */
+static int find_tap(struct rtnl *rtnl, const char *name, const char *vm_id, struct link *ret_link, struct err *err) {
+    struct link link;
+    int r = link_get_by_name(rtnl, name, &link, err);
+    if (r == 0 && strcmp(link.name, name) == 0) { /* else it is only an alternative name of something else */
+        *ret_link = link;
+        return 1;
+    }
+    if (r == 0 || r == -ENODEV)
+        r = link_get_by_name(rtnl, vm_id, &link, err);
+    if (r < 0)
+        return r == -ENODEV ? 0 : r;
+    *ret_link = link;
+    return link.is_tap && strcmp(link.alias, vm_id) == 0;
+}
+
 static int remove_checked(struct network *network, struct rtnl *rtnl, const char *name, const char *vm_id,
                           struct err *err) {
     struct link link;
-    int r = link_get_by_name(rtnl, name, &link, err);
-    if (r == -ENODEV || (r == 0 && strcmp(link.name, name) != 0)) /* an alternative name of something else */
-        return 0;
-    if (r < 0)
+    int r = find_tap(rtnl, name, vm_id, &link, err);
+    if (r <= 0)
         return r;
     if (link.is_tap && strcmp(link.alias, vm_id) == 0)
         return network_tap_take_away(network, rtnl, &link, err);

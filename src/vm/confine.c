@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,22 +93,32 @@ int confine_enter(const struct confine *c, const struct vm *vm, const char *fold
     return cgroup_make(&c->cgroup, vm->id, &limits, ret_fds, err);
 }
 
-/* Calls fn for each group that is the VM's by its name: those that its folder names; where somebody took the folder
- * away, those that it would have now. */
+/* Lines of text that name a group of the VM; not those that stand in `but` too. */
+static void each_line(const char *text, const char *but, const char *vm_id, void (*fn)(const char *path, void *data),
+                      void *data) {
+    char path[CGROUP_PATH_MAX];
+    for (const char *end; *text; text = *end ? end + 1 : end) {
+        end = strchrnul(text, '\n');
+        if (end - text >= (ptrdiff_t)sizeof path)
+            continue;
+        snprintf(path, sizeof path, "%.*s", (int)(end - text), text);
+        const char *name = strrchr(path, '/');
+        if (name && strcmp(name + 1, vm_id) == 0 && !strstr(but, path))
+            fn(path, data);
+    }
+}
+
+/* Calls fn for each group that is the VM's by its name: those that it would have now, and those that its folder names,
+ * which an earlier configuration may have had. Folder or file may be gone, or hold anything. */
 static void each_group(const struct confine *c, const char *folder, const char *vm_id,
                        void (*fn)(const char *path, void *data), void *data) {
     char file[CGROUP_PATH_MAX + 128], paths[GROUPS_MAX];
     _cleanup_free_ char *text = NULL;
-    char *save = NULL;
     snprintf(file, sizeof file, "%s/" GROUPS_FILE, folder);
     cgroup_paths(&c->cgroup, vm_id, paths, sizeof paths);
-    if (file_read(file, GROUPS_MAX, &text, NULL) == -ENOENT)
-        text = strdup(paths);
-    for (char *path = text ? strtok_r(text, "\n", &save) : NULL; path; path = strtok_r(NULL, "\n", &save)) {
-        const char *name = strrchr(path, '/');
-        if (name && strcmp(name + 1, vm_id) == 0 && strlen(path) < CGROUP_PATH_MAX)
-            fn(path, data);
-    }
+    each_line(paths, "", vm_id, fn, data);
+    if (file_read(file, GROUPS_MAX, &text, NULL) == 0)
+        each_line(text, paths, vm_id, fn, data);
 }
 
 /* Who is in the group while its pidfd is held is who will be killed. */

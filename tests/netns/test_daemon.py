@@ -702,6 +702,16 @@ def test_a_folder_that_somebody_took_away():
             assert json.loads((d.state / "evidence" / i / "summary.json").read_text())["id"] == i
 
 
+def test_a_list_of_groups_that_somebody_wrote_over():
+    with idle() as d:
+        for text in ("", "/\n../../..\n/sys/fs/cgroup\n" * 50, "x" * 5000):
+            vm = d.create()
+            (d.state / "users" / vm["id"] / "cgroup").write_text(text)
+            groups = crash.groups([vm["id"]])
+            d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+            assert groups in ([], [vm["id"]] * len(groups)) and crash.groups([vm["id"]]) == []
+
+
 def test_an_end_that_cannot_be_written_is_written_later():
     with idle() as d:
         vm = d.create()

@@ -766,6 +766,21 @@ def test_name_collisions(tools, name):
     assert tap in space.links() and vm(4)[0] in space.links()
 
 
+def test_a_tap_that_was_renamed_is_removed(tools, name):
+    tool = tools()
+    tool.start(name)
+    space = Space(name)
+    tap, id = vm(1)
+    tool("create", tap, id, UID)
+    space.ip("link", "set", tap, "down")
+    space.ip("link", "set", tap, "name", "renamed")
+    space.ip("tuntap", "add", "theirs", "mode", "tap")
+    space.ip("link", "property", "add", "dev", "theirs", "altname", vm(2)[1])
+    tool("take", tap, id)
+    tool("take", *vm(2))
+    assert "renamed" not in space.links() and "theirs" in space.links()
+
+
 @pytest.mark.parametrize("tap,id", [("fc-vm-%d", vm(1)[1]), ("eth0", vm(1)[1]), ("fc-vm-0123456789", vm(1)[1]),
                                     ("fc-vm-1", "vm-1"), ("fc-vm-a/b", vm(1)[1])])
 def test_bad_tap_names(tools, name, tap, id):
