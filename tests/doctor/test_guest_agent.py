@@ -176,7 +176,8 @@ def test_the_agent_is_needed_to_tell(guest):
     ("ip link set eth0 arp off", "ip link set eth0 arp on", "guest.nic-noarp"),
     ("echo 8 >/proc/sys/net/ipv4/conf/all/arp_ignore", "echo 0 >/proc/sys/net/ipv4/conf/all/arp_ignore", "guest.arp-ignore"),
     ("ip route add blackhole 192.168.0.1", "ip route del blackhole 192.168.0.1", "guest.no-route"),
-], ids=["noarp", "arp-ignore", "blackhole"])
+    ("ip addr add 192.168.0.1/16 dev eth0", "ip addr del 192.168.0.1/16 dev eth0", "guest.owns-gateway"),
+], ids=["noarp", "arp-ignore", "blackhole", "owns-gateway"])
 def test_named_and_left_alone(guest, script, back, finding):
     guest.sh(script)
     answer = guest.doctor("--repair", status=10)

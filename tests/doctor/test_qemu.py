@@ -29,7 +29,7 @@ class Machine(Guest):
         path = f"unix:{'qmp' if monitor == 'relative' else self.qmp_path},server=on,wait=off"
         qmp = ["-chardev", f"socket,path={self.qmp_path},server=on,id=m,wait=off", "-mon", "m,mode=control"] if monitor == "chardev" else ["-qmp", path]
         nic = f"virtio-net-pci,netdev=net,mac={self.mac},romfile=" + (",id=nic0" if monitor == "id" else "")
-        words = f"console=ttyS0 quiet panic=1 root=/dev/vda ro ip={self.address}::{GATEWAY}:255.255.0.0:guest:eth0:off {words}"
+        words = f"console=ttyS0 quiet panic=1 root=/dev/vda ro ip={self.address}::{self.gateway}:255.255.0.0:guest:eth0:off {words}"
         self.process = subprocess.Popen([
             "nsenter", f"--net=/run/netns/{self.lab.name}", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-machine", "q35,accel=tcg",
             "-cpu", "max", "-m", "128", "-display", "none", "-no-reboot", "-serial", f"file:{self.console}",
@@ -77,23 +77,28 @@ def image():
 
 
 @contextlib.contextmanager
-def machine(image, folder, *options, words="", monitor=""):
-    with Lab() as lab:
-        guest = Machine(lab, 1, "192.168.0.2", "fc-vm-69fac6731", "02:fc:f9:aa:5d:01")
-        lab.tap(guest.tap)
-        try:
-            guest.launch(image, folder, *options, words=words, monitor=monitor)
-            until = time.monotonic() + 10
-            while "LOWER_UP" not in lab.link(guest.tap)["flags"] or not guest.qmp_path.exists():
-                assert guest.process.poll() is None, guest.process.stdout.read()
-                assert time.monotonic() < until
-                time.sleep(0.02)
-            yield lab, guest
-        finally:
-            with contextlib.suppress(AttributeError):
-                guest.process.kill()
-                guest.process.wait()
-                guest.process.stdout.close()
+def launched(lab, image, folder, *options, number=1, address="192.168.0.2", gateway=GATEWAY, master="br0", **more):
+    guest = Machine(lab, number, address, f"fc-vm-69fac673{number}", f"02:fc:f9:aa:5d:0{number}", gateway=gateway)
+    lab.tap(guest.tap, master=master)
+    try:
+        guest.launch(image, folder, *options, **more)
+        until = time.monotonic() + 10
+        while "LOWER_UP" not in lab.link(guest.tap)["flags"] or not guest.qmp_path.exists():
+            assert guest.process.poll() is None, guest.process.stdout.read()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield guest
+    finally:
+        with contextlib.suppress(AttributeError):
+            guest.process.kill()
+            guest.process.wait()
+            guest.process.stdout.close()
+
+
+@contextlib.contextmanager
+def machine(image, folder, *options, uplink=False, **more):
+    with Lab(uplink=uplink) as lab, launched(lab, image, folder, *options, **more) as guest:
+        yield lab, guest
 
 
 def judge(lab, guest, ids, hops, words=(), args=()):
@@ -215,6 +220,38 @@ def test_real_guest(image, tmp_path):
         lab.tap(guest.tap)
         assert not lab.ping(guest.address, 0.35)
         judge(lab, guest, ["tap.recreated"], ["vmm"], [guest.process.pid])
+
+
+def test_addresses_that_two_guests_have(image, tmp_path):
+    """A guest that takes another's address, and one that takes the gateway's; nothing on this bridge keeps them from it."""
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    with machine(image, folders[0]) as (lab, guest), \
+            launched(lab, image, folders[1], number=2, address=guest.address, master=None) as twin, \
+            launched(lab, image, folders[2], number=3, address=GATEWAY, gateway="192.168.0.9", master=None) as usurper:
+        guest.wait()
+        for other, finding, address in ((twin, "guest.duplicate-ip", guest.address), (usurper, "guest.owns-gateway", GATEWAY)):
+            other.wait_said("test-guest: ready")
+            lab.ip("link", "set", other.tap, "master", "br0")
+            lab.cold()
+            if not ONLY_INJECT:
+                answer = lab.doctor(guest)
+                assert (answer.status, answer.first["id"], answer.first["dies_at"]) == (10, finding, "host.neigh"), answer
+                assert named(answer.first, [address, other.mac]) == [], answer
+            lab.ip("link", "set", other.tap, "nomaster")
+            lab.cold()
+            guest.wait()
+        assert ONLY_INJECT or lab.doctor(guest).status == 0
+
+
+def test_a_guest_that_gets_no_names(image, tmp_path):
+    with machine(image, tmp_path, uplink=True) as (lab, guest):
+        guest.wait()
+        lab.chain("inet", "f", "forward", "type filter hook forward priority 0", "udp dport 53 drop")
+        if not ONLY_INJECT:
+            answer = lab.doctor(guest)
+            assert (answer.status, answer.first["id"], answer.first["dies_at"]) == (10, "guest.dns", "host.forward"), answer
 
 
 def record(state, guest):
