@@ -14,6 +14,7 @@
 #define CHUNK ((size_t)1 << 20)
 #define LIST_MAX ((size_t)64 << 20)
 #define DIFFERENCES_MAX 10
+#define DEPTH_MAX 64U
 #define MARK "/usr/lib/master-controller/image"
 #define AGENT "/usr/lib/master-controller/mc-agent"
 
@@ -178,28 +179,81 @@ int check_agent(struct inspection *in) {
     return 0;
 }
 
-/* Which files of a root differ from the list that the build made: "SHA256  PATH", a line each. */
-static int name_changed_files(struct inspection *in, char *list) {
-    unsigned differences = 0;
-    for (char *line; (line = strsep(&list, "\n")) && differences < DIFFERENCES_MAX;) {
+/* One of the list's lines, which is changed: "SHA256  PATH", and with a backslash in front "\SHA256  ./PATH", in which two
+ * backslashes are one. Source: sha256sum(1). Return: false for what is no such line. */
+static bool listed_file(char *line, char **ret_digest, char **ret_path) {
+    bool escaped = *line == '\\';
+    char *digest = line + escaped, *path, *to;
+    if (strlen(digest) < 68 || digest[64] != ' ')
+        return false;
+    digest[64] = '\0';
+    path = to = digest + 66 + (digest[66] == '.');
+    if (*path != '/')
+        return false;
+    for (const char *from = path; escaped && *from; from++) {
+        from += *from == '\\' && from[1] == '\\';
+        *to++ = *from;
+    }
+    if (escaped)
+        *to = '\0';
+    *ret_digest = digest;
+    *ret_path = path;
+    return true;
+}
+
+struct walk {
+    struct inspection *in;
+    json_t *listed; /* an object whose members are the paths */
+    char path[EXT4_PATH_MAX];
+    unsigned depth, differences;
+    int error;
+};
+
+static void tell_file(struct walk *w, const char *path, const char *what) {
+    w->differences++;
+    report_fail(w->in->report, "manifest.file", path, "what was tested is not what runs", MEND_REBUILD, "%s %s",
+                report_safe(path), what);
+}
+
+/* A file that is not in the list; folders are gone into. */
+static bool take_name(const char *name, void *data) {
+    struct walk *w = data;
+    struct ext4_node node;
+    size_t len = strlen(w->path), left = sizeof w->path - len;
+    int r = snprintf(w->path + len, left, "/%s", name) < (int)left ? 0 : -ENAMETOOLONG;
+    r = r < 0 ? r : ext4_find(w->in->fs, w->path, false, &node, NULL);
+    if (r == 0 && S_ISREG(node.mode) && !json_object_get(w->listed, w->path))
+        tell_file(w, w->path, "was added after the build");
+    if (r == 0 && S_ISDIR(node.mode) && w->depth < DEPTH_MAX) {
+        w->depth++;
+        r = ext4_list(w->in->fs, w->path, take_name, w);
+        w->depth--;
+    }
+    if (r == -E2BIG || r == -ENOMEM)
+        w->error = r;
+    w->path[len] = '\0';
+    return w->error == 0 && w->differences < DIFFERENCES_MAX;
+}
+
+/* Which files of a root differ from the list that the build made. */
+static int name_changed_files(struct walk *w, char *list) {
+    for (char *line, *want, *path; (line = strsep(&list, "\n"));) {
         char have[65];
-        if (strlen(line) < 68 || line[64] != ' ' || line[66] != '/')
+        if (!listed_file(line, &want, &path))
             continue;
-        line[64] = '\0';
-        const char *path = line + 66;
-        int r = digest_inside(in, path, have);
+        json_object_set_new(w->listed, path, json_true());
+        int r = w->differences < DIFFERENCES_MAX ? digest_inside(w->in, path, have) : 0;
         if (r == -E2BIG || r == -ENOMEM)
             return r;
-        if (r == 0 && strcmp(have, line) == 0)
+        if (w->differences == DIFFERENCES_MAX || (r == 0 && strcmp(have, want) == 0))
             continue;
-        differences++;
-        report_fail(in->report, "manifest.file", path, "what was tested is not what runs", MEND_REBUILD, "%s %s",
-                    report_safe(path),
-                    r == -ENOENT ? "was removed after the build"
-                    : r < 0      ? "cannot be read"
-                                 : "was changed after the build");
+        tell_file(w, path,
+                  r == -ENOENT ? "was removed after the build"
+                  : r < 0      ? "cannot be read"
+                               : "was changed after the build");
     }
-    return 0;
+    int r = w->differences < DIFFERENCES_MAX ? ext4_list(w->in->fs, "/", take_name, w) : 0;
+    return w->error < 0 ? w->error : r == -E2BIG || r == -ENOMEM ? r : 0;
 }
 
 static int look_closer(struct inspection *in) {
@@ -209,7 +263,10 @@ static int look_closer(struct inspection *in) {
     if (!json_object_get(in->manifest, "files") || !check_part(in, "files", false, path) ||
         file_read(path, LIST_MAX, &list, &len) < 0)
         return 0;
-    return name_changed_files(in, list);
+    struct walk walk = {.in = in, .listed = json_object()};
+    int r = name_changed_files(&walk, list);
+    json_decref(walk.listed);
+    return r;
 }
 
 int check_digests(struct inspection *in) {

@@ -89,6 +89,7 @@ UNITS = {
     "multi-user.target": "[Unit]\nRequires=basic.target\n",
     "basic.target": "[Unit]\nRequires=sysinit.target\nWants=sockets.target paths.target\n",
     "sysinit.target": "[Unit]\n", "sockets.target": "[Unit]\n", "paths.target": "[Unit]\n",
+    "system-systemd\\x2dodd.slice": "[Unit]\nDescription=A name as systemd escapes it\n",
     "rescue.target": "[Unit]\nRequires=sysinit.target\n",
     "acpid.socket": "[Socket]\nListenStream=/run/acpid.socket\n",
     "acpid.path": "[Path]\nDirectoryNotEmpty=/etc/acpi/events/\n",
@@ -226,8 +227,9 @@ def write_manifest(folder, kind, screen="xvfb", change=None):
 
 
 def list_files(root):
-    return "".join(sorted(f"{hashlib.sha256(p.read_bytes()).hexdigest()}  /{p.relative_to(root)}\n"
-                          for p in root.rglob("*") if p.is_file() and not p.is_symlink()))
+    """As guest/build-image writes it with sha256sum(1)."""
+    lines = ((hashlib.sha256(p.read_bytes()).hexdigest(), f"/{p.relative_to(root)}") for p in root.rglob("*") if p.is_file() and not p.is_symlink())
+    return "".join(sorted(f"\\{digest}  .{path.replace(chr(92), chr(92) * 2)}\n" if "\\" in path else f"{digest}  {path}\n" for digest, path in lines))
 
 
 def make_image(folder, kind="browser", screen="xvfb"):

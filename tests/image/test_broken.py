@@ -743,13 +743,20 @@ def test_in_words(image):
     assert "NOT GOOD" in r.stdout and "\033" not in r.stdout
 
 
-def test_changed_bytes_are_named(image):
+def test_changed_bytes_are_named(image, tmp_path):
     """What no rule looks at is found by its digest, and by its name."""
-    debugfs(image / "rootfs.ext4", "rm /etc/skel/.config/chromium/Default/Preferences")
+    edit = Edit(image, tmp_path)
+    edit.rm("/etc/skel/.config/chromium/Default/Preferences")
+    edit.mkdir("/opt/new")
+    edit.put("/opt/new/file", "x", new=True)
+    edit.put(r"/lib/systemd/system/system-systemd\x2dodd.slice", "other")
+    edit.apply()
     assert failures(verify(image, "--quick", check=0)) == set()
     report = verify(image, check=1)
     assert failures(report) == {"manifest.digest", "manifest.file"}
-    assert {f["object"] for f in report["findings"] if f["id"] == "manifest.file"} == {"/etc/skel/.config/chromium/Default/Preferences"}
+    assert {f["object"]: f["title"].split(" was ")[1] for f in report["findings"] if f["id"] == "manifest.file"} == {
+        "/etc/skel/.config/chromium/Default/Preferences": "removed after the build", "/opt/new/file": "added after the build",
+        r"/lib/systemd/system/system-systemd\x2dodd.slice": "changed after the build"}
 
 
 def test_changed_kernel_is_named(image):
