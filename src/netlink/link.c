@@ -32,9 +32,22 @@ static void parse_tun(const struct nlattr *attr, void *data) {
     }
 }
 
+static void parse_port(const struct nlattr *attr, void *data) {
+    struct link *link = data;
+    switch (mnl_attr_get_type(attr)) {
+    case IFLA_BRPORT_NO:
+        link->port_number = mnl_attr_get_payload_len(attr) >= sizeof(uint16_t) ? mnl_attr_get_u16(attr) : 0;
+        break;
+    case IFLA_BRPORT_STATE:
+        link->port_state = rtnl_attr_u8(attr);
+        break;
+    }
+}
+
 struct link_info {
     struct link *link;
-    const struct nlattr *data;
+    char port_kind[16];
+    const struct nlattr *data, *port_data;
 };
 
 static void parse_info(const struct nlattr *attr, void *data) {
@@ -43,6 +56,10 @@ static void parse_info(const struct nlattr *attr, void *data) {
         rtnl_attr_text(attr, info->link->kind, sizeof info->link->kind);
     if (mnl_attr_get_type(attr) == IFLA_INFO_DATA)
         info->data = attr;
+    if (mnl_attr_get_type(attr) == IFLA_INFO_SLAVE_KIND)
+        rtnl_attr_text(attr, info->port_kind, sizeof info->port_kind);
+    if (mnl_attr_get_type(attr) == IFLA_INFO_SLAVE_DATA)
+        info->port_data = attr;
 }
 
 static void parse_altname(const struct nlattr *attr, void *data) {
@@ -87,6 +104,8 @@ static void parse_attr(const struct nlattr *attr, void *data) {
         rtnl_each_nested(attr, parse_info, &info);
         if (info.data && strcmp(link->kind, "tun") == 0)
             rtnl_each_nested(info.data, parse_tun, link);
+        if (info.port_data && strcmp(info.port_kind, "bridge") == 0)
+            rtnl_each_nested(info.port_data, parse_port, link);
         break;
     }
 }

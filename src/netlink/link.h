@@ -25,9 +25,11 @@ struct link {
     uint32_t altname_count;
     char kind[16]; /* "bridge", "tun", "veth"; empty for hardware and lo */
     struct net_mac mac;
-    uint32_t flags; /* IFF_UP and so on, netdevice(7) */
-    uint32_t mtu;   /* bytes */
-    int master;     /* index of the bridge that it is a port of; 0: none */
+    uint32_t flags;       /* IFF_UP and so on, netdevice(7) */
+    uint32_t mtu;         /* bytes */
+    int master;           /* index of the bridge that it is a port of; 0: none */
+    uint16_t port_number; /* of a bridge's port, by the bridge; 0: it is none */
+    uint8_t port_state;   /* of a bridge's port: BR_STATE_FORWARDING and so on, linux/if_bridge.h */
     uint8_t operstate;
     bool carrier;
     bool is_tap;        /* kind "tun" and of the Ethernet sort */

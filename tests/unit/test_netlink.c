@@ -352,6 +352,11 @@ static struct nlmsghdr *a_tap(struct answer *a) {
     mnl_attr_nest_end(nlh, names);
     struct nlattr *info = mnl_attr_nest_start(nlh, IFLA_LINKINFO);
     mnl_attr_put_strz(nlh, IFLA_INFO_KIND, "tun");
+    mnl_attr_put_strz(nlh, IFLA_INFO_SLAVE_KIND, "bridge");
+    struct nlattr *port = mnl_attr_nest_start(nlh, IFLA_INFO_SLAVE_DATA);
+    mnl_attr_put_u8(nlh, IFLA_BRPORT_STATE, 3);
+    mnl_attr_put_u16(nlh, IFLA_BRPORT_NO, 7);
+    mnl_attr_nest_end(nlh, port);
     struct nlattr *data = mnl_attr_nest_start(nlh, IFLA_INFO_DATA);
     mnl_attr_put_u8(nlh, IFLA_TUN_TYPE, IFF_TAP);
     mnl_attr_put_u32(nlh, IFLA_TUN_OWNER, 4000);
@@ -371,6 +376,8 @@ static void a_tap_is_read(void **state) {
     assert_true(link.is_tap && link.carrier && link.flags == IFF_UP);
     assert_int_equal(link.mtu, 1500);
     assert_int_equal(link.master, 3);
+    assert_int_equal(link.port_number, 7);
+    assert_int_equal(link.port_state, 3);
     assert_int_equal(link.operstate, 6);
     assert_int_equal(link.tun_owner, 4000);
     assert_int_equal(link.altname_count, LINK_ALTNAMES + 2);
