@@ -194,6 +194,10 @@ int http_stream_begin(struct http_request *req, int status, const struct http_re
     return 0;
 }
 
+size_t http_stream_waiting(const struct http_request *req) {
+    return req->out_len - req->out_at;
+}
+
 int http_stream_write(struct http_request *req, const void *data, size_t len) {
     int r = put_out(req, data, len, req->conn->server->limits.stream_bytes);
     if (r < 0) {

@@ -168,6 +168,9 @@ void http_request_defer(struct http_request *req, http_gone_fn *gone, void *user
 
 /* ---- streaming (console --follow, server-sent events); the request must have been deferred ---- */
 
+/* Bytes of a stream that wait for the client to take them. */
+size_t http_stream_waiting(const struct http_request *req);
+
 /* Sends the head; body and len of response are ignored. Return as http_respond(). */
 int http_stream_begin(struct http_request *req, int status, const struct http_response *response);
 

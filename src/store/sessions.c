@@ -236,6 +236,16 @@ int store_secret_use(struct store *store, enum store_secret kind, const uint8_t 
     return r;
 }
 
+int store_secret_remove(struct store *store, const uint8_t hash[STORE_HASH_SIZE], struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store, "DELETE FROM secret WHERE hash = ? AND kind = ?", err);
+    if (r < 0)
+        return r;
+    query_blob(&q, hash, STORE_HASH_SIZE);
+    query_int(&q, STORE_COOKIE);
+    return query_step(&q, err);
+}
+
 int store_value_get(struct store *store, const char *name, char *ret_value, size_t size, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store, "SELECT value FROM value WHERE name = ?", err);

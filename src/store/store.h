@@ -83,6 +83,20 @@ int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t 
 int store_events(struct store *store, const char *about, struct store_event **ret_events, size_t *ret_n,
                  struct err *err);
 
+/* The same of all of them, with numbers that grow: what followed one number is asked for by it, by a later daemon too. Those
+ * of records that expire go. */
+struct store_news {
+    int64_t number;
+    char about[VM_ID_TEXT]; /* a VM's or a session's id */
+    struct store_event event;
+};
+
+/* 0: there is none. */
+int store_news_last(struct store *store, int64_t *ret_number, struct err *err);
+
+/* Those after a number, oldest first, at most `max` of them. */
+int store_news(struct store *store, int64_t after, struct store_news *ret, size_t max, size_t *ret_n, struct err *err);
+
 /* --- Sessions --- */
 
 /* Errors: -EEXIST "session.active" when the user has an active one with this provider. */
@@ -118,6 +132,9 @@ enum store_secret {
 
 int store_secret_add(struct store *store, enum store_secret kind, const uint8_t hash[STORE_HASH_SIZE],
                      const char *session_id, int64_t expires_ms, struct err *err);
+
+/* Forgets a cookie. One that is not there is no error. */
+int store_secret_remove(struct store *store, const uint8_t hash[STORE_HASH_SIZE], struct err *err);
 
 /* Whether the secret is of this session and not expired at now_ms; a ticket is gone after it was found.
  * Return: 0, or -ENOENT. Expired ones are removed when a ticket is looked for. */

@@ -41,25 +41,6 @@ static int read_vm(struct query *q, struct vm *ret_vm, struct err *err) {
     return 0;
 }
 
-int store_event_add(struct store *store, const char *about, const struct store_event *event, struct err *err) {
-    _cleanup_query_ struct query q;
-    int r = query_open(&q, store,
-                       "INSERT INTO event (about, at_ms, actor, event, from_state, to_state, reason, evidence)"
-                       " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                       err);
-    if (r < 0)
-        return r;
-    query_text(&q, about);
-    query_int(&q, event->at_ms);
-    query_text(&q, event->actor);
-    query_text(&q, event->event);
-    query_text(&q, event->from);
-    query_text(&q, event->to);
-    query_text(&q, event->reason);
-    query_text(&q, event->evidence);
-    return query_step(&q, err);
-}
-
 /* A VM that comes and goes (unreachable, reachable, …) tells so without end: the oldest go. */
 static int trim_events(struct store *store, const char *vm_id, struct err *err) {
     _cleanup_query_ struct query q;
@@ -333,36 +314,4 @@ int store_expire(struct store *store, int64_t before_ms, uint32_t max, uint32_t 
     if (r == 0)
         *ret_n = n;
     return r;
-}
-
-int store_events(struct store *store, const char *about, struct store_event **ret_events, size_t *ret_n,
-                 struct err *err) {
-    _cleanup_query_ struct query q;
-    int r = query_open(&q, store,
-                       "SELECT at_ms, actor, event, from_state, to_state, reason, evidence FROM event"
-                       " WHERE about = ? ORDER BY n",
-                       err);
-    if (r < 0)
-        return r;
-    query_text(&q, about);
-    _cleanup_free_ struct store_event *events = NULL;
-    size_t n = 0, cap = 0;
-    while ((r = query_step(&q, err)) > 0) {
-        r = store_grow(&events, n, &cap, sizeof *events, err);
-        if (r < 0)
-            return r;
-        struct store_event *e = &events[n++];
-        *e = (struct store_event){.at_ms = query_get_int(&q)};
-        query_get_text(&q, e->actor, sizeof e->actor);
-        query_get_text(&q, e->event, sizeof e->event);
-        query_get_text(&q, e->from, sizeof e->from);
-        query_get_text(&q, e->to, sizeof e->to);
-        query_get_text(&q, e->reason, sizeof e->reason);
-        query_get_text(&q, e->evidence, sizeof e->evidence);
-    }
-    if (r < 0)
-        return r;
-    *ret_events = ptr_steal(events);
-    *ret_n = n;
-    return 0;
 }

@@ -201,7 +201,9 @@ static void streams(void **state) {
     assert_true(hears(&c, "first line\n"));
     pump(350);
     assert_int_equal(http_stream_write(t.later, "second line\n", 12), 0);
+    assert_int_equal(http_stream_waiting(t.later), 12);
     assert_true(hears(&c, "second line\n"));
+    assert_int_equal(http_stream_waiting(t.later), 0);
     http_stream_end(t.later);
     assert_true(hears(&c, "\r\n0\r\n\r\n"));
     say(&c, GET_CLOSE("/health"));

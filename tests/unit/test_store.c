@@ -125,6 +125,37 @@ static void vm_goes_in_and_comes_out(void **state) {
     free(events);
 }
 
+/* What happened since is told by number, in order, whomever it is about; another daemon goes on with it. */
+static void news_follow_a_number(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct store_news news[3];
+    size_t n = 9;
+    int64_t last = -1;
+    assert_int_equal(store_news_last(f->store, &last, &err), 0);
+    assert_int_equal(last, 0);
+    assert_int_equal(store_news(f->store, 0, news, 3, &n, &err), 0);
+    assert_int_equal(n, 0);
+    for (unsigned i = 1; i <= 4; i++) {
+        struct vm vm = make_vm(i);
+        assert_int_equal(store_vm_claim(f->store, &vm, 9, "somebody", &err), 0);
+    }
+    assert_int_equal(store_news(f->store, 0, news, 3, &n, &err), 0);
+    assert_int_equal(n, 3);
+    assert_true(news[0].number < news[1].number && news[1].number < news[2].number);
+    store_close(f->store);
+    assert_int_equal(store_open(f->path, "host-a", &f->store, &err), 0);
+    int64_t after = news[2].number;
+    assert_int_equal(store_news(f->store, after, news, 3, &n, &err), 0);
+    assert_int_equal(n, 1);
+    struct vm fourth = make_vm(4);
+    assert_string_equal(news[0].about, fourth.id);
+    assert_string_equal(news[0].event.event, "claimed");
+    assert_string_equal(news[0].event.actor, "somebody");
+    assert_int_equal(store_news_last(f->store, &last, &err), 0);
+    assert_int_equal(last, news[0].number);
+}
+
 static void names_are_unique_among_the_living(void **state) {
     struct fixture *f = *state;
     struct err err;
@@ -369,6 +400,7 @@ static void a_newer_or_foreign_database_is_left_alone(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(declaration_goes_out_and_comes_in, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(news_follow_a_number, set_up, tear_down),
         cmocka_unit_test_setup_teardown(vm_goes_in_and_comes_out, set_up, tear_down),
         cmocka_unit_test_setup_teardown(names_are_unique_among_the_living, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_quota_counts_the_living, set_up, tear_down),
