@@ -108,6 +108,57 @@ static enum api_role role_of(struct api *api, const char *text, struct token *re
     return is_admin ? CALLER_ADMIN : is_user ? CALLER_USER : CALLER_NOBODY;
 }
 
+bool api_is_admin_token(struct api *api, const char *text) {
+    struct token token;
+    return role_of(api, text, &token) == CALLER_ADMIN;
+}
+
+/* The token's hash stands where a session's cookie has its session: with another token, none of the old one's is found. */
+int api_cookie_make(struct api *api, unsigned life_s, char ret_cookie[API_COOKIE_TEXT], struct err *err) {
+    uint8_t random[TOKEN_BYTES], hash[STORE_HASH_SIZE];
+    char cookie[API_COOKIE_TEXT];
+    randombytes_buf(random, sizeof random);
+    str_hex(random, sizeof random, cookie);
+    crypto_generichash(hash, sizeof hash, (const uint8_t *)cookie, strlen(cookie), NULL, 0);
+    int r =
+        store_secret_add(api->store, STORE_COOKIE, hash, api->token_hash, time_realtime_ms() + life_s * 1000LL, err);
+    if (r == 0)
+        memcpy(ret_cookie, cookie, sizeof cookie);
+    sodium_memzero(cookie, sizeof cookie);
+    sodium_memzero(random, sizeof random);
+    return r;
+}
+
+static bool hash_cookie(struct http_request *req, uint8_t ret_hash[STORE_HASH_SIZE]) {
+    char cookie[API_COOKIE_TEXT];
+    if (http_request_cookie(req, "mc_admin", cookie, sizeof cookie) != 1)
+        return false;
+    crypto_generichash(ret_hash, STORE_HASH_SIZE, (const uint8_t *)cookie, strlen(cookie), NULL, 0);
+    sodium_memzero(cookie, sizeof cookie);
+    return true;
+}
+
+int api_cookie_forget(struct api *api, struct http_request *req, struct err *err) {
+    uint8_t hash[STORE_HASH_SIZE];
+    return hash_cookie(req, hash) ? store_secret_remove(api->store, hash, err) : 0;
+}
+
+/* A cookie is sent by the browser, whoever made it ask. SameSite keeps other sites' pages out; those of another port of
+ * this host, which is the same site, are told by these two headers. */
+static bool has_dashboard_cookie(struct api *api, struct http_request *req) {
+    const char *site = http_request_header(req, "Sec-Fetch-Site");
+    uint8_t hash[STORE_HASH_SIZE];
+    return api_origin_is_ours(api, req, false) && (!site || strcmp(site, "same-origin") == 0) &&
+           hash_cookie(req, hash) &&
+           store_secret_use(api->store, STORE_COOKIE, hash, api->token_hash, time_realtime_ms(), NULL) == 0;
+}
+
+/* What changes nothing. An upgrade is a GET too, and gets into a guest. */
+static bool only_reads(struct http_request *req) {
+    const char *method = http_request_method(req);
+    return (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0) && !http_request_header(req, "Upgrade");
+}
+
 static void identify(struct api *api, struct http_request *req) {
     const char *header = http_request_header(req, "Authorization");
     api->caller = (struct api_caller){0};
@@ -156,6 +207,14 @@ bool api_allowed(struct api *api, struct http_request *req, const struct http_ma
         api->caller.role = CALLER_PAGE;
         return true;
     }
+    if (has_dashboard_cookie(api, req)) {
+        api->caller.role = CALLER_DASHBOARD;
+        if (only_reads(req))
+            return true;
+        http_problem(req, 403, "auth.read-only", NULL, "the dashboard only reads: its cookie does not open this",
+                     "use mctl on the host, or the admin token");
+        return false;
+    }
     struct http_header challenge = {"WWW-Authenticate", "Bearer"};
     http_problem_with(
         req, 401, "auth.required", NULL, "this needs a credential that was not given or is not valid",
@@ -172,7 +231,10 @@ void api_actor(struct api *api, struct http_request *req, char ret_actor[STORE_A
     else if (api->caller.role == CALLER_USER)
         snprintf(text, sizeof text, "token %s from %s of %s", api->caller.token.id, peer->ip, api->caller.token.user);
     else
-        snprintf(text, sizeof text, "%s from %s", api->caller.role == CALLER_ADMIN ? "admin token" : "session page",
+        snprintf(text, sizeof text, "%s from %s",
+                 api->caller.role == CALLER_ADMIN       ? "admin token"
+                 : api->caller.role == CALLER_DASHBOARD ? "dashboard"
+                                                        : "session page",
                  peer->ip);
     str_copy(ret_actor, STORE_ACTOR_MAX, text);
 }

@@ -12,7 +12,6 @@
 
 #define FILES_MAX 512
 #define FILE_BYTES_MAX (4U << 20)
-#define PAGE "session.html"
 
 struct static_file {
     char name[128]; /* below /static/ */
@@ -33,6 +32,9 @@ static const struct {
     {".css", "text/css; charset=utf-8"},   {".svg", "image/svg+xml"},
     {".json", "application/json"},
 };
+
+/* Served at addresses of their own, with a policy; not below /static/. */
+static const char *const pages[] = {"session.html", "dashboard.html"};
 
 static const char *type_of(const char *name) {
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
@@ -108,8 +110,11 @@ int api_files_load(const char *web_dir, struct static_files **ret_files, struct 
     struct static_files *files = calloc(1, sizeof *files);
     if (!files)
         return err_sys(err, ENOMEM, "api.start", "read the page's files");
-    snprintf(path, sizeof path, "%s/" PAGE, web_dir);
-    int r = add_file(files, path, PAGE, err);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < sizeof pages / sizeof *pages; i++) {
+        snprintf(path, sizeof path, "%s/%s", web_dir, pages[i]);
+        r = add_file(files, path, pages[i], err);
+    }
     for (size_t i = 0; r == 0 && i < sizeof parts / sizeof *parts; i++) {
         snprintf(path, sizeof path, "%s/%s", web_dir, parts[i].folder);
         r = add_folder(files, path, parts[i].prefix, err);
@@ -161,7 +166,10 @@ static void serve(struct http_request *req, const struct static_file *f, const s
 
 void api_files_serve(struct api *api, struct http_request *req, const char *name) {
     const struct static_file *f = find(api->files, name);
-    if (f && strcmp(name, PAGE) != 0)
+    bool is_page = false;
+    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++)
+        is_page = is_page || strcmp(name, pages[i]) == 0;
+    if (f && !is_page)
         serve(req, f, NULL, 0);
     else
         http_problem(req, 404, "http.no-route", NULL, "there is no such file", NULL);
@@ -173,11 +181,11 @@ static const char page_policy[] =
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
     "trusted-types 'none'";
 
-void api_page_serve(struct api *api, struct http_request *req) {
+void api_page_serve(struct api *api, struct http_request *req, const char *name) {
     const struct http_header headers[] = {{"Content-Security-Policy", page_policy},
                                           {"Cross-Origin-Opener-Policy", "same-origin"},
                                           {"Cross-Origin-Resource-Policy", "same-origin"}};
-    const struct static_file *page = find(api->files, PAGE);
+    const struct static_file *page = find(api->files, name);
     if (page)
         serve(req, page, headers, sizeof headers / sizeof *headers);
     else

@@ -19,14 +19,16 @@ enum api_access {
 struct api_caller {
     enum api_role {
         CALLER_NOBODY,
-        CALLER_PAGE,  /* a session's cookie: that session alone */
-        CALLER_USER,  /* a user's token */
-        CALLER_ADMIN, /* the unix socket, or the admin token */
+        CALLER_PAGE,      /* a session's cookie: that session alone */
+        CALLER_DASHBOARD, /* the dashboard's cookie: an administrator who only reads */
+        CALLER_USER,      /* a user's token */
+        CALLER_ADMIN,     /* the unix socket, or the admin token */
     } role;
     struct token token; /* CALLER_USER */
 };
 
-#define API_TOKEN_TEXT 69 /* "mct_" and 256 random bits in hex */
+#define API_COOKIE_TEXT 65 /* 256 random bits in hex */
+#define API_TOKEN_TEXT 69  /* "mct_" and 256 random bits in hex */
 
 struct waiter;
 struct follower;
@@ -34,6 +36,7 @@ struct desktop;
 struct exec;
 struct static_files;
 struct doctor_run;
+struct stream;
 
 struct api {
     struct loop *loop;
@@ -51,6 +54,7 @@ struct api {
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
     struct loop_timer *stop_timer;            /* api_stop() was called */
+    struct stream *stream;                    /* who listens to what happens; NULL until somebody does */
     struct doctor_run *doctors;               /* at work */
     char token_hash[2 * STORE_HASH_SIZE + 1]; /* hex */
     char base_url[CONFIG_TEXT + 8];           /* http://127.0.0.1:4000, without a slash at its end */
@@ -63,6 +67,10 @@ struct api {
 int api_token_load(struct api *api, struct err *err);
 /* Fills in the token's id and gives the secret; only its hash is stored. */
 int api_token_make(struct api *api, struct token *token, char ret_secret[API_TOKEN_TEXT], struct err *err);
+bool api_is_admin_token(struct api *api, const char *text);
+/* The dashboard's cookie: kept as a hash, and of no use once there is another admin token. */
+int api_cookie_make(struct api *api, unsigned life_s, char ret_cookie[API_COOKIE_TEXT], struct err *err);
+int api_cookie_forget(struct api *api, struct http_request *req, struct err *err);
 /* Finds out who calls. Answers the request itself when the caller may not go on. Return: whether it may. */
 bool api_allowed(struct api *api, struct http_request *req, const struct http_match *match);
 /* Whose things the caller may see: a user's id, or NULL for everybody's. */
@@ -94,6 +102,27 @@ bool api_session_of(struct api *api, struct http_request *req, const struct http
                     struct session *ret_session);
 json_t *api_events_json(const struct store_event *events, size_t n);
 json_t *api_session_json(struct api *api, const struct session *session);
+
+/* inventory.c: the bridge's ports and what is wrong, as they are now. */
+struct api_inventory {
+    struct network_status net;
+    struct vm *vms; /* that live, newest first */
+    size_t n_vms;
+    struct network_port *ports;
+    size_t n_ports;
+};
+int api_inventory_take(struct api *api, struct api_inventory *ret, struct err *err);
+void api_inventory_done(struct api_inventory *inventory);
+json_t *api_ports_json(const struct api_inventory *inventory);
+json_t *api_findings_json(struct api *api, const struct api_inventory *inventory);
+
+/* stream.c */
+void api_stream_free(struct api *api);
+
+/* route_health.c */
+json_t *api_network_json(const struct network_status *net);
+/* What is wrong with the bridge, in words; NULL: nothing. */
+const char *api_network_problem(const struct network_status *net);
 
 /* wait.c */
 enum wait_for {
@@ -133,7 +162,8 @@ int api_files_load(const char *web_dir, struct static_files **ret_files, struct 
 void api_files_free(struct static_files *files);
 /* Answers with the file of that path below /static/, or 404. */
 void api_files_serve(struct api *api, struct http_request *req, const char *name);
-void api_page_serve(struct api *api, struct http_request *req);
+/* name: "session.html" or "dashboard.html". */
+void api_page_serve(struct api *api, struct http_request *req, const char *name);
 
 /* The handlers of the table in routes.c. */
 http_route_fn route_health, route_metrics, route_status;
@@ -147,3 +177,4 @@ http_route_fn route_session_credentials, route_session_open_url;
 http_route_fn route_token_create, route_tokens_list, route_token_revoke;
 http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;
+http_route_fn route_dashboard, route_dashboard_open, route_dashboard_close, route_network, route_stream;

@@ -17,14 +17,19 @@ struct counts {
     unsigned unreachable;
 };
 
+static void count(const struct vm *vms, size_t n, struct counts *ret_counts) {
+    for (size_t i = 0; i < n; i++) {
+        ret_counts->state[vms[i].state]++;
+        ret_counts->unreachable += vms[i].reachable == 0;
+    }
+}
+
 static int count_vms(struct api *api, struct counts *ret_counts, struct err *err) {
     _cleanup_free_ struct vm *vms = NULL;
     size_t n;
     int r = store_vm_list(api->store, NULL, STORE_LIVE, &vms, &n, err);
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        ret_counts->state[vms[i].state]++;
-        ret_counts->unreachable += vms[i].reachable == 0;
-    }
+    if (r == 0)
+        count(vms, n, ret_counts);
     return r;
 }
 
@@ -78,7 +83,7 @@ static json_t *disk_json(struct api *api) {
                      (json_int_t)(disk.free_bytes >> 20), "problem", disk.is_full ? json_string(words) : json_null());
 }
 
-static const char *network_problem(const struct network_status *net) {
+const char *api_network_problem(const struct network_status *net) {
     if (net->bridge_index == 0)
         return "the bridge is gone: no VM has a network until the controller is started again, which makes it anew";
     if (!net->up)
@@ -88,32 +93,34 @@ static const char *network_problem(const struct network_status *net) {
     return NULL;
 }
 
-static json_t *network_json(struct api *api) {
-    struct network_status net;
+json_t *api_network_json(const struct network_status *net) {
     char address[NET_IP_TEXT], mac[NET_MAC_TEXT];
-    network_describe(api->network, &net);
-    net_format_ip(net.address.address, address);
-    net_format_mac(net.mac, mac);
-    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b, s:b, s:s?}", "namespace", net.namespace, "bridge",
-                     net.bridge, "address", address, "prefix_length", net.address.length, "mac", mac, "ports",
-                     (int)net.ports, "uplink", net.uplink, "forwarding", net.forward, "masquerade", net.masquerade,
-                     "isolated", net.isolated, "problem", network_problem(&net));
+    net_format_ip(net->address.address, address);
+    net_format_mac(net->mac, mac);
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:i, s:s, s:b, s:b, s:b, s:s?}", "namespace", net->namespace, "bridge",
+                     net->bridge, "address", address, "prefix_length", net->address.length, "mac", mac, "ports",
+                     (int)net->ports, "uplink", net->uplink, "forwarding", net->forward, "masquerade", net->masquerade,
+                     "isolated", net->isolated, "problem", api_network_problem(net));
 }
 
 void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct counts counts = {0};
+    struct api_inventory inventory;
     struct err err = {0};
-    if (count_vms(api, &counts, &err) < 0) {
+    if (api_inventory_take(api, &inventory, &err) < 0) {
         api_fail(req, &err);
         return;
     }
+    count(inventory.vms, inventory.n_vms, &counts);
     json_t *states = json_object();
     for (int i = 0; i < VM_STATE_COUNT; i++)
         json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
     api_json(req, 200,
-             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i}", "version", MC_VERSION, "url",
-                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network", network_json(api),
-                       "disk", disk_json(api), "vms", states, "unreachable", (int)counts.unreachable, "paused",
-                       (int)vms_halted(api->vms), "desktops", (int)relay_count(api->relay)));
+             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i, s:o}", "version", MC_VERSION, "url",
+                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network",
+                       api_network_json(&inventory.net), "disk", disk_json(api), "vms", states, "unreachable",
+                       (int)counts.unreachable, "paused", (int)vms_halted(api->vms), "desktops",
+                       (int)relay_count(api->relay), "findings", api_findings_json(api, &inventory)));
+    api_inventory_done(&inventory);
 }

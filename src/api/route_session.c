@@ -227,5 +227,5 @@ void route_session_ticket(struct http_request *req, const struct http_match *mat
 }
 
 void route_session_page(struct http_request *req, const struct http_match *match, void *userdata) {
-    api_page_serve(userdata, req);
+    api_page_serve(userdata, req, "session.html");
 }

@@ -8,9 +8,14 @@
 
 /* The whole table. Who may call is the fourth column: a route without it is public, so it is always written. */
 static const struct http_route routes[] = {
+    {"GET", "/", route_dashboard, API_PUBLIC, NULL},
     {"GET", "/health", route_health, API_PUBLIC, NULL},
     {"GET", "/metrics", route_metrics, API_ADMIN, NULL},
     {"GET", "/api/status", route_status, API_ADMIN, NULL},
+    {"GET", "/api/network", route_network, API_ADMIN, NULL},
+    {"GET", "/api/events/stream", route_stream, API_ADMIN, NULL},
+    {"POST", "/api/admin/dashboard", route_dashboard_open, API_PUBLIC, NULL},
+    {"DELETE", "/api/admin/dashboard", route_dashboard_close, API_PUBLIC, NULL},
     {"POST", "/api/users/{user}/vm", route_user_vm_create, API_USER, NULL},
     {"GET", "/api/users/{user}/vm", route_user_vm_get, API_USER, NULL},
     {"DELETE", "/api/users/{user}/vm", route_user_vm_delete, API_USER, NULL},
@@ -137,6 +142,7 @@ void api_free(struct api *api) {
     api_relay_stop(api);
     api_follow_free(api);
     api_exec_free(api);
+    api_stream_free(api);
     api_doctor_free(api);
     api_files_free(api->files);
     free(api);

@@ -3,6 +3,8 @@
 
 #include "cli/cli.h"
 
+#define PORTS_SHOWN 40 /* that are well; those that are not are all shown */
+
 static void print_line(const char *name, const char *text) {
     printf("%-8s ", name);
     cli_print_safe(stdout, text);
@@ -17,17 +19,11 @@ static void print_network(json_t *network) {
            *namespace ? "in namespace " : "in the host's own namespace", namespace,
            *uplink ? "uplink " : "no uplink: VMs do not reach the outside", uplink,
            json_is_true(json_object_get(network, "masquerade")) ? " with masquerade" : "");
-    if (!json_is_true(json_object_get(network, "isolated")))
-        printf("             the firewall that keeps VMs apart is gone: see the daemon's log\n");
-    if (*cli_text(network, "problem"))
-        print_line("", cli_text(network, "problem"));
 }
 
 static void print_disk(json_t *disk) {
     printf("%-8s %lld MiB free below %s\n", "disk", json_integer_value(json_object_get(disk, "free_mib")),
            cli_text(disk, "folder"));
-    if (*cli_text(disk, "problem"))
-        print_line("", cli_text(disk, "problem"));
 }
 
 static void print_vms(json_t *answer) {
@@ -49,25 +45,119 @@ static void print_vms(json_t *answer) {
     printf("%-8s %lld seen by somebody\n", "desktops", json_integer_value(json_object_get(answer, "desktops")));
 }
 
+static void print_findings(json_t *findings) {
+    size_t i;
+    json_t *finding;
+    printf("%-8s ", "findings");
+    if (json_array_size(findings) == 0)
+        printf("none\n");
+    else
+        printf("%zu\n", json_array_size(findings));
+    json_array_foreach(findings, i, finding) {
+        printf("  ");
+        cli_print_safe(stdout, cli_text(finding, "about"));
+        printf(": ");
+        cli_print_safe(stdout, cli_text(finding, "words"));
+        printf(" [%s]\n", cli_text(finding, "code"));
+        if (*cli_text(finding, "hint"))
+            printf("      %s\n", cli_text(finding, "hint"));
+    }
+}
+
+/* id -> the VM, so that a thousand ports find theirs at once. */
+static json_t *by_id(json_t *vms) {
+    size_t i;
+    json_t *vm, *index = json_object();
+    json_array_foreach(vms, i, vm) json_object_set(index, cli_text(vm, "id"), vm);
+    return index;
+}
+
+static void print_port(json_t *port, json_t *vm) {
+    json_t *number = json_object_get(port, "number");
+    char digits[16] = "-";
+    if (json_is_integer(number))
+        snprintf(digits, sizeof digits, "%lld", json_integer_value(number));
+    printf("  %4s  %-15s  ", digits, cli_text(port, "name"));
+    if (vm)
+        printf("%-16s %-7s %-8s %-15s", cli_text(vm, "user"), cli_text(vm, "type"), cli_text(vm, "state"),
+               cli_text(vm, "ip"));
+    else
+        printf("%s", *cli_text(port, "kind") ? cli_text(port, "kind") : "hardware");
+    if (*cli_text(port, "problem"))
+        printf("  !! %s", cli_text(port, "problem"));
+    else if (vm && json_is_false(json_object_get(vm, "reachable")))
+        printf("  !! cannot be reached");
+    printf("\n");
+}
+
+static void print_ports(json_t *ports, json_t *vms) {
+    size_t i, well = 0;
+    json_t *port, *index = by_id(vms);
+    if (json_array_size(ports) > 0)
+        printf("ports\n");
+    json_array_foreach(ports, i, port) {
+        json_t *vm = json_object_get(index, cli_text(port, "vm_id"));
+        bool is_well = !*cli_text(port, "problem") && !json_is_false(json_object_get(vm, "reachable"));
+        well += is_well;
+        if (!is_well || well <= PORTS_SHOWN)
+            print_port(port, vm);
+    }
+    if (well > PORTS_SHOWN)
+        printf("  … and %zu more that are well: mctl vm list\n", well - PORTS_SHOWN);
+    json_decref(index);
+}
+
+static void print_sessions(json_t *sessions) {
+    size_t i;
+    json_t *session;
+    printf("%-8s %zu under way\n", "sessions", json_array_size(sessions));
+    json_array_foreach(sessions, i, session)
+        printf("  %s  %-16s %-14s %-18s %s%s\n", cli_text(session, "id"), cli_text(session, "user"),
+               cli_text(session, "provider"), cli_text(session, "status"),
+               *cli_text(session, "timeout_at") ? "until " : "", cli_text(session, "timeout_at"));
+}
+
+static void print_all(json_t *answer) {
+    json_t *image = json_object_get(answer, "image");
+    print_line("version", cli_text(answer, "version"));
+    print_line("address", cli_text(answer, "url"));
+    print_line("VMM", cli_text(json_object_get(answer, "vmm"), "reason"));
+    print_line("image", *cli_text(image, "name") ? cli_text(image, "name") : cli_text(image, "problem"));
+    print_network(json_object_get(answer, "network"));
+    print_disk(json_object_get(answer, "disk"));
+    print_vms(answer);
+    print_sessions(json_object_get(answer, "sessions"));
+    print_ports(json_object_get(answer, "ports"), json_object_get(answer, "vm_list"));
+    print_findings(json_object_get(answer, "findings"));
+}
+
+/* Each is asked of the daemon by itself, and put into one document. */
+static const struct {
+    const char *path, *member, *name;
+} parts[] = {
+    {"/api/network", "ports", "ports"},
+    {"/api/vms", "vms", "vm_list"},
+    {"/api/auth/sessions", "sessions", "sessions"},
+};
+
 int verb_status(struct cli *cli, int argc, char **argv) {
     if (argc != 1)
         return cli_usage(cli, "mctl status takes no %s", argv[1]);
-    json_t *answer;
+    json_t *answer, *part;
     int status = cli_call(cli, "GET", "/api/status", NULL, &answer);
     if (status != CLI_DONE)
         return status;
-    if (cli->json) {
-        cli_print_json(answer);
-    } else {
-        json_t *image = json_object_get(answer, "image");
-        print_line("version", cli_text(answer, "version"));
-        print_line("address", cli_text(answer, "url"));
-        print_line("VMM", cli_text(json_object_get(answer, "vmm"), "reason"));
-        print_line("image", *cli_text(image, "name") ? cli_text(image, "name") : cli_text(image, "problem"));
-        print_network(json_object_get(answer, "network"));
-        print_disk(json_object_get(answer, "disk"));
-        print_vms(answer);
+    for (size_t i = 0; status == CLI_DONE && i < sizeof parts / sizeof *parts; i++) {
+        status = cli_call(cli, "GET", parts[i].path, NULL, &part);
+        if (status != CLI_DONE)
+            break;
+        json_object_set(answer, parts[i].name, json_object_get(part, parts[i].member));
+        json_decref(part);
     }
+    if (status == CLI_DONE && cli->json)
+        cli_print_json(answer);
+    else if (status == CLI_DONE)
+        print_all(answer);
     json_decref(answer);
-    return CLI_DONE;
+    return status;
 }

@@ -29,9 +29,14 @@ def like(statuses, good):
 
 
 TABLE = {
+    ("GET", "/"): (ALL, None),
     ("GET", "/health"): (ALL, None),
     ("GET", "/metrics"): (ADMIN, None),
     ("GET", "/api/status"): (ADMIN, None),
+    ("GET", "/api/network"): (ADMIN, None),
+    ("GET", "/api/events/stream"): (like(ADMIN, 400), None),  # by a number that is none: it would not end
+    ("POST", "/api/admin/dashboard"): (like(ALL, 403), {"token": "x"}),
+    ("DELETE", "/api/admin/dashboard"): (like(ALL, 204), None),
     ("POST", "/api/users/{user}/vm"): (USER, {}),
     ("GET", "/api/users/{user}/vm"): (USER, None),
     ("DELETE", "/api/users/{user}/vm"): (USER, None),
@@ -90,6 +95,9 @@ class World:
             db.execute("UPDATE token SET expires_ms = 1 WHERE id = ?", (self.late["token"]["id"],))
         other, ticket = start(d, "eve")
         self.foreign_page = cookie(d, other, ticket)
+        opened = d.request("POST", "/api/admin/dashboard", {"token": d.token})
+        assert opened.status == 204
+        self.dashboard = {"Cookie": opened.headers["Set-Cookie"].split(";")[0]}
         self.refresh()
 
     def refresh(self):
@@ -102,7 +110,7 @@ class World:
 
     def headers(self, caller):
         return {"nobody": {}, "other": bearer(self.bob["secret"]), "page": self.page,
-                "owner": bearer(self.ann["secret"]), "admin": bearer(self.d.token), "expired": bearer(self.late["secret"]),
+                "owner": bearer(self.ann["secret"]), "admin": bearer(self.d.token), "dashboard": self.dashboard, "expired": bearer(self.late["secret"]),
                 "revoked": bearer(self.gone["secret"]), "foreign page": self.foreign_page}[caller]
 
     def call(self, method, path, body, caller, user="ann", vm=None, session=None):
@@ -110,7 +118,10 @@ class World:
         path = path.replace("{user}", user).replace("{id}", ident).replace("{provider}", "codex")
         if body:
             body = {k: v.replace("{user}", user) for k, v in body.items()}
-        return self.d.request(method, path, body, self.headers(caller))
+        headers = dict(self.headers(caller))
+        if path == "/api/events/stream":
+            headers["Last-Event-ID"] = "x"
+        return self.d.request(method, path, body, headers)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +154,55 @@ def test_route(world, route):
         assert same(foreign, world.vm, world.session) == same(unknown, UNKNOWN_VM, UNKNOWN_SESSION)
         names = lambda r: sorted(r.headers.keys())
         assert (foreign.status, names(foreign)) == (unknown.status, names(unknown))
+
+
+@pytest.mark.parametrize("route", TABLE, ids=lambda r: f"{r[0]} {r[1]}")
+def test_the_dashboard_only_reads(world, route):
+    """Its cookie is an administrator at every GET, and nobody's from another origin; elsewhere it opens nothing."""
+    (method, path), (expected, body) = route, TABLE[route]
+    world.refresh()
+    if (method, path) == ("DELETE", "/api/admin/dashboard"):
+        return test_the_dashboards_cookie(world.d)
+    public = expected[0] == expected[4]
+    answer = world.call(method, path, body, "dashboard")
+    assert answer.status == (expected[4] if public or method == "GET" else 403), answer.body
+    assert answer.status != 403 or public or answer.json["code"] == "auth.read-only"
+    if not public:
+        for header in ({"Origin": "http://127.0.0.1:1"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "cross-site"}):
+            world.dashboard, mine = {**world.dashboard, **header}, world.dashboard
+            try:
+                assert world.call(method, path, body, "dashboard").status == 401
+            finally:
+                world.dashboard = mine
+
+
+@pytest.fixture
+def d(world):
+    return world.d
+
+
+def test_the_dashboards_cookie(d):
+    opened = d.request("POST", "/api/admin/dashboard", {"token": d.token}).headers["Set-Cookie"]
+    assert "; HttpOnly" in opened and "; SameSite=Strict" in opened and "; Path=/api;" in opened
+    mine = {"Cookie": opened.split(";")[0]}
+    assert d.get("/api/status", headers=mine).status == 200
+    # An upgrade is a GET, and would be a shell in a guest.
+    vm = d.admin("GET", "/api/vms").json["vms"][0]["id"]
+    shell = {**mine, "Connection": "Upgrade", "Upgrade": "mc-exec"}
+    assert d.get(f"/api/vms/{vm}/exec", headers=shell).json["code"] == "auth.read-only"
+    for method in ("POST", "DELETE"):
+        said = d.request(method, "/api/admin/dashboard", {"token": d.token} if method == "POST" else None,
+                         {**mine, "Origin": "http://127.0.0.1:1"})
+        assert said.status == 403 and said.json["code"] == "origin.foreign" and str(d.port) in said.json["hint"]
+    assert d.request("POST", "/api/admin/dashboard", {}).json["code"] == "auth.wrong-token"
+    assert d.request("POST", "/api/admin/dashboard", {"token": "x", "more": 1}).status == 400
+    assert d.get("/api/status", headers=mine).status == 200
+    assert d.request("DELETE", "/api/admin/dashboard", None, mine).status == 204
+    assert d.get("/api/status", headers=mine).status == 401
+    secret = opened.split("=")[1].split(";")[0]
+    assert secret not in d.log.read_text()
+    for path in d.state.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
 
 
 def test_lists_show_only_what_is_the_callers(world):
