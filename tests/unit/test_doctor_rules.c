@@ -71,6 +71,10 @@ static void test_taps(void **state) {
     made_find(s, TAP)->master = 9;
     expect(s, "tap.wrong-bridge", HOP_BRIDGE_PORT, "br1");
     s = made_host();
+    made_link(s, 9, "bond0", "bond");
+    made_find(s, TAP)->master = 9;
+    expect(s, "tap.wrong-master", HOP_BRIDGE_PORT, "bond0");
+    s = made_host();
     made_find(s, TAP)->proto_down = true;
     made_find(s, TAP)->carrier = false;
     expect(s, "tap.proto-down", HOP_TAP_DEV, "protodown");
@@ -164,6 +168,16 @@ static void test_bridges(void **state) {
     s = made_host();
     made_find(s, BRIDGE)->flags |= IFF_NOARP;
     expect(s, "bridge.noarp", HOP_HOST_NEIGH, "br0");
+    s = made_host();
+    made_find(s, BRIDGE)->proto_down = true;
+    expect(s, "bridge.proto-down", HOP_BRIDGE_DEV, "protodown");
+    s = made_host();
+    made_link(s, 9, "bond0", "bond");
+    made_find(s, BRIDGE)->master = 9;
+    expect(s, "bridge.enslaved", HOP_BRIDGE_DEV, "bond0");
+    s = made_host();
+    *SNAP_PUSH(s, neighs, 10) = (struct snap_neigh){.link = BRIDGE, .ip = GUEST, .flags = NTF_PROXY};
+    expect(s, "host.neigh-proxy", HOP_HOST_NEIGH, "192.168.0.2");
     s = made_host();
     made_find(s, TAP)->mac = guest_mac;
     expect(s, "tap.mac-equals-guest", HOP_BRIDGE_FORWARD, "02:fc:00:00:00:01");

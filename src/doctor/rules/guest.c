@@ -498,6 +498,16 @@ static uint32_t asked_gateway(const struct judge *j) {
     return found;
 }
 
+/* What else loses frames on that way: a single answer that is missing says nothing then. */
+static bool is_lossy(const struct judge *j) {
+    for (uint32_t i = 0; i < j->causes_count; i++) {
+        const struct cause *c = &j->causes[i];
+        if (c->seen && cause_counts(j, c) && ((c->kills | c->may) & FLOW(PROBE_ICMP)))
+            return true;
+    }
+    return false;
+}
+
 static void rule_default_route(struct judge *j) {
     const struct snapshot *after = j->host->after;
     if ((j->alive & (FLOW(PROBE_ICMP) | FLOW(PROBE_TCP))) && inside_egress(j, asked_gateway(j)))
@@ -524,6 +534,8 @@ static void rule_default_route(struct judge *j) {
                        ip_text(SNAP_BEYOND).text, gateway.text);
         return;
     }
+    if (is_lossy(j))
+        return;
     struct cause *c =
         cause_add(j, "guest.no-default-route", FLOW_EGRESS_GUEST, 0, "%s has no way to the outside", ip.text);
     if (!c)
