@@ -204,6 +204,8 @@ struct snap_hook {
     char function[SNAP_TEXT];
     char module[SNAP_NAME];
     char chain[SNAP_TEXT]; /* "bridge filter OUTPUT" of nft base chains */
+    uint32_t prog_id;      /* of a BPF program, in this network namespace or another's; 0 */
+    uint32_t link_id;      /* by which it hangs there */
 };
 
 struct snap_nft_chain {

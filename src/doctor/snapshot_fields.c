@@ -181,8 +181,8 @@ static const struct snapshot_field snap_prog_fields[] = {
 
 #define ROW struct snap_hook
 static const struct snapshot_field snap_hook_fields[] = {
-    FIELD(family, F_U8),     FIELD(hook, F_U8),     FIELD(priority, F_I32), FIELD(link, F_I32),
-    FIELD(function, F_TEXT), FIELD(module, F_TEXT), FIELD(chain, F_TEXT),   {0},
+    FIELD(family, F_U8),   FIELD(hook, F_U8),    FIELD(priority, F_I32), FIELD(link, F_I32),    FIELD(function, F_TEXT),
+    FIELD(module, F_TEXT), FIELD(chain, F_TEXT), FIELD(prog_id, F_U32),  FIELD(link_id, F_U32), {0},
 };
 #undef ROW
 

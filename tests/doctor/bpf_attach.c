@@ -1,17 +1,19 @@
 /* Puts a BPF program that returns one number on a device, as an agent of somebody else would, without a compiler.
  *
  * usage, in the device's namespace: bpf_attach NAME RETURN DEVICE xdp|xdp-native|tcx-ingress|tcx-egress|tcx-link-ingress|
- *   tcx-link-egress|cls-ingress|cls-egress
+ *   tcx-link-egress|cls-ingress|cls-egress|nf-input|nf-forward|nf-output
  *   NAME    as bpftool and netlink show it
- *   RETURN  XDP_DROP is 1, XDP_PASS 2; TC_ACT_OK is 0, TC_ACT_SHOT 2, TC_ACT_STOLEN 4
- * cls-… wants the qdisc clsact. All stay until they are taken off or the device goes, but tcx-link-…: that stays with this
- * process, which ends with its standard input. Prints the program's id.
+ *   RETURN  XDP_DROP is 1, XDP_PASS 2; TC_ACT_OK is 0, TC_ACT_SHOT 2, TC_ACT_STOLEN 4; NF_DROP is 0, NF_ACCEPT 1
+ * cls-… wants the qdisc clsact. nf-… is netfilter's hook for all of the namespace's IPv4, whatever DEVICE says. All stay until they
+ * are taken off or the device goes, but tcx-link-… and nf-…: those stay with this process, which ends with its standard
+ * input. Prints the program's id.
  *
  * Source: bpf(2), include/uapi/linux/bpf.h, if_link.h (IFLA_XDP), pkt_cls.h (TCA_BPF). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/if_link.h>
+#include <linux/netfilter.h>
 #include <linux/netlink.h>
 #include <linux/pkt_cls.h>
 #include <linux/pkt_sched.h>
@@ -26,7 +28,7 @@
 #include <unistd.h>
 
 /* Newer than Debian 12's headers. Source: Linux 6.6, include/uapi/linux/bpf.h. */
-enum { ATTACH_TCX_INGRESS = 46, ATTACH_TCX_EGRESS = 47 };
+enum { ATTACH_TCX_INGRESS = 46, ATTACH_TCX_EGRESS = 47, ATTACH_NETFILTER = 45, TYPE_NETFILTER = 32 };
 
 static long bpf(int command, union bpf_attr *attr) {
     return syscall(SYS_bpf, command, attr, sizeof *attr);
@@ -37,8 +39,11 @@ static int program_load(const char *name, int type, int result, uint32_t *ret_id
         {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = result},
         {.code = BPF_JMP | BPF_EXIT},
     };
-    union bpf_attr attr = {
-        .prog_type = (uint32_t)type, .insn_cnt = 2, .insns = (uintptr_t)code, .license = (uintptr_t) "GPL"};
+    union bpf_attr attr = {.prog_type = (uint32_t)type,
+                           .expected_attach_type = type == TYPE_NETFILTER ? ATTACH_NETFILTER : 0,
+                           .insn_cnt = 2,
+                           .insns = (uintptr_t)code,
+                           .license = (uintptr_t) "GPL"};
     struct bpf_prog_info info = {0};
     int fd;
 
@@ -135,6 +140,18 @@ static int tcx_link(int ifindex, int program, int where) {
     return fd < 0 ? -errno : fd;
 }
 
+/* Source: Linux 6.4, include/uapi/linux/bpf.h: link_create.netfilter, {pf, hooknum, priority, flags} behind link_create.flags. */
+static int netfilter_link(int program, uint32_t hook) {
+    struct {
+        uint32_t program, target, type, flags, family, hook;
+        int32_t priority;
+        uint32_t netfilter_flags;
+    } attr = {.program = (uint32_t)program, .type = ATTACH_NETFILTER, .family = AF_INET, .hook = hook, .priority = -7};
+    int fd = (int)syscall(SYS_bpf, BPF_LINK_CREATE, &attr, sizeof attr);
+
+    return fd < 0 ? -errno : fd;
+}
+
 int main(int argc, char **argv) {
     int ifindex, program, result, r;
     const char *where;
@@ -145,8 +162,11 @@ int main(int argc, char **argv) {
     result = atoi(argv[2]);
     ifindex = (int)if_nametoindex(argv[3]);
     where = argv[4];
-    program =
-        program_load(argv[1], strncmp(where, "xdp", 3) == 0 ? BPF_PROG_TYPE_XDP : BPF_PROG_TYPE_SCHED_CLS, result, &id);
+    program = program_load(argv[1],
+                           strncmp(where, "xdp", 3) == 0   ? BPF_PROG_TYPE_XDP
+                           : strncmp(where, "nf-", 3) == 0 ? TYPE_NETFILTER
+                                                           : BPF_PROG_TYPE_SCHED_CLS,
+                           result, &id);
     if (program < 0) {
         fprintf(stderr, "bpf_attach: load: %s\n", strerror(-program));
         return 1;
@@ -167,6 +187,12 @@ int main(int argc, char **argv) {
         r = cls_attach(ifindex, program, TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), argv[1]);
     else if (strcmp(where, "cls-egress") == 0)
         r = cls_attach(ifindex, program, TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS), argv[1]);
+    else if (strcmp(where, "nf-input") == 0)
+        r = netfilter_link(program, NF_INET_LOCAL_IN);
+    else if (strcmp(where, "nf-forward") == 0)
+        r = netfilter_link(program, NF_INET_FORWARD);
+    else if (strcmp(where, "nf-output") == 0)
+        r = netfilter_link(program, NF_INET_LOCAL_OUT);
     else
         r = -EINVAL;
     if (r < 0)

@@ -7,14 +7,16 @@ nobody can tell.
 """
 import contextlib
 import socket
+import subprocess
 
 import faults as catalogue
 from faults import TC_SHOT, TC_STOLEN, UPLINK, XDP_DROP, Fault
-from lab import GATEWAY, PORT
+from lab import BPF_ATTACH, GATEWAY, PORT
 
 CATALOGUE_IDS = {f.id for f in catalogue.FAULTS} | {
     "tap.leaked", "tap.name-collision", "host.conntrack-full", "host.neigh-table-full",
 }
+NF_DROP = 0
 NOVEL = []
 SECOND = ("other",)
 
@@ -269,6 +271,20 @@ nft("nft rewrites the MAC", "bridge.output", "bridge", "type filter hook output 
 # Dead until the guest asks for the host by itself, so there is nothing that surely is dead.
 nft("ARP answers are rewritten", "tap.ingress", "bridge", "type filter hook prerouting priority 0",
     "iifname $TAP arp operation reply arp saddr ether set 02:00:00:00:00:98", alive=("arp", "other"), dead=())
+def netfilter_program(hook, dead, hop, **rest):
+    """A BPF program that hangs in netfilter by a link of its owner's; it drops all of IPv4."""
+    def inject(bed):
+        owner = subprocess.Popen(["nsenter", f"--net=/run/netns/{bed.lab.name}", BPF_ATTACH, "their_filter", str(NF_DROP), "lo", f"nf-{hook}"],
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        bed.lab.children.append(owner)
+        return ["their_filter", f"program {owner.stdout.readline().strip()}"]
+
+    NOVEL.append(Fault(f"BPF in netfilter {hook}", hop, inject, dead=dead, **rest))
+
+
+netfilter_program("input", ("ping", "vm-host"), "host.input", alive=("arp",))
+netfilter_program("output", ("ping", "tcp"), "host.output", alive=("arp",))
+netfilter_program("forward", ("egress",), "host.forward", alive=("ping", "tcp"), hops=("bridge.forward",), **UPLINK)
 nft("dnat to another VM", "host.output", "ip", "type nat hook output priority -100", "ip daddr $GUEST dnat to $PEER", dead=(), alive=("arp", "other"))
 nft("nft tcp only", "bridge.output", "bridge", "type filter hook output priority 0", "oifname $TAP ether type ip tcp flags syn drop",
     dead=("tcp",), alive=("ping", "arp"), also=("nft.bridge-drop",))

@@ -111,9 +111,9 @@ int collect_snapshot(const struct collect_options *options, struct snapshot **re
     collect_fdb(s, rtnl);
     collect_qdiscs(s, rtnl);
     collect_filters(s, rtnl);
-    collect_progs(s, options->nsfd);
     collect_nft(s, options->nsfd);
     collect_hooks(s, options->nsfd);
+    collect_progs(s, options->nsfd);
     collect_xfrm(s, options->nsfd);
     collect_sysctls(s, options->nsfd);
     collect_tables(s, options->nsfd);

@@ -625,6 +625,13 @@ static const char *legacy_id(const char *hook) {
     return "netfilter.prerouting-drop";
 }
 
+/* hook: "ip.input", "br_netfilter.forward" */
+static bool is_hook(uint8_t number, const char *hook) {
+    static const char *const names[] = {"prerouting", "input", "forward", "output", "postrouting"};
+    const char *dot = strchr(hook, '.');
+    return dot && number < sizeof names / sizeof *names && strcmp(dot + 1, names[number]) == 0;
+}
+
 static const struct snap_hook *hook_like(const struct snapshot *s, const char *hook, bool bpf) {
     uint8_t family = str_starts(hook, "bridge.") ? NFPROTO_BRIDGE
                      : str_starts(hook, "arp.")  ? NFPROTO_ARP
@@ -633,10 +640,21 @@ static const struct snap_hook *hook_like(const struct snapshot *s, const char *h
         const struct snap_hook *h = &s->hooks[i];
         bool xt = strstr(h->function, "ebt_") || strstr(h->function, "arpt_") || strstr(h->function, "ipt_") ||
                   strstr(h->function, "ebtable") || strstr(h->function, "arptable") || strstr(h->function, "iptable");
-        if (h->family == family && (bpf ? strstr(h->function, "bpf") != NULL : xt))
+        if (h->family == family && (bpf ? h->prog_id && is_hook(h->hook, hook) : xt))
             return h;
     }
     return NULL;
+}
+
+static void describe_bpf(const struct judge *j, struct cause *c, const struct snap_hook *hook) {
+    const struct snap_prog *prog = snap_prog_get(j->s, hook->prog_id);
+    cause_evidence(c, "bpf", "netfilter",
+                   "program %u \"%s\", tag %s, hangs there at priority %d by link %u, in this namespace or "
+                   "another's",
+                   hook->prog_id, prog ? prog->name : "?", prog ? prog->tag : "?", hook->priority, hook->link_id);
+    if (c)
+        c->finding.confidence = 0.7;
+    cause_plan(c, "bpftool link detach id %u, if nobody needs it", hook->link_id);
 }
 
 /* Dropped in netfilter, and not by a rule of nftables. */
@@ -656,11 +674,14 @@ static void take_legacy(struct judge *j, enum probe_kind kind, const struct trac
                       w->drop_hook, path_words(kind));
         cause_evidence(c, "trace", "legacy", "dropped by %s in %s, and by no rule of nftables", w->drop_reason,
                        w->drop_location);
-        if (legacy || bpf)
-            cause_evidence(c, "hooks", w->drop_hook, "hooked in: %s", (legacy ? legacy : bpf)->function);
+        if (legacy)
+            cause_evidence(c, "hooks", w->drop_hook, "hooked in: %s", legacy->function);
+        else if (bpf)
+            describe_bpf(j, c, bpf);
         if (*j->s->host.legacy_tables)
             cause_evidence(c, "proc", "legacy", "legacy tables: %s", j->s->host.legacy_tables);
-        cause_plan(c, "look at the legacy table (ebtables-legacy, arptables-legacy, iptables-legacy -L -v)");
+        if (legacy || !bpf)
+            cause_plan(c, "look at the legacy table (ebtables-legacy, arptables-legacy, iptables-legacy -L -v)");
     }
     if (!c)
         return;
