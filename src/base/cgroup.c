@@ -253,7 +253,9 @@ static int make_one(const struct cgroup_hierarchy *h, const char *name, const st
         r = h->is_v2 ? limit_v2(h, path, limits) : limit_v1(h, path, limits);
     if (r < 0)
         return r;
-    snprintf(procs, sizeof procs, "%s/cgroup.procs", path);
+    /* Who enters has one thread. By "tasks" the kernel moves just that one; by "cgroup.procs" it would first wait for all
+     * CPUs, milliseconds for each hierarchy. Source: kernel/cgroup/cgroup.c, cgroup_procs_write_start(). */
+    snprintf(procs, sizeof procs, "%s/%s", path, h->is_v2 ? "cgroup.procs" : "tasks");
     *ret_fd = open(procs, O_WRONLY | O_CLOEXEC);
     return *ret_fd < 0 ? -errno : 0;
 }
