@@ -145,6 +145,8 @@ void machine_set_reachable(struct machine *m, bool reachable, const char *words)
 static void start_probe(void *userdata);
 
 static void probe_later(struct machine *m) {
+    if (m->is_over || m->vm.state == VM_STATE_STOPPING) /* who was told of it has ended it */
+        return;
     const struct config_vm *config = &m->vms->config->vm;
     int64_t delay_ms = m->vm.state == VM_STATE_RUNNING ? config->reach_interval_ms : config->probe_interval_ms;
     if (m->again)
@@ -218,7 +220,12 @@ static void start_probe(void *userdata) {
         return;
     machine_look_at_console(m);
     if (probe_start(m->vms->loop, m->vms->network, kind, m->vm.ip, port, (int)config->probe_timeout_ms, on_probe, m,
-                    &m->probe, &err) < 0) {
+                    &m->probe, &err) == 0)
+        return;
+    /* A bridge that is gone or a filter of the host's own refuses at once; a lack of descriptors says nothing of a VM. */
+    if (strcmp(err.code, "network.unreachable") == 0 || strcmp(err.code, "network.bridge-missing") == 0) {
+        on_probe(m, PROBE_SILENCE, err.detail);
+    } else {
         str_copy(m->last_probe, sizeof m->last_probe, err.detail);
         probe_later(m);
     }
