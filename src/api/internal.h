@@ -154,6 +154,9 @@ void api_doctor_free(struct api *api);
 /* exec.c */
 void api_exec_free(struct api *api);
 
+/* route_login.c: null where no tool is at work. */
+json_t *api_login_json(struct api *api, const struct session *session);
+
 /* route_vault.c */
 void api_credential_status(struct api *api, struct http_request *req, const struct session *session);
 
@@ -173,7 +176,7 @@ http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;
 http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_vault_get, route_vault_rotate, route_credentials_list, route_credential_forget;
-http_route_fn route_session_credentials, route_session_open_url;
+http_route_fn route_session_credentials, route_session_open_url, route_session_oauth_url, route_session_code;
 http_route_fn route_token_create, route_tokens_list, route_token_revoke;
 http_route_fn route_session_heartbeat, route_session_events;
 http_route_fn route_session_page, route_session_websock;

@@ -15,7 +15,7 @@ void api_json(struct http_request *req, int status, json_t *body) {
     }
     struct http_response response = {.content_type = "application/json", .body = text, .len = strlen(text)};
     http_respond(req, status, &response);
-    free(text);
+    mem_free(text, response.len);
 }
 
 static int status_of(int errnum) {
@@ -66,7 +66,9 @@ json_t *api_body(struct http_request *req, const char *const *known) {
     json_error_t error;
     json_t *body = len == 0 ? json_object() : json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
     if (!json_is_object(body)) {
-        char detail[200], shown[120];
+        char detail[200], shown[120], *near = body ? NULL : strstr(error.text, " near ");
+        if (near) /* what stands there may be a secret */
+            *near = '\0';
         snprintf(detail, sizeof detail, "the body is not a JSON object%s%s", body ? "" : ": ",
                  body ? "" : str_escape(error.text, strlen(error.text), shown, sizeof shown));
         json_decref(body);

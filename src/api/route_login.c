@@ -90,3 +90,55 @@ void route_session_open_url(struct http_request *req, const struct http_match *m
         open_in_guest(req, agent, json_pack("{s:s, s:s}", "op", "browser.open", "url", url));
     json_decref(body);
 }
+
+/* --- what the login tool wants --- */
+
+json_t *api_login_json(struct api *api, const struct session *session) {
+    struct login_view view;
+    if (sessions_login(api->sessions, session, &view, NULL) < 0)
+        return json_null();
+    return json_pack("{s:s, s:s, s:b, s:o, s:b}", "flow", provider_flow_name(view.flow), "words", view.words, "opened",
+                     view.is_opened, "user_code", *view.user_code ? json_string(view.user_code) : json_null(),
+                     "takes_code", view.takes_code);
+}
+
+void route_session_oauth_url(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct api *api = userdata;
+    struct session session;
+    struct login_view view;
+    struct err err = {0};
+    if (!api_session_of(api, req, match, &session))
+        return;
+    bool is_early = session.status == SESSION_STARTED || session.status == SESSION_VM_CREATED;
+    int r = sessions_login(api->sessions, &session, &view, &err);
+    if (r < 0 && !is_early)
+        api_fail(req, &err);
+    else if (r < 0)
+        api_json(req, 202, json_pack("{s:n, s:s}", "url", "words", "The desktop is starting"));
+    else if (!view.url)
+        api_json(req, 202, json_pack("{s:n, s:s}", "url", "words", view.words));
+    else
+        api_json(req, 200,
+                 json_pack("{s:s%, s:b, s:o, s:s}", "url", view.url, view.url_len, "opened", view.is_opened,
+                           "user_code", *view.user_code ? json_string(view.user_code) : json_null(), "words",
+                           view.words));
+}
+
+void route_session_code(struct http_request *req, const struct http_match *match, void *userdata) {
+    static const char *const known[] = {"code", NULL};
+    struct api *api = userdata;
+    struct session session;
+    struct err err = {0};
+    const char *code;
+    size_t len;
+    json_t *body = api_session_of(api, req, match, &session) ? api_body(req, known) : NULL;
+    if (!body)
+        return;
+    if (json_unpack(body, "{s:s%}", "code", &code, &len) < 0)
+        http_problem(req, 400, "body.bad-value", NULL, "code is missing or not a text", NULL);
+    else if (sessions_input(api->sessions, &session, code, len, &err) < 0)
+        api_fail(req, &err);
+    else
+        api_json(req, 200, json_pack("{s:b}", "given", 1));
+    json_decref(body);
+}

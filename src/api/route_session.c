@@ -122,8 +122,9 @@ void route_session_get(struct http_request *req, const struct http_match *match,
     struct session session;
     if (api_session_of(api, req, match, &session))
         api_json(req, 200,
-                 json_pack("{s:o, s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
-                           seconds_left(&session), "vm", session_vm_json(api, &session)));
+                 json_pack("{s:o, s:o, s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
+                           seconds_left(&session), "vm", session_vm_json(api, &session), "login",
+                           api_login_json(api, &session)));
 }
 
 void route_session_heartbeat(struct http_request *req, const struct http_match *match, void *userdata) {

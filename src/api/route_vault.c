@@ -137,8 +137,11 @@ void api_credential_status(struct api *api, struct http_request *req, const stru
         if (strcmp(list[i].provider, session->provider) == 0)
             found = &list[i];
     bool stored = found && found->updated_ms >= session->created_ms;
+    char vm_id[VM_ID_TEXT] = "";
+    if (stored)
+        sessions_credential_where(api->sessions, found->user, found->provider, found->version, vm_id);
     api_json(req, 200,
-             json_pack("{s:s, s:b, s:o, s:o}", "status", session_status_name(session->status), "stored", stored,
+             json_pack("{s:s, s:b, s:o, s:o, s:o}", "status", session_status_name(session->status), "stored", stored,
                        "version", found ? json_integer((json_int_t)found->version) : json_null(), "updated_at",
-                       found ? api_time(found->updated_ms) : json_null()));
+                       found ? api_time(found->updated_ms) : json_null(), "in_vm", text_or_null(vm_id)));
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
+#include <jansson.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
@@ -224,12 +225,18 @@ static void raise_fd_limit(void) {
     }
 }
 
-/* Tickets, tokens and credentials pass through our memory: none of it goes into a core file, ours or a child's, nor to who
- * would trace us without being root. */
+/* Of values in JSON: codes, and addresses that hold some. */
+static void wipe_and_free(void *data) {
+    mem_free(data, malloc_usable_size(data));
+}
+
+/* Tickets, tokens and credentials pass through our memory: none of it stays there, or goes into a core file, ours or a
+ * child's, nor to who would trace us without being root. */
 static void keep_secrets(void) {
     static const struct rlimit none = {0, 0};
     prctl(PR_SET_DUMPABLE, 0);
     setrlimit(RLIMIT_CORE, &none);
+    json_set_alloc_funcs(malloc, wipe_and_free);
 }
 
 static void handle(struct http_request *req, void *userdata) {
@@ -321,9 +328,14 @@ static int start_vms(struct daemon *d, struct err *err) {
                                 .config = &d->config,
                                 .state_dir = d->state_dir,
                                 .image_dir = d->image_dir};
-    r = vms_new(&params, &d->vms, err);
-    struct sessions_params sessions = {.loop = d->loop, .store = d->store, .vms = d->vms, .config = &d->config};
-    return r < 0 ? r : sessions_new(&sessions, &d->sessions, err);
+    return vms_new(&params, &d->vms, err);
+}
+
+/* Without a vault: only to see that they end with their VMs. */
+static int start_sessions(struct daemon *d, struct err *err) {
+    struct sessions_params params = {
+        .loop = d->loop, .store = d->store, .vms = d->vms, .vault = d->vault, .config = &d->config};
+    return sessions_new(&params, &d->sessions, err);
 }
 
 /* A key that cannot be used stops logins and nothing else. */
@@ -380,6 +392,8 @@ static int serve(struct daemon *d, struct err *err) {
     if (r == 0)
         r = start_vault(d, err);
     if (r == 0)
+        r = start_sessions(d, err);
+    if (r == 0)
         r = start_api(d, err);
     if (r < 0)
         return r;
@@ -399,6 +413,8 @@ static int remove_everything(struct daemon *d, struct err *err) {
     int r = loop_new(&d->loop, err);
     if (r == 0)
         r = start_vms(d, err);
+    if (r == 0)
+        r = start_sessions(d, err);
     if (r < 0 && d->store && !d->vms && vms_kill_recorded(d->store, NULL) == 0)
         err_prefix(err, "the VMs' processes were ended, but the network stays");
     if (r == 0)

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "base/fd.h"
+#include "base/str.h"
 #include "base/time.h"
 #include "http/internal.h"
 #include "http/problem.h"
@@ -179,9 +180,12 @@ static enum MHD_Result on_body(struct http_request *req, const char *data, size_
     if (need > req->body_cap) {
         size_t cap = req->body_cap ? req->body_cap * 2 : 1024;
         cap = cap < need ? need : cap;
-        char *bigger = realloc(req->body, cap);
+        char *bigger = malloc(cap);
         if (!bigger)
             return MHD_NO;
+        if (req->body_len > 0)
+            memcpy(bigger, req->body, req->body_len);
+        mem_free(req->body, req->body_cap);
         req->body = bigger;
         req->body_cap = cap;
     }
@@ -328,8 +332,9 @@ void request_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enu
     free(req->target);
     free(req->arena);
     free(req->fields);
-    free(req->body);
-    free(req->out);
+    /* Codes, tokens and tickets come and go in them. */
+    mem_free(req->body, req->body_cap);
+    mem_free(req->out, req->out_cap);
     free(req);
 }
 

@@ -10,15 +10,25 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "session/custody.h"
 #include "session/providers.h"
 
 #define CONTROLLER "controller"
 /* Deadlines are real time, as people read them: after a step of the clock they are looked at again this soon. */
 #define LOOK_AGAIN_MS 30000
 
+/* A session whose tool is at work. */
+struct running {
+    struct running *next;
+    struct login *login;
+};
+
 struct sessions {
     struct store *store;
     struct vms *vms;
+    struct vault *vault;
+    struct custody *custody;
+    struct running *logins;
     struct loop *loop;
     const struct config *config;
     struct sessions_listener listener;
@@ -104,11 +114,24 @@ static void end_vm(struct sessions *all, const struct session *session, const ch
         log_warning("session %s: %s", session->id, err.detail);
 }
 
+static void stop_login(struct sessions *all, const char *id) {
+    for (struct running **at = &all->logins; *at; at = &(*at)->next) {
+        struct running *found = *at;
+        if (strcmp(login_session(found->login), id) != 0)
+            continue;
+        *at = found->next;
+        login_free(found->login);
+        free(found);
+        return;
+    }
+}
+
 static int end(struct sessions *all, struct session *session, enum session_event event, const char *actor,
                const char *reason, struct err *err) {
     int r = change(all, session, event, actor, reason, err);
     if (r < 0)
         return r;
+    stop_login(all, session->id);
     write_evidence(all, session, actor);
     if (all->listener.ended)
         all->listener.ended(all->listener.userdata, session);
@@ -198,6 +221,97 @@ static void on_timer(void *userdata) {
     }
 }
 
+/* --- its login --- */
+
+/* Return: whether there is such a session, which has not ended. */
+static bool get_active(struct sessions *all, const char *id, struct session *ret_session) {
+    struct err err = {0};
+    if (store_session_get(all->store, id, ret_session, &err) == 0)
+        return !session_status_is_end(ret_session->status);
+    log_error("session %s: %s", id, err.detail);
+    return false;
+}
+
+static void on_login_begun(void *userdata, const char *id) {
+    struct sessions *all = userdata;
+    struct session session;
+    struct err err = {0};
+    if (get_active(all, id, &session) && session.status == SESSION_AWAITING_USER_AUTH &&
+        change(all, &session, SESSION_EVENT_LOGIN_BEGUN, CONTROLLER, "", &err) < 0)
+        log_error("session %s: %s", id, err.detail);
+}
+
+static void on_login_again(void *userdata, const char *id, const char *why) {
+    struct sessions *all = userdata;
+    struct session session;
+    struct err err = {0};
+    if (get_active(all, id, &session) && session.status == SESSION_AUTHENTICATING &&
+        change(all, &session, SESSION_EVENT_LOGIN_AGAIN, CONTROLLER, why, &err) < 0)
+        log_error("session %s: %s", id, err.detail);
+}
+
+/* Where the end cannot be stored now, the session's time limit tries again. */
+static void on_login_ended(void *userdata, const char *session_id, const struct err *why) {
+    struct sessions *all = userdata;
+    char id[SESSION_ID_TEXT], reason[VM_REASON_MAX];
+    struct session session;
+    str_copy(id, sizeof id, session_id);
+    snprintf(reason, sizeof reason, "%.340s%s%.50s", why ? why->detail : "", why && *why->hint ? "; " : "",
+             why ? why->hint : "");
+    stop_login(all, id);
+    if (!get_active(all, id, &session))
+        return;
+    if (why)
+        end_alone(all, &session, SESSION_EVENT_FAIL, reason);
+    else
+        end_alone(all, &session, SESSION_EVENT_COMPLETE, "the login works, and its credential is in the vault");
+    if (!why)
+        custody_stored(all->custody, session.user);
+}
+
+static void run_login(struct sessions *all, const struct session *session, const struct provider *provider) {
+    static const struct login_owner owner = {.begun = on_login_begun, .again = on_login_again, .ended = on_login_ended};
+    struct login_params params = {.loop = all->loop,
+                                  .vms = all->vms,
+                                  .vault = all->vault,
+                                  .provider = provider,
+                                  .session_id = session->id,
+                                  .user = session->user,
+                                  .vm_id = session->vm_id,
+                                  .is_resumed = session->status == SESSION_AUTHENTICATING,
+                                  .owner = &owner,
+                                  .userdata = all};
+    struct err err = {0};
+    struct running *running = calloc(1, sizeof *running);
+    if (!running || login_new(&params, &running->login, &err) < 0) {
+        free(running);
+        log_error("session %s: its login is not started: %s", session->id, *err.detail ? err.detail : "out of memory");
+        return;
+    }
+    running->next = all->logins;
+    all->logins = running;
+}
+
+static struct login *find_login(struct sessions *all, const char *id) {
+    for (struct running *r = all->logins; r; r = r->next)
+        if (strcmp(login_session(r->login), id) == 0)
+            return r->login;
+    return NULL;
+}
+
+/* The desktop can be used. */
+static void begin_login(struct sessions *all, struct session *session) {
+    struct provider provider = {0};
+    struct err err = {0};
+    bool may_begin = session->status == SESSION_AWAITING_USER_AUTH || session->status == SESSION_AUTHENTICATING;
+    if (!all->vault || !may_begin || find_login(all, session->id))
+        return;
+    if (provider_load(all->config->session.providers, session->provider, &provider, &err) < 0)
+        end_alone(all, session, SESSION_EVENT_FAIL, err.detail);
+    else if (provider.flow != PROVIDER_FLOW_NONE)
+        run_login(all, session, &provider);
+}
+
 /* --- its VM --- */
 
 /* What a VM's state means for the session that it serves. */
@@ -208,6 +322,9 @@ static void follow_vm(struct sessions *all, struct session *session, const struc
         if (change(all, session, SESSION_EVENT_DESKTOP_READY, CONTROLLER, "", &err) < 0)
             log_error("session %s: %s", session->id, err.detail);
         arm(all, session->timeout_ms);
+    }
+    if (vm->state == VM_STATE_RUNNING) {
+        begin_login(all, session);
     } else if (vm_state_is_end(vm->state)) {
         snprintf(reason, sizeof reason, "its VM %s: %.360s", vm->state == VM_STATE_FAILED ? "failed" : "was stopped",
                  vm->reason);
@@ -219,6 +336,8 @@ static void on_vm_changed(void *userdata, const struct vm *vm) {
     struct sessions *all = userdata;
     struct session session;
     struct err err = {0};
+    if (all->custody)
+        custody_vm_changed(all->custody, vm);
     if (vm->type != VM_TYPE_BROWSER)
         return;
     int r = store_session_of_vm(all->store, vm->id, &session, &err);
@@ -281,10 +400,15 @@ int sessions_new(const struct sessions_params *params, struct sessions **ret_ses
     }
     *all = (struct sessions){.store = params->store,
                              .vms = params->vms,
+                             .vault = params->vault,
                              .loop = params->loop,
                              .config = params->config,
                              .started_ms = time_realtime_ms()};
-    int r = catch_up(all, err);
+    struct custody_params custody = {
+        .loop = params->loop, .store = params->store, .vault = params->vault, .vms = params->vms};
+    int r = all->vault ? custody_new(&custody, &all->custody, err) : 0;
+    if (r == 0)
+        r = catch_up(all, err);
     if (r < 0) {
         sessions_free(all);
         return r;
@@ -299,6 +423,9 @@ int sessions_new(const struct sessions_params *params, struct sessions **ret_ses
 void sessions_free(struct sessions *all) {
     if (!all)
         return;
+    while (all->logins)
+        stop_login(all, login_session(all->logins->login));
+    custody_free(all->custody);
     loop_timer_free(all->timer);
     free(all);
 }
@@ -407,6 +534,36 @@ int sessions_heartbeat(struct sessions *all, const char *id, struct session *ret
     arm(all, abandoned_ms(all, &session));
     *ret_session = session;
     return 0;
+}
+
+static int get_login(struct sessions *all, const struct session *session, struct login **ret_login, struct err *err) {
+    struct login *login = find_login(all, session->id);
+    if (session_status_is_end(session->status))
+        return err_set(err, EALREADY, "session.ended", "session %s is %s already", session->id,
+                       session_status_name(session->status));
+    if (!login)
+        return err_set(err, ENOENT, "session.no-login", "no login tool is at work in session %s", session->id);
+    *ret_login = login;
+    return 0;
+}
+
+int sessions_login(struct sessions *all, const struct session *session, struct login_view *ret_view, struct err *err) {
+    struct login *login;
+    int r = get_login(all, session, &login, err);
+    if (r == 0)
+        login_look(login, ret_view);
+    return r;
+}
+
+int sessions_input(struct sessions *all, const struct session *session, const char *text, size_t len, struct err *err) {
+    struct login *login;
+    int r = get_login(all, session, &login, err);
+    return r < 0 ? r : login_input(login, text, len, err);
+}
+
+bool sessions_credential_where(struct sessions *all, const char *user, const char *provider, uint64_t version,
+                               char ret_vm[VM_ID_TEXT]) {
+    return all->custody && custody_where(all->custody, user, provider, version, ret_vm);
 }
 
 static void hash_secret(const char *secret, uint8_t ret_hash[STORE_HASH_SIZE]) {

@@ -15,7 +15,9 @@
 #include "loop/loop.h"
 #include "model/config.h"
 #include "model/session.h"
+#include "session/login.h"
 #include "store/store.h"
+#include "vault/vault.h"
 #include "vm/vms.h"
 
 #define SESSIONS_SECRET_TEXT 65 /* 256 random bits in hex */
@@ -26,6 +28,7 @@ struct sessions_params {
     struct loop *loop;
     struct store *store;
     struct vms *vms;
+    struct vault *vault; /* NULL: nobody is logged in, and no credential goes anywhere */
     const struct config *config;
 };
 
@@ -58,6 +61,18 @@ int sessions_cancel(struct sessions *sessions, const char *id, const char *actor
 
 /* Its page is there. Errors: -ENOENT, -EALREADY "session.ended". */
 int sessions_heartbeat(struct sessions *sessions, const char *id, struct session *ret_session, struct err *err);
+
+/* The login in the session's VM. Errors: -ENOENT "session.no-login": it has none, or none yet; -EALREADY "session.ended". */
+int sessions_login(struct sessions *sessions, const struct session *session, struct login_view *ret_view,
+                   struct err *err);
+
+/* Gives the login's tool the code that its user carries. Errors: as above, and those of login_input(). */
+int sessions_input(struct sessions *sessions, const struct session *session, const char *text, size_t len,
+                   struct err *err);
+
+/* Whether that version of the user's credential is in a CLI VM. */
+bool sessions_credential_where(struct sessions *sessions, const char *user, const char *provider, uint64_t version,
+                               char ret_vm[VM_ID_TEXT]);
 
 /* Makes a ticket: one use, lifetime_ms. Errors: "session.ended". */
 int sessions_ticket(struct sessions *sessions, const struct session *session, int64_t lifetime_ms,

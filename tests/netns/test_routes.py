@@ -61,6 +61,8 @@ TABLE = {
     ("GET", "/api/users/{user}/credentials"): (USER, None),
     ("DELETE", "/api/users/{user}/credentials/{provider}"): (like(USER, 404), None),  # there is none
     ("GET", "/api/auth/session/{id}/credentials/status"): (PAGE, None),
+    ("GET", "/api/auth/session/{id}/oauth-url"): (like(PAGE, 202), None),  # its VM does not run yet
+    ("POST", "/api/auth/session/{id}/code"): (like(PAGE, 404), {"code": "x"}),  # no tool is at work
     ("POST", "/api/auth/session/{id}/open-url"): (like(PAGE, 400), {"url": "https://evil.example/"}),
     ("GET", "/api/auth/sessions"): (LIST, None),
     ("GET", "/api/auth/session/{id}"): (PAGE, None),

@@ -1,0 +1,38 @@
+/* Users' credentials in their CLI VMs: put there when the VM runs, taken back when a tool there renews them.
+ *
+ * Theory of operation. A CLI VM that runs takes each credential of its user that no other living VM owns (vault.h), and gets
+ * its files with their owner and mode. From then on its files are read every now and then: what differs, and stays so for a
+ * moment, is sealed as a new version. A VM that is about to stop or sleep is read once more. A new login gives a new version,
+ * which takes the place of the files; what the VM then still has of the former one is not taken. After a restart of the
+ * daemon the vault says which VM owns what: its files are compared, not overwritten.
+ *
+ * Everything runs on the loop's thread. */
+#pragma once
+
+#include "loop/loop.h"
+#include "store/store.h"
+#include "vault/vault.h"
+#include "vm/vms.h"
+
+struct custody;
+
+struct custody_params {
+    struct loop *loop;
+    struct store *store;
+    struct vault *vault;
+    struct vms *vms;
+};
+
+/* Looks after the CLI VMs that run. Pointers of params stay the caller's. */
+int custody_new(const struct custody_params *params, struct custody **ret_custody, struct err *err);
+void custody_free(struct custody *custody); /* takes NULL */
+
+/* Any VM's state has changed. */
+void custody_vm_changed(struct custody *custody, const struct vm *vm);
+
+/* A credential of the user was stored. */
+void custody_stored(struct custody *custody, const char *user);
+
+/* Whether the version is in a VM of the user, whose id is given then. */
+bool custody_where(const struct custody *custody, const char *user, const char *provider, uint64_t version,
+                   char ret_vm[VM_ID_TEXT]);

@@ -1,0 +1,469 @@
+/* A login's life with the real agent as a process, a real store and a real vault. The VM is a record, its user is who runs
+ * this test, and its tool is a shell. Argument: the agent's program. */
+#include <pwd.h>
+
+#include "agent_rig.h"
+#include "session/bundle.h"
+#include "session/guest_files.h"
+#include "session/login.h"
+
+#define SECRET "pLaNtEd4711"
+#define ADDRESS "https://login.example.test/authorize?state=" SECRET
+
+/* --- what stands in for vm/ --- */
+
+static struct {
+    struct agent *agent;
+    char home[96], user[64];
+} fake;
+
+struct agent *__wrap_vms_agent(struct vms *vms, const char *id);
+struct agent *__wrap_vms_agent(struct vms *vms, const char *id) {
+    return fake.agent;
+}
+
+struct guest_home __wrap_guest_home(enum vm_type type);
+struct guest_home __wrap_guest_home(enum vm_type type) {
+    return (struct guest_home){fake.user, fake.home};
+}
+
+/* --- the fixture --- */
+
+struct fixture {
+    struct rig rig;
+    char dir[64], key[96];
+    struct store *store;
+    struct vault *vault;
+    struct provider provider;
+    struct login *login;
+    unsigned begun, again;
+    bool is_over;
+    struct err err; /* of its end */
+};
+
+static void on_begun(void *userdata, const char *session_id) {
+    ((struct fixture *)userdata)->begun++;
+}
+
+static void on_again(void *userdata, const char *session_id, const char *why) {
+    ((struct fixture *)userdata)->again++;
+}
+
+static void on_ended(void *userdata, const char *session_id, const struct err *err) {
+    struct fixture *f = userdata;
+    assert_false(f->is_over);
+    f->is_over = true;
+    f->err = err ? *err : (struct err){0};
+    assert_null(strstr(f->err.detail, SECRET));
+    login_free(f->login);
+    f->login = NULL;
+}
+
+static void start_guest(struct fixture *f) {
+    int fd;
+    f->rig.pid = start_agent(&fd);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    struct agent_params params = {.loop = f->rig.loop, .fd = fd, .changed = on_changed, .userdata = &f->rig};
+    f->rig.state = AGENT_CONNECTING;
+    assert_int_equal(agent_new(&params, &f->rig.agent, NULL), 0);
+    fake.agent = f->rig.agent;
+}
+
+static void stop_guest(struct fixture *f) {
+    fake.agent = NULL;
+    agent_free(f->rig.agent);
+    end_agent(f->rig.pid);
+}
+
+static int set_up(void **state) {
+    struct fixture *f = calloc(1, sizeof *f);
+    struct err err = {0};
+    char path[128];
+    struct passwd *p = getpwuid(getuid());
+    assert_non_null(p);
+    str_copy(fake.user, sizeof fake.user, p->pw_name);
+    strcpy(f->dir, "/tmp/mc-login-XXXXXX");
+    assert_non_null(mkdtemp(f->dir));
+    snprintf(fake.home, sizeof fake.home, "%s/home", f->dir);
+    assert_int_equal(mkdir(fake.home, 0700), 0);
+    snprintf(path, sizeof path, "%s/db", f->dir);
+    snprintf(f->key, sizeof f->key, "%s/key", f->dir);
+    assert_int_equal(loop_new(&f->rig.loop, &err), 0);
+    assert_int_equal(store_open(path, "host", &f->store, &err), 0);
+    assert_int_equal(vault_new(f->store, f->key, &f->vault, &err), 0);
+    start_guest(f);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state) {
+    struct fixture *f = *state;
+    login_free(f->login);
+    stop_guest(f);
+    vault_free(f->vault);
+    store_close(f->store);
+    loop_free(f->rig.loop);
+    dir_remove(f->dir);
+    free(f);
+    return 0;
+}
+
+static void set(struct fixture *f, const char *section, const char *key, const char *value) {
+    struct err err = {0};
+    if (provider_set(&f->provider, section, key, value, &err) < 0)
+        fail_msg("%s", err.detail);
+}
+
+/* script: what the tool does; it has $HOME, and $ADDRESS. */
+static void begin_login(struct fixture *f, const char *flow, const char *script, const char *check, bool is_resumed) {
+    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
+    char words[900], home[128];
+    provider_init(&f->provider, "mine");
+    set(f, "provider", "title", "Test");
+    set(f, "login", "flow", flow);
+    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", script);
+    set(f, "login", "command", words);
+    snprintf(home, sizeof home, "HOME=%s", fake.home);
+    set(f, "login", "environment", home);
+    set(f, "login", "environment", "ADDRESS=" ADDRESS);
+    set(f, "credential", "file", ".tool/one");
+    set(f, "credential", "file", ".tool/two 0640");
+    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", check);
+    set(f, "credential", "check", words);
+    set(f, "open-url", "host", "login.example.test");
+    struct login_params params = {.loop = f->rig.loop,
+                                  .vault = f->vault,
+                                  .provider = &f->provider,
+                                  .session_id = "0123456789abcdef0123456789abcdef",
+                                  .user = "ann",
+                                  .vm_id = "vm-00000000-0000-4000-8000-000000000001",
+                                  .is_resumed = is_resumed,
+                                  .owner = &owner,
+                                  .userdata = f};
+    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+}
+
+static void wait_end(struct fixture *f) {
+    for (int64_t end = time_monotonic_ms() + WAIT_MS; !f->is_over && time_monotonic_ms() < end;)
+        turn(&f->rig);
+    assert_true(f->is_over);
+}
+
+static struct login_view view(struct fixture *f) {
+    struct login_view v;
+    assert_non_null(f->login);
+    login_look(f->login, &v);
+    return v;
+}
+
+static void wait_url(struct fixture *f) {
+    for (int64_t end = time_monotonic_ms() + WAIT_MS; f->login && !view(f).url && time_monotonic_ms() < end;)
+        turn(&f->rig);
+    assert_int_equal(view(f).url_len, strlen(ADDRESS));
+    assert_memory_equal(view(f).url, ADDRESS, strlen(ADDRESS));
+}
+
+static void touch(const char *name) {
+    char path[160];
+    snprintf(path, sizeof path, "%s/%s", fake.home, name);
+    assert_int_equal(file_write_atomic(path, "x", 1, 0600), 0);
+}
+
+#define SAVE "mkdir -p $HOME/.tool; printf " SECRET " >$HOME/.tool/one; printf 22 >$HOME/.tool/two"
+#define CONSENT "until [ -e $HOME/consent ]; do sleep 0.05; done"
+#define GOOD "grep -q " SECRET " $HOME/.tool/one"
+
+static void vault_has(struct fixture *f, const char *one, const char *two) {
+    struct secret text = {0};
+    struct bundle_file file;
+    struct err err = {0};
+    uint64_t version;
+    size_t at = 0;
+    assert_int_equal(
+        vault_take(f->vault, "ann", "mine", "vm-00000000-0000-4000-8000-000000000002", &text, &version, &err), 0);
+    assert_int_equal(bundle_next(text.data, text.len, &at, &file), 1);
+    assert_string_equal(file.file.path, ".tool/one");
+    assert_int_equal(file.file.mode, 0600);
+    assert_int_equal(file.len, strlen(one));
+    assert_memory_equal(file.data, one, file.len);
+    assert_int_equal(bundle_next(text.data, text.len, &at, &file), 1);
+    assert_string_equal(file.file.path, ".tool/two");
+    assert_int_equal(file.file.mode, 0640);
+    assert_memory_equal(file.data, two, file.len);
+    assert_int_equal(bundle_next(text.data, text.len, &at, &file), 0);
+    secret_free(&text);
+}
+
+static void ended_well(struct fixture *f) {
+    if (f->err.errnum)
+        print_error("%s\n", f->err.detail);
+    assert_int_equal(f->err.errnum, 0);
+    vault_has(f, SECRET, "22");
+}
+
+static void ended_with(struct fixture *f, const char *code, const char *words) {
+    assert_string_equal(f->err.code, code);
+    if (!strstr(f->err.detail, words))
+        print_error("%s\n", f->err.detail);
+    assert_non_null(strstr(f->err.detail, words));
+    struct vault_status status;
+    assert_int_equal(vault_look(f->vault, &status, NULL), 0);
+    assert_int_equal(status.credentials, 0);
+}
+
+/* --- the tests --- */
+
+static void a_code_comes_by_the_browser(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, false);
+    wait_url(f);
+    assert_int_equal(f->begun, 1);
+    assert_false(view(f).takes_code);
+    assert_int_equal(login_input(f->login, "x", 1, NULL), -EPROTO);
+    touch("consent");
+    wait_end(f);
+    ended_well(f);
+    assert_int_equal(f->again, 0);
+}
+
+static void what_goes_wrong_is_said(void **state) {
+    struct fixture *f = *state;
+    static const struct {
+        const char *script, *check, *code, *words;
+    } cases[] = {
+        {"$BROWSER $ADDRESS; echo error=access_denied " SECRET "; exit 1", "true", "login.tool", "access_denied"},
+        {"echo " SECRET " wrong state >&2; exit 1", "true", "login.tool", "wrong state"},
+        {"echo " SECRET "; exit 9", "true", "login.tool", "exit status 9"},
+        {"kill -9 $$", "true", "login.tool", "signal 9"},
+        {"$BROWSER https://evil.example/?" SECRET "; sleep 100", "true", "url.refused", "evil.example:443"},
+        {"$BROWSER https://127.0.0.1/?" SECRET "; sleep 100", "true", "url.refused", "its host is an address"},
+        {"$BROWSER http://login.example.test/?" SECRET "; sleep 100", "true", "url.refused", "https://"},
+        {SAVE, "echo " SECRET "; exit 1", "login.check", "the login does not work"},
+        {"true", "true", "login.no-file", ".tool/one"},
+        {SAVE "; >$HOME/.tool/two", "true", "login.no-file", ".tool/two is empty"},
+        {SAVE "; head -c 65537 /dev/zero >$HOME/.tool/two", "true", "login.too-large", ".tool/two"},
+        {SAVE "; rm $HOME/.tool/two; ln -s one $HOME/.tool/two", "true", "login.no-file", ".tool/two"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        f->is_over = false;
+        begin_login(f, "authorization-code", cases[i].script, cases[i].check, false);
+        wait_end(f);
+        ended_with(f, cases[i].code, cases[i].words);
+        dir_remove(fake.home);
+        assert_int_equal(mkdir(fake.home, 0700), 0);
+    }
+}
+
+static void a_tool_that_is_not_there(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code", "true", "true", false);
+    login_free(f->login);
+    set(f, "login", "command", "no-such-tool login");
+    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
+    struct login_params params = {.loop = f->rig.loop,
+                                  .vault = f->vault,
+                                  .provider = &f->provider,
+                                  .session_id = "0",
+                                  .user = "ann",
+                                  .vm_id = "vm-1",
+                                  .owner = &owner,
+                                  .userdata = f};
+    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+    wait_end(f);
+    ended_with(f, "login.tool", "no-such-tool cannot be run");
+}
+
+static void a_device_shows_its_code(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "device-code", "echo go to $ADDRESS and type WDJB-MJHT; " CONSENT "; " SAVE, GOOD, false);
+    wait_url(f);
+    assert_string_equal(view(f).user_code, "WDJB-MJHT");
+    touch("consent");
+    wait_end(f);
+    ended_well(f);
+}
+
+static void a_code_is_pasted(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "paste", "$BROWSER $ADDRESS; read code; [ $code = " SECRET "-code ] && { " SAVE "; }", GOOD, false);
+    wait_url(f);
+    assert_true(view(f).takes_code);
+    struct err err = {0};
+    assert_int_equal(login_input(f->login, "a\nb", 3, &err), -EINVAL);
+    assert_int_equal(login_input(f->login, "", 0, &err), -EINVAL);
+    assert_int_equal(login_input(f->login, SECRET "-code", strlen(SECRET "-code"), &err), 0);
+    wait_end(f);
+    ended_well(f);
+}
+
+static void a_tool_that_goes_on_is_ended(void **state) {
+    struct fixture *f = *state;
+    char pid_path[128];
+    _cleanup_free_ char *pid = NULL;
+    begin_login(f, "authorization-code",
+                "echo $$ >$HOME/pid; $BROWSER $ADDRESS; " CONSENT "; " SAVE "; exec sleep 1000", GOOD, false);
+    login_free(f->login);
+    set(f, "login", "done", "files");
+    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
+    struct login_params params = {.loop = f->rig.loop,
+                                  .vault = f->vault,
+                                  .provider = &f->provider,
+                                  .session_id = "0",
+                                  .user = "ann",
+                                  .vm_id = "vm-1",
+                                  .owner = &owner,
+                                  .userdata = f};
+    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+    wait_url(f);
+    touch("consent");
+    wait_end(f);
+    ended_well(f);
+    snprintf(pid_path, sizeof pid_path, "%s/pid", fake.home);
+    assert_int_equal(file_read(pid_path, 32, &pid, NULL), 0);
+    wait_until_dead(&f->rig, atoi(pid));
+}
+
+static void a_lost_agent_begins_it_anew(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, false);
+    wait_url(f);
+    stop_guest(f);
+    assert_null(view(f).url);
+    assert_int_equal(f->again, 0); /* it may be the end of the VM */
+    start_guest(f);
+    wait_url(f);
+    assert_int_equal(f->again, 1);
+    touch("consent");
+    wait_end(f);
+    ended_well(f);
+}
+
+static void a_new_daemon_looks_whether_it_is_done(void **state) {
+    struct fixture *f = *state;
+    /* An earlier one had it done, and died before it was in the vault. */
+    begin_login(f, "authorization-code", SAVE, GOOD, false);
+    wait_end(f);
+    ended_well(f);
+    f->is_over = false;
+    begin_login(f, "authorization-code", "exit 1", GOOD, true);
+    wait_end(f);
+    assert_int_equal(f->err.errnum, 0);
+    assert_int_equal(f->again, 0);
+    /* Or had it begun: it begins anew. */
+    f->is_over = false;
+    dir_remove(fake.home);
+    assert_int_equal(mkdir(fake.home, 0700), 0);
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, true);
+    wait_url(f);
+    assert_int_equal(f->again, 1);
+    touch("consent");
+    wait_end(f);
+    assert_int_equal(f->err.errnum, 0);
+}
+
+static void an_image_without_an_agent(void **state) {
+    struct fixture *f = *state;
+    struct agent *agent = fake.agent;
+    fake.agent = NULL;
+    begin_login(f, "authorization-code", "true", "true", false);
+    wait_end(f);
+    ended_with(f, "agent.none", "has no agent");
+    fake.agent = agent;
+}
+
+static void a_login_can_be_left_at_any_time(void **state) {
+    struct fixture *f = *state;
+    for (int turns = 0; turns < 40; turns++) {
+        f->is_over = false;
+        begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " SAVE, GOOD, false);
+        for (int i = 0; i < turns && f->login; i++)
+            sd_event_run(loop_event(f->rig.loop), 20000);
+        login_free(f->login);
+        f->login = NULL;
+        dir_remove(fake.home);
+        assert_int_equal(mkdir(fake.home, 0700), 0);
+    }
+}
+
+/* --- what needs no guest --- */
+
+static void words(void **state) {
+    char code[LOGIN_CODE_MAX];
+    const char *at;
+    size_t pos = 0;
+    static const struct {
+        const char *text, *code;
+    } codes[] = {{"type WDJB-MJHT now", "WDJB-MJHT"},
+                 {"\x1b[94mABCD-12345\x1b[0m", "ABCD-12345"},
+                 {"AAA-BBB-CCC.", "AAA-BBB-CCC"},
+                 {"first AAAA-BBBB then CCCC-DDDD", "CCCC-DDDD"},
+                 {"UTF-8 or AB-8628", ""},
+                 {"X-AAAA-BBBB", ""},
+                 {"AAAA-BBBBc", ""},
+                 {"AAAA-BBBB-", ""},
+                 {"AAAAAAAAA-BBBB", ""},
+                 {"0A1B2C3D-4E5F-6789-ABCD-0123456789AB", ""},
+                 {"", ""}};
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+        strcpy(code, "");
+        size_t len = login_words_code(codes[i].text, strlen(codes[i].text), code);
+        assert_string_equal(code, codes[i].code);
+        assert_int_equal(len, strlen(codes[i].code));
+    }
+    assert_null(login_words_reason("nothing known " SECRET, 20));
+    static const char two[] = "x https://a.example/?q\nhttps://b.example/\thttps://cut";
+    assert_int_equal(login_words_address(two, strlen(two), &pos, &at), strlen("https://a.example/?q"));
+    assert_int_equal(login_words_address(two, strlen(two), &pos, &at), strlen("https://b.example/"));
+    assert_int_equal(login_words_address(two, strlen(two), &pos, &at), 0);
+}
+
+static void bundles(void **state) {
+    struct bundle b;
+    struct bundle_file file;
+    struct provider_file f = {.path = ".a/b", .mode = 0600};
+    size_t room, at = 0;
+    assert_int_equal(bundle_new(&b, NULL), 0);
+    memcpy(bundle_room(&b, &room), "1 2\n3", 5);
+    assert_int_equal(bundle_add(&b, &f, 5, NULL), 0);
+    assert_int_equal(bundle_add(&b, &f, 0, NULL), 0);
+    bundle_room(&b, &room);
+    assert_int_equal(bundle_add(&b, &f, room + 1, NULL), -EMSGSIZE);
+    assert_int_equal(bundle_add(&b, &f, room, NULL), 0);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(bundle_next(b.memory.data, b.len, &at, &file), 1);
+    assert_int_equal(bundle_next(b.memory.data, b.len, &at, &file), 0);
+    bundle_free(&b);
+    static const char *const bad[] = {"",
+                                      "mc-files/2\n",
+                                      "mc-files/1\na 0600 5\nxxxx",
+                                      "mc-files/1\na 0600\n",
+                                      "mc-files/1\na 600 1\nx",
+                                      "mc-files/1\na 0600 -1\n",
+                                      "mc-files/1\na 0600 1",
+                                      "mc-files/1\nx"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        at = 0;
+        assert_int_equal(bundle_next((const uint8_t *)bad[i], strlen(bad[i]), &at, &file), -EBADMSG);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2)
+        return 2;
+    agent_program = argv[1];
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_code_comes_by_the_browser, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_goes_wrong_is_said, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_tool_that_is_not_there, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_device_shows_its_code, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_code_is_pasted, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_tool_that_goes_on_is_ended, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_lost_agent_begins_it_anew, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_new_daemon_looks_whether_it_is_done, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(an_image_without_an_agent, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_login_can_be_left_at_any_time, set_up, tear_down),
+        cmocka_unit_test(words),
+        cmocka_unit_test(bundles),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
