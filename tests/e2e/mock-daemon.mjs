@@ -48,6 +48,11 @@ export class MockDaemon {
     id: VM_ID, state: 'booting', state_since: ago(7), reason: null, reachable: null, finding: null,
     console_line: null, boot_deadline_at: ago(-113),
   };
+  login = null;                        // what the status tells of the login tool
+  loginUrl = null;                     // what oauth-url gives; null: 202
+  refusal = null;                      // {status, detail, hint}: of open-url, code and cancel
+  credential = { status: 'completed', stored: true, version: 1, updated_at: null, in_vm: null };
+  bodies = [];                         // [path behind the session's, body] of each POST with one
   problem = null;                      // {status, body}: instead of the status
   /* {rfb: options}, {close: [code, reason]}, {garbage: true}, {silent: true}, {cut: true} (no WebSocket at all), or
    * {handle: (client) => …} for a test's own */
@@ -117,6 +122,7 @@ export class MockDaemon {
     if (request.method === 'POST' && pathname === `${base}/ticket`) return this.#ticket(request, response, base);
     if (request.method === 'GET' && pathname === base) return this.#status(request, response);
     if (request.method === 'POST' && pathname === `${base}/heartbeat`) return this.#heartbeat(request, response);
+    if (pathname.startsWith(`${base}/`)) return this.#loginPart(request, response, pathname.slice(base.length + 1));
     return problem(response, 404, 'not_found', 'No such session.');
   }
 
@@ -152,7 +158,26 @@ export class MockDaemon {
     if (!this.#admitted(request)) return problem(response, 401, 'unauthorized', 'No cookie.');
     if (this.problem) return problem(response, this.problem.status, 'mock', this.problem.detail, this.problem.hint);
     response.writeHead(200, { 'Content-Type': 'application/json', 'Cache-Control': 'no-store' });
-    return response.end(JSON.stringify({ session: this.session, vm: this.vm }));
+    return response.end(JSON.stringify({ session: this.session, vm: this.vm, login: this.login }));
+  }
+
+  async #loginPart(request, response, part) {
+    if (!this.#admitted(request)) return problem(response, 401, 'unauthorized', 'No cookie.');
+    const say = (status, body) => {
+      response.writeHead(status, { 'Content-Type': 'application/json' });
+      response.end(JSON.stringify(body));
+    };
+    if (request.method === 'GET' && part === 'oauth-url')
+      return say(this.loginUrl ? 200 : 202, { url: this.loginUrl, words: 'the tool starts' });
+    if (request.method === 'GET' && part === 'credentials/status') return say(200, this.credential);
+    if (request.method !== 'POST' || !['open-url', 'code', 'cancel'].includes(part))
+      return problem(response, 404, 'not_found', 'No such route.');
+    let body = '';
+    for await (const piece of request) body += piece;
+    this.bodies.push([part, JSON.parse(body)]);
+    if (this.refusal) return problem(response, this.refusal.status, 'mock', this.refusal.detail, this.refusal.hint);
+    if (part === 'cancel') Object.assign(this.session, { status: 'cancelled', reason: JSON.parse(body).reason });
+    return say(200, { done: true });
   }
 
   #heartbeat(request, response) {

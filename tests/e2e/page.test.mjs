@@ -188,7 +188,7 @@ describe('until there is a desktop', { concurrency: AT_ONCE }, () => {
       assert.equal(await words(page, '[aria-current=step]'), 'Start its system and desktop');
       assert.match(await words(page, 'header'), /User\s+demo\s+Provider\s+demo/);
       assert.match(await words(page, 'header'), new RegExp(VM_ID));
-      assert.match(await page.locator('[role=status]').textContent(), /^The desktop is starting\./);
+      assert.match(await page.locator('#live').textContent(), /^The desktop is starting\./);
       await accessible(page);
       await look(page, 'booting');
     }));
@@ -329,7 +329,7 @@ describe('the desktop', { concurrency: AT_ONCE }, () => {
       },
     }, async ({ daemon, page }) => {
       await inState(page, 'connected');
-      assert.match(await page.locator('[role=status]').textContent(), /Less than a minute is left/);
+      assert.match(await page.locator('#live').textContent(), /Less than a minute is left/);
       Object.assign(daemon.vm, { reachable: false, finding: 'ARP is dropped by bridge filter OUTPUT handle 4' });
       await page.waitForFunction(() => document.getElementById('note').textContent.includes('handle 4'));
       await accessible(page);
@@ -344,6 +344,132 @@ describe('the desktop', { concurrency: AT_ONCE }, () => {
       assert.match(await panel(page), /The session was cancelled/);
       assert.equal(await page.locator('#desktop canvas').count(), 0);
     }));
+});
+
+describe('the login', { concurrency: AT_ONCE }, () => {
+  const authenticating = (login) => (daemon) => {
+    running(daemon);
+    daemon.session.status = 'authenticating';
+    daemon.login = { flow: 'authorization-code', words: 'log in on the desktop', opened: false, user_code: null,
+      takes_code: false, ...login };
+  };
+
+  test('the login page is opened on the desktop by a button, and a refusal is told', () =>
+    scene({
+      prepare: (daemon) => {
+        authenticating({})(daemon);
+        daemon.loginUrl = 'https://provider.example/authorize?state=secret';
+      },
+      allow: [FAILED_REQUEST],
+    }, async ({ daemon, page }) => {
+      await inState(page, 'connected');
+      assert.match(await words(page, '#login'), /Log in on the desktop\./);
+      assert.match(await page.locator('#live').textContent(), /Log in on the desktop\./);
+      await accessible(page);
+      await look(page, 'login');
+      await page.getByRole('button', { name: 'Open the login page on the desktop' }).click();
+      await until(() => daemon.bodies.length === 1);
+      assert.deepEqual(daemon.bodies[0], ['open-url', { url: daemon.loginUrl }]);
+      await page.waitForFunction(() => /page is open/.test(document.getElementById('said').textContent));
+      assert.doesNotMatch(await page.content(), /state=secret/, 'the address is nowhere on the page');
+      daemon.login.opened = true;
+      await page.getByRole('button', { name: 'Open the login page again' }).waitFor();
+      daemon.refusal = { status: 502, detail: 'the browser in the VM did not open the address', hint: 'Look at the desktop' };
+      await page.getByRole('button', { name: 'Open the login page again' }).click();
+      await page.waitForFunction(() => /did not open the address\. Look at the desktop\./.test(
+        document.getElementById('said').textContent));
+      daemon.refusal = null;
+      daemon.loginUrl = null;
+      await page.getByRole('button', { name: 'Open the login page again' }).click();
+      await page.waitForFunction(() => /The tool starts\./.test(document.getElementById('said').textContent));
+    }));
+
+  test('before the tool has an address there is nothing to open', () =>
+    scene({
+      prepare: (daemon) => {
+        authenticating({ words: 'the login tool starts' })(daemon);
+        daemon.session.status = 'awaiting_user_auth';
+      },
+    }, async ({ page }) => {
+      await inState(page, 'connected');
+      assert.match(await words(page, '#login'), /The login tool starts\./);
+      assert.equal(await page.locator('#login-open').isVisible(), false);
+    }));
+
+  test('the code of a device flow is shown, and spoken', () =>
+    scene({ prepare: authenticating({ flow: 'device-code', words: 'type the code at the provider', user_code: 'WDJB-MJHT' }) },
+      async ({ page }) => {
+        await inState(page, 'connected');
+        assert.match(await words(page, '#login-code-line'), /WDJB-MJHT/);
+        assert.match(await page.locator('#live').textContent(), /Your code: WDJB-MJHT/);
+        await accessible(page);
+        await look(page, 'login-device');
+      }));
+
+  test('a code that the user carries goes to the tool, by keyboard', () =>
+    scene({ prepare: authenticating({ flow: 'paste', words: 'paste the code', takes_code: true }) },
+      async ({ daemon, page }) => {
+        await inState(page, 'connected');
+        await page.getByLabel('Code that the provider showed').fill(' abc#def ');
+        await page.keyboard.press('Enter');
+        await until(() => daemon.bodies.length === 1);
+        assert.deepEqual(daemon.bodies[0], ['code', { code: 'abc#def' }]);
+        assert.equal(await page.getByLabel('Code that the provider showed').inputValue(), '');
+        await accessible(page);
+        await look(page, 'login-paste');
+      }));
+
+  test('hostile words of the tool are only text', () =>
+    scene({ prepare: authenticating({ words: '<img src=x onerror=1>\u202e', user_code: '<b>A</b>'.repeat(20) }) },
+      async ({ page }) => {
+        await inState(page, 'connected');
+        assert.match(await words(page, '#login-words'), /^<img src=x onerror=1>/);
+        assert.equal(await page.locator('#login img, #login b').count(), 0);
+        await look(page, 'login-hostile');
+      }));
+
+  test('a login is cancelled, after a question', () =>
+    scene({ prepare: authenticating({}) }, async ({ daemon, page }) => {
+      await inState(page, 'connected');
+      await page.getByRole('button', { name: 'Cancel the login' }).click();
+      await accessible(page);
+      await look(page, 'cancel');
+      await page.getByRole('button', { name: 'Go on with the login' }).click();
+      assert.equal(daemon.bodies.length, 0);
+      await page.getByRole('button', { name: 'Cancel the login' }).click();
+      await page.keyboard.press('Escape');
+      assert.equal(daemon.bodies.length, 0);
+      await page.getByRole('button', { name: 'Cancel the login' }).click();
+      await page.getByRole('button', { name: 'Cancel it' }).click();
+      await inState(page, 'ended');
+      assert.match(await panel(page), /The session was cancelled.*Cancelled on its page\./s);
+      assert.equal(await page.locator('#cancel').isVisible(), false);
+    }));
+
+  test('while it boots it can be cancelled too, and a refusal is told', () =>
+    scene({ allow: [FAILED_REQUEST] }, async ({ daemon, page }) => {
+      await inState(page, 'booting');
+      daemon.refusal = { status: 409, detail: 'the session is completed already' };
+      await page.getByRole('button', { name: 'Cancel the login' }).click();
+      await page.getByRole('button', { name: 'Cancel it' }).click();
+      await page.waitForFunction(() => /is completed already\./.test(document.getElementById('said').textContent));
+    }));
+
+  test('a completed login says where it has gone', async (t) => {
+    const vms = [[null, /as soon as it runs/], [VM_ID, new RegExp(`Your CLI VM ${VM_ID} is logged in now`)]];
+    for (const [vm, pattern] of vms)
+      await t.test(vm ?? 'no VM', () => scene({
+        prepare: (daemon) => {
+          Object.assign(daemon.session, { status: 'completed', reason: 'the login works' });
+          daemon.credential.in_vm = vm;
+        },
+      }, async ({ page }) => {
+        await inState(page, 'ended');
+        await page.waitForFunction(() => /CLI VM/.test(document.getElementById('text').textContent));
+        assert.match(await panel(page), pattern);
+        await look(page, `completed-${vm ? 'in-vm' : 'stored'}`);
+      }));
+  });
 });
 
 describe('when a connection ends', { concurrency: AT_ONCE }, () => {

@@ -4,7 +4,8 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { sessionBase } from '../../web/static/api.js';
 import {
-  CLOSE, STEPS, backoffMs, bootClock, clean, duration, sentence, stateWords, timeLeft, viewOf, viewOfClose,
+  CLOSE, STEPS, backoffMs, bootClock, clean, credentialWords, duration, mayCancel, sentence, stateWords, timeLeft, viewOf,
+  viewOfClose, viewOfLogin,
 } from '../../web/static/state.js';
 
 const VM_ID = 'vm-69fac673-2f0e-4b1c-9d3a-5e8f7a6b4c2d';
@@ -171,4 +172,37 @@ test('sessionBase() takes a session\'s page and nothing else', () => {
   assert.equal(sessionBase('/api/auth/session/0a/novnc'), '/api/auth/session/0a');
   for (const path of ['/', '/api/auth/session//novnc', '/api/auth/session/a/b/novnc', '/x/api/auth/session/a/novnc',
     '/api/auth/session/%2e%2e/novnc']) assert.equal(sessionBase(path), null, path);
+});
+
+describe('the login tool', () => {
+  const login = (more = {}) => ({ flow: 'authorization-code', words: 'log in', opened: false, user_code: null, takes_code: false,
+    ...more });
+
+  test('is shown while the session lives, and its page once there is one', () => {
+    assert.equal(viewOfLogin(session(), null), null);
+    assert.equal(viewOfLogin(session({ status: 'awaiting_user_auth' }), login()).open, '');
+    assert.match(viewOfLogin(session({ status: 'authenticating' }), login()).open, /on the desktop/);
+    assert.match(viewOfLogin(session({ status: 'authenticating' }), login({ opened: true })).open, /again/);
+    for (const status of SESSION_ENDS) {
+      assert.equal(viewOfLogin(session({ status }), login()), null);
+      assert.equal(mayCancel(session({ status })), false);
+    }
+    assert.equal(mayCancel(session()), true);
+    assert.equal(mayCancel(undefined), false);
+  });
+
+  test('says and takes a code', () => {
+    const view = viewOfLogin(session(), login({ user_code: 'ABCD-EFGH\u202e', takes_code: true }));
+    assert.equal(view.code, 'ABCD-EFGH');
+    assert.equal(view.takesCode, true);
+    assert.equal(viewOfLogin(session(), { words: null }).takesCode, false);
+    assert.ok(viewOfLogin(session(), { words: null }).words);
+  });
+
+  test('a completed login says where it has gone, if that is known', () => {
+    assert.equal(credentialWords(null), '');
+    assert.equal(credentialWords({ stored: false }), '');
+    assert.match(credentialWords({ stored: true, in_vm: null }), /as soon as it runs/);
+    assert.match(credentialWords({ stored: true, in_vm: VM_ID }), new RegExp(`${VM_ID} is logged in`));
+  });
 });

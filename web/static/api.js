@@ -1,6 +1,7 @@
-/* The controller's API as this page uses it: three calls, answered by plain data, none throws.
+/* The controller's API as this page uses it: calls that are answered by plain data, none throws.
  *
- * Answers: {kind: 'ok', session, vm}   the status
+ * Answers: {kind: 'ok', session, vm, login}   the status
+ *          {kind: 'ok', status, body}  of the others
  *          {kind: 'done'}              the ticket was taken, the cookie is set
  *          {kind: 'refused'}           no valid cookie, or the ticket was not taken
  *          {kind: 'missing'}           no such session
@@ -9,6 +10,7 @@
  */
 
 const TIMEOUT_MS = 8000;
+const OPEN_TIMEOUT_MS = 65000; // the desktop's browser may have to start first
 
 /* "/api/auth/session/<id>/novnc" -> "/api/auth/session/<id>"; null where the address is not a session's page. */
 export function sessionBase(pathname) {
@@ -36,10 +38,10 @@ export class Api {
   async status() {
     const answer = await this.#call('');
     if (answer.kind !== 'ok') return answer;
-    const { session, vm } = answer.body ?? {};
+    const { session, vm, login } = answer.body ?? {};
     if (typeof session?.status !== 'string')
       return { kind: 'trouble', status: answer.status, detail: 'Its answer is not a session\'s status' };
-    return { kind: 'ok', session, vm: vm ?? null };
+    return { kind: 'ok', session, vm: vm ?? null, login: login ?? null };
   }
 
   /* This page is there. Nothing depends on the answer: the status tells all. */
@@ -47,16 +49,40 @@ export class Api {
     await this.#call('/heartbeat', { method: 'POST' });
   }
 
+  cancel() {
+    return this.#post('/cancel', { reason: 'cancelled on its page' });
+  }
+
+  /* The code that the user carries from the provider to the tool. */
+  giveCode(code) {
+    return this.#post('/code', { code });
+  }
+
+  /* Sends the desktop's browser to the login page. Its address may hold a secret: it stays here for a moment. */
+  async openLogin() {
+    const answer = await this.#call('/oauth-url');
+    if (answer.kind !== 'ok') return answer;
+    const { url, words } = answer.body ?? {};
+    if (!url) return { kind: 'trouble', status: answer.status, detail: words ?? 'The login tool has given no address yet' };
+    return this.#post('/open-url', { url }, OPEN_TIMEOUT_MS);
+  }
+
+  /* What the login has come to. */
+  credential() {
+    return this.#call('/credentials/status');
+  }
+
   /* One-use ticket for a cookie that script cannot read. */
   async exchange(ticket) {
-    const answer = await this.#call('/ticket', {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify({ ticket }),
-    });
+    const answer = await this.#post('/ticket', { ticket });
     if (answer.kind === 'ok') return { kind: 'done' };
     const settled = answer.status >= 400 && answer.status < 500 && answer.status !== 429;
     return settled ? { kind: 'refused' } : answer;
+  }
+
+  #post(path, body, timeoutMs = TIMEOUT_MS) {
+    const headers = { 'Content-Type': 'application/json' };
+    return this.#call(path, { method: 'POST', headers, body: JSON.stringify(body), signal: AbortSignal.timeout(timeoutMs) });
   }
 
   async #call(path, options = {}) {

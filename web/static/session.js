@@ -11,7 +11,7 @@ import { Desktop, loadNoVnc } from './desktop.js';
 import { CLOSE, backoffMs, sentence, viewOf } from './state.js';
 import { View } from './view.js';
 
-const WATCH_MS = 5000;      // between status questions while the desktop is connected
+const WATCH_MS = 3000;      // between status questions while the desktop is connected
 const WATCH_MISSES = 2;     // unanswered in a row: the picture is frozen, whatever the socket believes
 const STEADY_MS = 10000;    // a connection that lasted this long makes up for the failed ones before it
 const BOOT_RETRY_MS = 2000; // between attempts while the VM boots
@@ -44,12 +44,21 @@ class Page {
   #ticketRefused = false;
   #finding = '';    // of the network doctor, about a VM whose desktop is connected
   #wake = () => {}; // ends the pause that is under way
+  #look = () => {}; // asks for the status at once while the desktop is connected
 
   constructor(base, view) {
     this.#api = new Api(base);
     this.#view = view;
     view.onRetry = () => this.#tryNow();
     view.onUse = () => this.#desktop?.focus();
+    view.onOpenLogin = () => this.#api.openLogin();
+    view.onCode = (code) => this.#api.giveCode(code);
+    view.onCancel = async () => {
+      const answer = await this.#api.cancel();
+      this.#look(); // and the loop says how it ended
+      this.#tryNow();
+      return answer;
+    };
     setInterval(() => this.#tick(), 1000);
     // Moments in which an answer may have become possible: do not sit out a back-off then.
     addEventListener('online', () => this.#tryNow());
@@ -80,7 +89,10 @@ class Page {
 
       const view = this.#viewOf(answer);
       this.#show(view, answer);
-      if (view.next === 'stop') return;
+      if (view.next === 'stop') {
+        if (answer.session?.status === 'completed') this.#view.showCredential((await this.#api.credential()).body);
+        return;
+      }
       if (!answered) await this.#pauseAfterFailure();
       else if (view.next === 'poll') await this.#pause(view.pollMs);
       else if (!(await this.#stayConnected(answer))) return;
@@ -145,7 +157,10 @@ class Page {
    * does not know it yet. */
   async #watch(desktop) {
     for (let misses = 0; misses < WATCH_MISSES;) {
-      await new Promise((resolve) => { setTimeout(resolve, WATCH_MS); });
+      await new Promise((resolve) => {
+        this.#look = resolve;
+        setTimeout(resolve, WATCH_MS);
+      });
       if (desktop !== this.#desktop) return;
       const answer = await this.#api.status();
       if (desktop !== this.#desktop) return;

@@ -121,6 +121,31 @@ function noAccess(title, text, session) {
   };
 }
 
+const isOver = (session) => ['completed', 'failed', 'cancelled', 'timeout'].includes(session?.status);
+
+/* Whether the session can be cancelled. */
+export const mayCancel = (session) => typeof session?.status === 'string' && !isOver(session);
+
+/* What the login tool in the VM says and takes, or null where none is at work. open: the words on the button that sends the
+ * desktop's browser to the login page; empty: there is no such page yet. */
+export function viewOfLogin(session, login) {
+  if (!login || isOver(session)) return null;
+  const hasPage = session.status === 'authenticating';
+  return {
+    words: sentence(login.words, 'The login tool is at work.'),
+    code: clean(login.user_code, 40),
+    open: !hasPage ? '' : login.opened ? 'Open the login page again' : 'Open the login page on the desktop',
+    takesCode: login.takes_code === true,
+  };
+}
+
+/* What a completed login has come to. credential: the answer's body, or null where it is not known. */
+export function credentialWords(credential) {
+  if (!credential?.stored) return '';
+  return credential.in_vm ? `Your CLI VM ${clean(credential.in_vm, 40)} is logged in now.`
+    : 'Your CLI VM is logged in as soon as it runs.';
+}
+
 /* The session's own end, or null while it lives. */
 function viewOfEnd(session) {
   switch (session.status) {

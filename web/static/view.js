@@ -1,7 +1,9 @@
 /* Everything that touches the page's elements. Whatever came from elsewhere goes into textContent, never into
  * markup. */
 
-import { STEPS, bootClock, clean, duration, stateWords, timeLeft } from './state.js';
+import {
+  STEPS, bootClock, clean, credentialWords, duration, mayCancel, sentence, stateWords, timeLeft, viewOfLogin,
+} from './state.js';
 
 const $ = (id) => document.getElementById(id);
 
@@ -22,16 +24,22 @@ function fact(id, text) {
 
 export class View {
   #shown = null;  // the view on the page
-  #status = null; // {session, vm} of the last answer
+  #status = null; // {session, vm, login} of the last answer
+  #login = null;  // what is shown of the login tool
   #note = '';
   #wasShort = false;
 
   onRetry = () => {}; // the person asks for an attempt at once
   onUse = () => {};   // the person wants the keyboard in the desktop
+  /* Each resolves to api.js's answer. */
+  onCancel = async () => ({});
+  onOpenLogin = async () => ({});
+  onCode = async () => ({}); // (code)
 
   constructor() {
     $('retry').addEventListener('click', () => this.onRetry());
     $('use-desktop').addEventListener('click', () => this.onUse());
+    this.#listenToLogin();
     $('steps').append(...STEPS.map((words) => {
       const item = document.createElement('li');
       item.textContent = words;
@@ -39,16 +47,43 @@ export class View {
     }));
   }
 
+  #listenToLogin() {
+    $('cancel').addEventListener('click', () => {
+      $('ask-cancel').returnValue = 'no';
+      $('ask-cancel').showModal();
+    });
+    $('ask-cancel').addEventListener('close', () => {
+      if ($('ask-cancel').returnValue === 'yes') this.#tell('Cancelling …', this.onCancel(), 'It is cancelled.');
+    });
+    $('login-open').addEventListener('click', () => this.#tell('The desktop\'s browser is asked …', this.onOpenLogin(),
+      'The login page is open on the desktop.'));
+    $('login-form').addEventListener('submit', async (event) => {
+      event.preventDefault();
+      const code = $('code').value.trim();
+      $('code').value = '';
+      await this.#tell('The tool gets the code …', this.onCode(code), 'The tool has the code.');
+    });
+  }
+
+  /* What comes of something that the person asked for. */
+  async #tell(meanwhile, promise, done) {
+    put($('said'), meanwhile);
+    const { kind, detail, hint } = await promise;
+    const failed = kind === 'offline' ? 'The controller does not answer. Try again in a moment.'
+      : `${sentence(detail, 'The controller refused it.')} ${sentence(hint)}`.trim();
+    put($('said'), kind === 'ok' ? done : failed);
+  }
+
   get desktop() {
     return $('desktop');
   }
 
-  /* status: {session, vm}, or null to keep what is shown of them. */
+  /* status: {session, vm, login}, or null to keep what is shown of them. */
   show(view, status = null) {
     const { dataset } = document.documentElement;
     this.#shown = view;
     this.#status = status ?? this.#status;
-    const { session, vm } = this.#status ?? {};
+    const { session, vm, login } = this.#status ?? {};
 
     dataset.state = view.state;
     dataset.tone = view.tone;
@@ -70,7 +105,17 @@ export class View {
     $('actions').hidden = !view.retry;
     this.#showSteps(view.step);
     this.#showConsole(view, vm);
+    this.#showLogin(view.next === 'stop' ? null : viewOfLogin(session, login));
+    const cancellable = view.next !== 'stop' && mayCancel(session);
+    $('cancel').hidden = !cancellable;
+    if (!cancellable && $('ask-cancel').open) $('ask-cancel').close('no');
     this.#speak();
+  }
+
+  /* A completed login: what has come of it. */
+  showCredential(credential) {
+    const words = credentialWords(credential);
+    if (words) putOrHide($('text'), `${this.#shown.text} ${words}`);
   }
 
   /* A sentence above the desktop, '' for none: it is there, and something about it should be known. */
@@ -109,6 +154,17 @@ export class View {
     }
   }
 
+  #showLogin(login) {
+    this.#login = login;
+    $('login').hidden = !login;
+    if (!login) return;
+    put($('login-words'), login.words);
+    put($('login-code'), login.code);
+    $('login-code-line').hidden = !login.code;
+    putOrHide($('login-open'), login.open);
+    $('login-form').hidden = !login.takesCode;
+  }
+
   #showSteps(step) {
     $('steps').hidden = step === null;
     [...$('steps').children].forEach((item, index) => {
@@ -131,6 +187,7 @@ export class View {
     const parts = view.state === 'connected'
       ? ['The desktop is connected.', this.#note]
       : [`${view.title}.`, view.text, view.advice, view.command];
+    if (this.#login) parts.push(this.#login.words, this.#login.code && `Your code: ${this.#login.code}`);
     if (this.#wasShort) parts.push('Less than a minute is left.');
     put($('live'), parts.filter(Boolean).join(' '));
   }
