@@ -139,8 +139,11 @@ static void read_console(struct snapshot *s, const struct snap_vm *vm, const cha
     if (r < 0)
         return;
     char *save = NULL, *last = NULL;
+    uint32_t first = s->consoles_count;
     for (char *line = strtok_r(text, "\r\n", &save); line; line = strtok_r(NULL, "\r\n", &save)) {
         last = line;
+        if (strstr(line, "Linux version ")) /* it starts anew: what it said before is over */
+            s->consoles_count = first;
         for (size_t i = 0; i < sizeof console_words / sizeof *console_words; i++)
             if (strstr(line, console_words[i].text)) {
                 add_console(s, vm, line, console_words[i].sort);

@@ -105,9 +105,9 @@ static const struct catalogue_row rows[] = {
      "The VMM reads the frames and the guest is silent: its interface is down.",
      "Bring the interface up inside the guest."},
     {"guest.no-nic", HOP_GUEST_NIC, "L1", false,
-     "The guest's agent answers, and the guest has no network card that could be the one behind the TAP: its driver "
-     "was "
-     "not loaded, or the VMM gave it none.",
+     "The guest has no network card that could be the one behind the TAP: its driver was not loaded, or the VMM gave "
+     "it "
+     "none.",
      "Look at the guest's kernel log (virtio_net) and at the VMM's configuration."},
     {"guest.nic-noarp", HOP_GUEST_NIC, "L2", false,
      "ARP is switched off on the guest's interface: it answers nobody who asks for its MAC.",

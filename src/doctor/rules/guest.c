@@ -110,6 +110,41 @@ static bool rule_refused(struct judge *j) {
     return true;
 }
 
+/* --- what its console says --- */
+
+static void console_evidence(struct judge *j, struct cause *c) {
+    for (uint32_t i = 0; i < j->s->consoles_count; i++)
+        if (strcmp(j->s->consoles[i].tap, j->target->tap) == 0 && strcmp(j->s->consoles[i].sort, "last") == 0)
+            cause_evidence(c, "console", j->s->consoles[i].vm_id, "last line: %.150s", j->s->consoles[i].line);
+}
+
+/* A service that is not there may have been killed for its memory. */
+static void oom_evidence(struct judge *j, struct cause *c) {
+    const struct snap_console *found = NULL;
+    for (uint32_t i = 0; i < j->s->consoles_count; i++)
+        if (strcmp(j->s->consoles[i].tap, j->target->tap) == 0 && strcmp(j->s->consoles[i].sort, "oom") == 0)
+            found = &j->s->consoles[i];
+    if (found)
+        cause_evidence(c, "console", found->vm_id, "%.200s", found->line);
+}
+
+static bool rule_panic(struct judge *j) {
+    for (uint32_t i = 0; i < j->s->consoles_count; i++) {
+        const struct snap_console *line = &j->s->consoles[i];
+        bool end = strcmp(line->sort, "panic") == 0, nic = strcmp(line->sort, "no-nic") == 0;
+        if (strcmp(line->tap, j->target->tap) != 0 || (!end && !nic))
+            continue;
+        struct cause *c = cause_add(j, nic ? "guest.no-nic" : "guest.panic", 0, FLOWS_GUEST, "the guest behind %s %s",
+                                    line->tap, nic ? "has found no network card" : "has stopped");
+        if (!c)
+            return true;
+        c->seen = true;
+        cause_evidence(c, "console", line->vm_id, "%.200s", line->line);
+        return true;
+    }
+    return false;
+}
+
 /* --- nobody reads --- */
 
 /* A filter at the TAP itself: the kernel says so. */
@@ -149,6 +184,9 @@ static void rule_unread(struct judge *j, const struct path *path) {
                                                                                         : "vmm.stalled";
     if (judge_is_explained(j, PROBE_ARP, HOPS_BEHIND_TAP))
         return;
+    /* Its VMM runs, and nobody has given it a buffer since. */
+    if (!(h && (h->state == 'T' || h->frozen)) && rule_panic(j))
+        return;
     /* Dropped at the ring from the first frame on, and nobody says why: full, or filtered. */
     if (dropped && !path->out.dropped && !(h && h->state == 'T'))
         return;
@@ -168,28 +206,6 @@ static void rule_unread(struct judge *j, const struct path *path) {
 }
 
 /* --- the guest is silent --- */
-
-static void console_evidence(struct judge *j, struct cause *c) {
-    for (uint32_t i = 0; i < j->s->consoles_count; i++)
-        if (strcmp(j->s->consoles[i].tap, j->target->tap) == 0 && strcmp(j->s->consoles[i].sort, "last") == 0)
-            cause_evidence(c, "console", j->s->consoles[i].vm_id, "last line: %.150s", j->s->consoles[i].line);
-}
-
-static bool rule_panic(struct judge *j) {
-    for (uint32_t i = 0; i < j->s->consoles_count; i++) {
-        const struct snap_console *line = &j->s->consoles[i];
-        bool end = strcmp(line->sort, "panic") == 0, nic = strcmp(line->sort, "no-nic") == 0;
-        if (strcmp(line->tap, j->target->tap) != 0 || (!end && !nic))
-            continue;
-        struct cause *c = cause_add(j, "guest.panic", 0, FLOWS_GUEST, "the guest behind %s has stopped", line->tap);
-        if (!c)
-            return true;
-        c->seen = true;
-        cause_evidence(c, "console", line->vm_id, "%.200s", line->line);
-        return true;
-    }
-    return false;
-}
 
 /* What the guest said of itself while we asked. */
 struct said {
@@ -418,6 +434,7 @@ static void rule_refuses(struct judge *j, const struct probe_answer *a) {
         c = cause_add(j, "guest.service-down", 0, FLOW(PROBE_TCP), "nothing listens on %s port %u", ip,
                       j->target->port);
         cause_evidence(c, "probe", ip, "TCP port %u: connection refused (RST)", j->target->port);
+        oom_evidence(j, c);
     }
     if (c)
         c->seen = true;
