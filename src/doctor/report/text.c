@@ -110,7 +110,7 @@ void pen_remedy(const struct pen *pen, const struct doctor_case *c, uint32_t tar
         pen_paragraph(pen, LABEL, "  tried:", YELLOW, "the repair did not help and was taken back");
     if (*f->repair_error) {
         snprintf(line, sizeof line, "%s", f->repair_error);
-        pen_paragraph(pen, LABEL, "  not done:", YELLOW, line);
+        pen_paragraph(pen, LABEL, "  failed:", YELLOW, line);
     }
     commands(pen, c, target, f);
     for (uint8_t i = 0; i < f->plan_count; i++)
