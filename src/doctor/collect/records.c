@@ -59,20 +59,20 @@ static int ask_for_vms(sqlite3 *db, sqlite3_stmt **ret) {
     return r == SQLITE_OK ? r : sqlite3_prepare_v2(db, VM_COLUMNS ", ''" VM_ROWS, -1, ret, NULL);
 }
 
-/* Whether it is the namespace that was declared, whatever way was taken into it. */
-static bool is_namespace(const struct snapshot *s, int nsfd, const char *declared) {
+/* Whether it is the namespace that was declared, whatever way was taken into it; none: the machine's own. */
+static bool is_namespace(int nsfd, const char *declared) {
     _cleanup_close_ int fd = -1;
     struct stat here, there;
-    if (!*declared)
-        return !*s->host.netns;
-    return netns_open(declared, &fd, NULL) == 0 && fstat(nsfd, &here) == 0 && fstat(fd, &there) == 0 &&
-           here.st_ino == there.st_ino && here.st_dev == there.st_dev;
+    int r = !*declared ? stat("/proc/1/ns/net", &there) : netns_open(declared, &fd, NULL);
+    if (r == 0 && *declared)
+        r = fstat(fd, &there);
+    return r == 0 && fstat(nsfd, &here) == 0 && here.st_ino == there.st_ino && here.st_dev == there.st_dev;
 }
 
 /* Ours by its alias, in our namespace, of the declared name: what it should be like is known. */
 static void take_network(struct snapshot *s, int nsfd, const struct declared_network *n) {
     struct config_network config = {.address = n->address};
-    if (!s->host.managed || strcmp(n->bridge, s->host.bridge) != 0 || !is_namespace(s, nsfd, n->namespace))
+    if (!s->host.managed || strcmp(n->bridge, s->host.bridge) != 0 || !is_namespace(nsfd, n->namespace))
         return;
     str_copy(config.bridge, sizeof config.bridge, n->bridge);
     s->host.managed_ip = n->address.address;
