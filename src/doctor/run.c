@@ -352,14 +352,17 @@ static void ask_from_beyond(const struct doctor_case *c, struct heard *heard) {
     }
 }
 
-/* Where nothing comes back from the outside and the gateway's MAC is one that somebody has fixed: is it that? */
+/* Where nothing comes back from the outside, the gateway is a witness: does it answer ARP, and the host's own ping? One
+ * that ignores pings tells nothing of those that a VM sends. */
 static void ask_gateway(const struct doctor_case *c, int nsfd) {
     const struct snap_lookup *world = to_world(c->before);
     const struct probe_answer *egress = c->probe ? probe_answer(c->probe, 0, PROBE_EGRESS) : NULL;
     const struct snap_link *uplink = world ? snap_link_by_index(c->before, world->link) : NULL;
-    if (egress && egress->asked && !egress->answered && uplink && !(uplink->flags & IFF_NOARP) && world->gateway &&
-        snap_neigh_fixed(c->after, uplink->index, world->gateway))
-        heard_who_has(c->after, nsfd, uplink, world->source, world->gateway);
+    if (!egress || !egress->asked || egress->answered || !uplink || !world->gateway || !(uplink->flags & IFF_UP) ||
+        (uplink->flags & IFF_NOARP))
+        return;
+    heard_who_has(c->after, nsfd, uplink, world->source, world->gateway);
+    heard_ping(c->after, nsfd, uplink, world->gateway);
 }
 
 /* The VMMs of VMs that do not answer, or that are asked for where nothing is sent, are asked themselves. */

@@ -103,7 +103,9 @@ struct snap_route {
     uint32_t gateway; /* 0: on the link */
     uint32_t source;
     uint32_t metric;
-    uint32_t mtu; /* RTAX_MTU; 0: none */
+    uint32_t mtu;       /* RTAX_MTU; 0: none */
+    uint32_t hops;      /* next hops among which packets are shared out; 0: one */
+    int32_t other_link; /* of the first one by another device than link; 0: none */
 };
 
 /* ip rule */
@@ -341,6 +343,7 @@ struct snap_heard {
     uint32_t source_ip, destination_ip; /* of IPv4 and ARP */
     uint8_t data[64];                   /* its beginning */
     uint32_t length;                    /* bytes on the wire */
+    uint16_t vlan;                      /* 0x1000 | id of the VLAN whose tag it bore; 0: no tag */
 };
 
 /* A living process that speaks of a TAP in its command line and does not hold it. */

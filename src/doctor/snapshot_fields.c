@@ -77,19 +77,9 @@ static const struct snapshot_field snap_addr_fields[] = {
 
 #define ROW struct snap_route
 static const struct snapshot_field snap_route_fields[] = {
-    FIELD(table, F_U32),
-    FIELD(to, F_U32),
-    FIELD(length, F_U8),
-    FIELD(type, F_U8),
-    FIELD(protocol, F_U8),
-    FIELD(scope, F_U8),
-    FIELD(flags, F_U32),
-    FIELD(link, F_I32),
-    FIELD(gateway, F_U32),
-    FIELD(source, F_U32),
-    FIELD(metric, F_U32),
-    FIELD(mtu, F_U32),
-    {0},
+    FIELD(table, F_U32),  FIELD(to, F_U32),    FIELD(length, F_U8), FIELD(type, F_U8),        FIELD(protocol, F_U8),
+    FIELD(scope, F_U8),   FIELD(flags, F_U32), FIELD(link, F_I32),  FIELD(gateway, F_U32),    FIELD(source, F_U32),
+    FIELD(metric, F_U32), FIELD(mtu, F_U32),   FIELD(hops, F_U32),  FIELD(other_link, F_I32), {0},
 };
 #undef ROW
 
@@ -266,11 +256,17 @@ static const struct snapshot_field snap_holder_fields[] = {
 
 #define ROW struct snap_heard
 static const struct snapshot_field snap_heard_fields[] = {
-    FIELD(link, F_I32),           FIELD(kind, F_U8),
-    FIELD(ethertype, F_U16),      FIELD(source, F_BYTES),
-    FIELD(destination, F_BYTES),  FIELD(source_ip, F_U32),
-    FIELD(destination_ip, F_U32), FIELD(data, F_BYTES),
-    FIELD(length, F_U32),         {0},
+    FIELD(link, F_I32),
+    FIELD(kind, F_U8),
+    FIELD(ethertype, F_U16),
+    FIELD(source, F_BYTES),
+    FIELD(destination, F_BYTES),
+    FIELD(source_ip, F_U32),
+    FIELD(destination_ip, F_U32),
+    FIELD(data, F_BYTES),
+    FIELD(length, F_U32),
+    FIELD(vlan, F_U16),
+    {0},
 };
 #undef ROW
 

@@ -19,7 +19,7 @@ from typing import Callable
 
 from lab import DEAD_S, GATEWAY, INTERNET, POOL, PORT, UPLINK_GATEWAY, Lab
 
-XDP_DROP, XDP_PASS, TC_OK, TC_SHOT, TC_STOLEN = 1, 2, 0, 2, 4
+XDP_DROP, XDP_PASS, TC_OK, TC_SHOT, TC_STOLEN, TCX_NEXT = 1, 2, 0, 2, 4, -1
 TUN_F_CSUM, TUN_F_TSO4 = 1, 2
 
 
@@ -52,12 +52,13 @@ class Bed:
             thread.join()
         self.lab.__exit__()
 
-    def chatter(self, guest, target=GATEWAY, every=0.05):
-        """A guest that has something to say, as real ones have: it asks by ARP for somebody, again and again."""
+    def chatter(self, guest, target=GATEWAY, every=0.05, vlan=None):
+        """A guest that has something to say, as real ones have: it asks by ARP for somebody, again and again; vlan: with the tag of one."""
         source = guest.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
         source.bind(("eth0", 0x0806))
         mac = source.getsockname()[4]
-        frame = (b"\xff" * 6 + mac + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1" + mac + socket.inet_aton(guest.address)
+        tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2, "big")
+        frame = (b"\xff" * 6 + mac + tag + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1" + mac + socket.inet_aton(guest.address)
                  + b"\0" * 6 + socket.inet_aton(target))
 
         def talk():

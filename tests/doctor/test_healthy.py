@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from faults import TC_OK, XDP_PASS, Fault
+from faults import TC_OK, TCX_NEXT, XDP_PASS, Fault
 from lab import GATEWAY, MCTL, PORT, UPLINK_GATEWAY, Lab
 from test_catalogue import ONLY_INJECT
 
@@ -297,12 +297,6 @@ def _(bed):
         guest.ip("route", "replace", "default", "via", "192.168.0.99")
 
 
-@healthy("a fixed gateway that ignores ping", **UPLINK)
-def _(bed):
-    bed.lab.net.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip daddr {UPLINK_GATEWAY} icmp type echo-request drop")
-    bed.lab.ip("neigh", "replace", UPLINK_GATEWAY, "lladdr", bed.lab.net.link("peer0")["address"], "dev", "wan0", "nud", "permanent")
-
-
 @healthy("a guest that is slow")
 def _(bed):
     """As on a host that is much too busy: whatever it is asked rests for up to half a second."""
@@ -407,6 +401,137 @@ def _(bed):
     for space, to in ((bed.other, bed.vm.address), (bed.vm, bed.other.address), (bed.lab, bed.other.address), (bed.vm, GATEWAY)):
         bed.threads.append(threading.Thread(target=flood, args=(space, to)))
         bed.threads[-1].start()
+
+
+def mute(bed):
+    """A gateway that answers ARP, and no ping."""
+    bed.lab.net.chain("inet", "fw", "fw", "type filter hook input priority 0", f"ip daddr {UPLINK_GATEWAY} icmp type echo-request drop")
+
+
+@healthy("a fixed gateway that ignores ping", **UPLINK)
+def _(bed):
+    mute(bed)
+    bed.lab.ip("neigh", "replace", UPLINK_GATEWAY, "lladdr", bed.lab.net.link("peer0")["address"], "dev", "wan0", "nud", "permanent")
+
+
+# Where nobody answers a ping to the outside, whatever may eat one looks guilty.
+@healthy("a gateway that ignores ping, programs and NAT of others on the uplink", **UPLINK)
+def _(bed):
+    mute(bed)
+    bed.lab.tc("qdisc", "add", "dev", "wan0", "clsact")
+    for name, result, where in (("count_xdp", XDP_PASS, "xdp-native"), ("count_out", TC_OK, "cls-egress"), ("count_in", TCX_NEXT, "tcx-ingress")):
+        bed.lab.bpf(name, result, "wan0", where)
+    bed.lab.nft("add rule ip nat post ip saddr 10.0.0.0/8 snat to 203.0.113.99\nadd table inet somebody\n"
+                "add chain inet somebody f { type filter hook forward priority 0; }\nadd rule inet somebody f limit rate over 10000/second drop")
+
+
+@healthy("a network that is routed, and a gateway that ignores ping", lab={"uplink": True, "masquerade": False})
+def _(bed):
+    bed.lab.batch("address flush dev wan0\naddress add 10.1.1.2/24 dev wan0\nroute add default via 10.1.1.1")
+    bed.lab.net.batch("address add 10.1.1.1/24 dev peer0\nroute add 192.168.0.0/16 via 10.1.1.2")
+    bed.lab.net.chain("inet", "fw", "fw", "type filter hook input priority 0", "ip daddr 10.1.1.1 icmp type echo-request drop")
+
+
+@healthy("programs of an agent everywhere", **UPLINK)
+def _(bed):
+    for device in (bed.vm.tap, bed.other.tap, "br0", "wan0"):
+        for where in ("tcx-ingress", "tcx-egress"):
+            bed.lab.bpf("agent", TCX_NEXT, device, where)
+    bed.lab.bpf("agent_xdp", XDP_PASS, bed.vm.tap, "xdp")
+    bed.lab.bpf("agent_xdp", XDP_PASS, "br0", "xdp")
+    bed.lab.ip("route", "add", "local", "default", "dev", "lo", "table", 2004)
+    bed.lab.batch("rule add fwmark 0x200/0xf00 lookup 2004 pref 9\nrule add pref 100 lookup local")
+
+
+@healthy("a guest that answers ARP to all")
+def _(bed):
+    bed.vm.chain("netdev", "fw", "fw", "type filter hook egress device eth0 priority 0", "ether type arp ether daddr set ff:ff:ff:ff:ff:ff")
+
+
+@healthy("a guest that sends from another MAC than ARP names")
+def _(bed):
+    bed.vm.chain("netdev", "fw", "fw", "type filter hook egress device eth0 priority 0", "ether saddr set 02:99:99:99:99:99")
+
+
+@healthy("a guest that has a VLAN besides")
+def _(bed):
+    bed.chatter(bed.vm, vlan=5)
+
+
+rules("a chain for each port", """
+add table bridge b
+add map bridge b ports { type ifname : verdict; }
+add chain bridge b vm1
+add rule bridge b vm1 arp saddr ip != $GUEST drop
+add rule bridge b vm1 udp sport 67 drop
+add rule bridge b vm1 accept
+add element bridge b ports { $TAP : jump vm1 }
+add chain bridge b p { type filter hook prerouting priority 0; }
+add rule bridge b p iifname vmap @ports
+add rule bridge b p meta pkttype { broadcast, multicast } limit rate over 1000/second drop
+add table netdev n
+add chain netdev n i { type filter hook ingress device $OTHER priority 0; policy drop; }
+add rule netdev n i ether saddr != $PEERS_MAC drop
+add rule netdev n i ether type arp arp saddr ip $PEER accept
+add rule netdev n i ip saddr $PEER accept
+""")
+rules("tables that sleep", """
+add table inet n { flags dormant; }
+add chain inet n o { type filter hook output priority 0; policy drop; }
+add table bridge n { flags dormant; }
+add chain bridge n o { type filter hook output priority 0; policy drop; }
+""")
+rules("doors for services", """
+add table ip pf
+add chain ip pf p { type nat hook prerouting priority -100; }
+add rule ip pf p ip daddr 203.0.113.2 tcp dport 8080 dnat to $GUEST:6080
+add rule ip pf p iifname br0 tcp dport 80 redirect to :3128
+add rule ip pf p iifname br0 udp dport 53 dnat to 192.168.0.1
+add rule ip pf p iifname br0 ip daddr 169.254.169.254 tcp dport 80 dnat to 192.168.0.1:8775
+add chain ip pf o { type nat hook output priority -100; }
+add rule ip pf o ip daddr 203.0.113.2 tcp dport 8080 dnat to $GUEST:6080
+add rule ip nat post ip saddr 192.168.0.0/16 ip daddr 192.168.0.0/16 oifname br0 masquerade
+""", **UPLINK)
+rules("an agent's marks", """
+add table inet agent
+add chain inet agent from
+add chain inet agent f { type filter hook forward priority 0; }
+add rule inet agent f meta mark set meta mark and 0xffeeffff
+add rule inet agent f iifname "cali*" jump from
+add rule inet agent f meta mark and 0x00010000 == 0x00010000 accept
+add rule inet agent from ct state invalid drop
+add rule inet agent from meta mark set meta mark or 0x00010000
+add rule inet agent from drop
+add chain inet agent i { type filter hook input priority 0; }
+add rule inet agent i iifname "cali*" goto from
+add rule inet agent i meta mark and 0x00010000 == 0x00010000 accept
+""", **UPLINK)
+odd("flags and limits of devices", "ip link set $TAP arp off", "ip link set $TAP promisc on", "ip link set $TAP multicast off",
+    "ip link set $TAP gso_max_size 2000", "ip address add 10.77.0.1/24 dev $TAP", "bridge link set dev $TAP backup_port $OTHER",
+    "ip link set br0 type bridge group_fwd_mask 65528 mcast_querier 1", "bridge link set dev $TAP cost 65535 priority 63")
+odd("sysctls of a tinkerer", "sysctl -qw net.ipv4.conf.br0.arp_filter=1 net.ipv4.conf.br0.arp_notify=1 net.ipv4.conf.br0.arp_accept=1 "
+    "net.ipv4.neigh.br0.base_reachable_time_ms=10 net.ipv4.conf.br0.route_localnet=1 net.ipv4.conf.br0.accept_local=1 "
+    "net.ipv4.conf.br0.drop_gratuitous_arp=1 net.ipv4.conf.br0.disable_policy=1")
+
+
+@healthy("a shaper that drops what others send too much of")
+def _(bed):
+    tap = bed.vm.tap
+    bed.lab.tc("qdisc", "replace", "dev", tap, "root", "handle", "1:", "htb", "default", 10, "r2q", 100)
+    bed.lab.tc("class", "add", "dev", tap, "parent", "1:", "classid", "1:10", "htb", "rate", "1gbit")
+    bed.lab.tc("class", "add", "dev", tap, "parent", "1:", "classid", "1:20", "htb", "rate", "1mbit", "burst", "3k")
+    bed.lab.tc("qdisc", "add", "dev", tap, "parent", "1:20", "pfifo", "limit", 5)
+    bed.lab.tc("filter", "add", "dev", tap, "parent", "1:", "protocol", "ip", "u32", "match", "ip", "protocol", 17, "0xff", "flowid", "1:20")
+
+    def flood():
+        with bed.other.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            while not bed.stop.wait(0.01):
+                for _ in range(15):
+                    with contextlib.suppress(OSError):
+                        s.sendto(b"x" * 1200, (bed.vm.address, 9))
+
+    bed.threads.append(threading.Thread(target=flood))
+    bed.threads[-1].start()
 
 
 def picture(bed):

@@ -194,6 +194,21 @@ static void test_chains(void **state) {
     snapshot_free(s);
 }
 
+/* ebtables -A OUTPUT -j mark --mark-set 1 --mark-target DROP; the target's verdict stands behind the mark. */
+static void test_verdict_of_target(void **state) {
+    struct snapshot *s = snapshot_new();
+    struct snap_nft_chain chain = *made_chain(s, NFPROTO_BRIDGE, "filter", "OUTPUT", 3, NF_ACCEPT);
+    struct snap_nft_expr x = {.op = SNAP_NFT_TARGET, .name = "mark"};
+    const int32_t drop = -2 & ~0xf, accept = -1;
+    made_rule(s, &chain, 7);
+    memcpy(x.data + 8, &(int32_t){drop | 0xe}, sizeof drop);
+    made_expr(s, x);
+    assert_int_equal(run(s, NFPROTO_BRIDGE, 3, frame(PACKET_ECHO)).outcome, NFT_DROPS);
+    memcpy(s->exprs[0].data + 8, &accept, sizeof accept);
+    assert_int_equal(run(s, NFPROTO_BRIDGE, 3, frame(PACKET_ECHO)).outcome, NFT_PASSES);
+    snapshot_free(s);
+}
+
 static void test_nat(void **state) {
     struct snapshot *s = snapshot_new();
     struct snap_nft_chain chain = *made_chain(s, NFPROTO_IPV4, "nat", "post", 4, NF_ACCEPT);
@@ -212,7 +227,8 @@ int main(void) {
         cmocka_unit_test(test_match),     cmocka_unit_test(test_policy_and_accept),
         cmocka_unit_test(test_undecided), cmocka_unit_test(test_jumps),
         cmocka_unit_test(test_sets),      cmocka_unit_test(test_connections),
-        cmocka_unit_test(test_chains),    cmocka_unit_test(test_nat),
+        cmocka_unit_test(test_chains),    cmocka_unit_test(test_verdict_of_target),
+        cmocka_unit_test(test_nat),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,12 +31,15 @@ struct heard_tap {
     struct net_mac mac; /* of the guest */
 };
 struct heard *heard_open(struct snapshot *s, int nsfd, const struct heard_tap *taps, size_t count);
-void heard_again(struct heard *heard, const struct snapshot *s); /* asks once more and waits for 40 ms */
+void heard_again(struct heard *heard, const struct snapshot *s); /* asks once more and waits for 150 ms */
 /* Asks a guest by an echo request that comes from SNAP_BEYOND; its answer, if it has a way back, is heard. */
 void heard_beyond(struct heard *heard, const struct snapshot *s, int32_t tap, struct net_mac guest, uint32_t ip);
 void heard_take(struct heard *heard, struct snapshot *s); /* frees heard; NULL is no error */
 /* Asks by ARP who has an address on a device, waits for up to 0.4 s, and adds the first answer to what was heard. */
 void heard_who_has(struct snapshot *s, int nsfd, const struct snap_link *link, uint32_t source, uint32_t ip);
+/* The host itself pings a neighbour behind a device, waits for up to 0.4 s, and adds that it asked (SNAP_HEARD_ASKED of
+ * this device), and the answer, to what was heard. */
+void heard_ping(struct snapshot *s, int nsfd, const struct snap_link *link, uint32_t ip);
 
 /* --- the nouns; each adds a gap of its name where it fails --- */
 

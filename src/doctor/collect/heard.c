@@ -22,8 +22,10 @@
 #define BUFFER (8 << 20)
 #define SOLICITATION_SIZE 86
 #define AGAIN_MS 40
+#define SILENT_MS 150 /* for one who has said nothing so far */
 #define ECHO_SIZE 60
 #define WHO_HAS_MS 200 /* for an answer; asked twice */
+#define ECHO_MS 200    /* the same */
 
 #ifndef PACKET_IGNORE_OUTGOING
 #define PACKET_IGNORE_OUTGOING 23
@@ -63,6 +65,7 @@ static int listen_to(int nsfd, const struct heard_tap *taps, size_t count, int *
     if (r < 0)
         return r;
     setsockopt(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, &on, sizeof on);
+    setsockopt(fd, SOL_PACKET, PACKET_AUXDATA, &on, sizeof on);
     if (count > 1)
         setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer);
     else
@@ -156,7 +159,7 @@ void heard_again(struct heard *heard, const struct snapshot *s) {
     if (!heard || !heard->count)
         return;
     solicit(s, heard->nsfd, heard->taps, heard->count);
-    usleep(AGAIN_MS * 1000);
+    usleep(SILENT_MS * 1000);
 }
 
 static void put32(uint8_t *at, uint32_t value) {
@@ -226,7 +229,7 @@ static void parse(const uint8_t *f, size_t len, struct snap_heard *row) {
         row->kind = f[21] == 1 ? SNAP_HEARD_WHO_HAS : SNAP_HEARD_IS_AT;
         row->source_ip = be32(f + 28);
         row->destination_ip = be32(f + 38);
-    } else if (row->ethertype == 0x0800 && len >= 34) {
+    } else if (row->ethertype == 0x0800 && len >= 34 && f[14] >> 4 == 4 && (f[14] & 15) >= 5) {
         row->kind = SNAP_HEARD_IPV4;
         row->source_ip = be32(f + 26);
         row->destination_ip = be32(f + 30);
@@ -235,15 +238,33 @@ static void parse(const uint8_t *f, size_t len, struct snap_heard *row) {
     }
 }
 
-static void add_frame(struct snapshot *s, int32_t link, const uint8_t *frame, size_t length) {
+static void add_frame(struct snapshot *s, int32_t link, const uint8_t *frame, size_t length, uint16_t vlan) {
     size_t kept = length < FRAME_KEPT ? length : FRAME_KEPT;
     struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
     if (!row)
         return;
     row->link = link;
     row->length = (uint32_t)length;
+    row->vlan = vlan;
     memcpy(row->data, frame, kept < sizeof row->data ? kept : sizeof row->data);
     parse(frame, kept, row);
+}
+
+union aux {
+    struct cmsghdr head; /* for its alignment */
+    uint8_t room[CMSG_SPACE(sizeof(struct tpacket_auxdata))];
+};
+
+/* The kernel takes a VLAN tag off a frame before anybody sees it. Source: packet(7), PACKET_AUXDATA */
+static uint16_t vlan_of(struct msghdr *msg) {
+    struct tpacket_auxdata aux;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_PACKET || c->cmsg_type != PACKET_AUXDATA || c->cmsg_len < CMSG_LEN(sizeof aux))
+            continue;
+        memcpy(&aux, CMSG_DATA(c), sizeof aux);
+        return aux.tp_status & TP_STATUS_VLAN_VALID ? (uint16_t)(0x1000 | (aux.tp_vlan_tci & 0xfff)) : 0;
+    }
+    return 0;
 }
 
 static void drain(const struct heard *heard, int fd, struct snapshot *s) {
@@ -251,15 +272,22 @@ static void drain(const struct heard *heard, int fd, struct snapshot *s) {
     size_t taken[TAPS_MAX] = {0};
     struct sockaddr_ll from = {0};
     for (size_t i = 0; fd >= 0 && i < FRAMES_MAX * heard->count; i++) {
-        socklen_t size = sizeof from;
-        ssize_t n = recvfrom(fd, frame, sizeof frame, MSG_DONTWAIT | MSG_TRUNC, (struct sockaddr *)&from, &size);
+        union aux aux;
+        struct iovec part = {frame, sizeof frame};
+        struct msghdr msg = {.msg_name = &from,
+                             .msg_namelen = sizeof from,
+                             .msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = &aux,
+                             .msg_controllen = sizeof aux};
+        ssize_t n = recvmsg(fd, &msg, MSG_DONTWAIT | MSG_TRUNC);
         if (n < 0)
             return;
         size_t tap = 0;
         while (tap < heard->count && heard->taps[tap].link != from.sll_ifindex)
             tap++;
         if (n >= 14 && tap < heard->count && taken[tap]++ < FRAMES_MAX)
-            add_frame(s, from.sll_ifindex, frame, (size_t)n);
+            add_frame(s, from.sll_ifindex, frame, (size_t)n, vlan_of(&msg));
     }
 }
 
@@ -277,7 +305,7 @@ static bool hear_is_at(struct snapshot *s, int fd, int32_t link, uint32_t ip) {
             continue;
         parse(frame, (size_t)n, &row);
         if (row.kind == SNAP_HEARD_IS_AT && row.source_ip == ip) {
-            add_frame(s, link, frame, (size_t)n);
+            add_frame(s, link, frame, (size_t)n, 0);
             return true;
         }
     }
@@ -297,6 +325,53 @@ void heard_who_has(struct snapshot *s, int nsfd, const struct snap_link *link, u
             hear_is_at(s, fd, link->index, ip))
             return;
     }
+}
+
+/* Return: whether an echo came back; then it is in `row`. */
+static bool hear_echo(int fd, uint32_t ip, struct snap_heard *row) {
+    uint8_t packet[ECHO_SIZE];
+    int64_t end_ms = time_monotonic_ms() + ECHO_MS, left_ms;
+    while ((left_ms = end_ms - time_monotonic_ms()) > 0) {
+        struct pollfd ready = {.fd = fd, .events = POLLIN};
+        if (poll(&ready, 1, (int)left_ms) <= 0)
+            return false;
+        ssize_t n = recv(fd, packet, sizeof packet, MSG_DONTWAIT);
+        size_t head = n > 0 ? (packet[0] & 15) * 4U : 0;
+        bool echo = n >= 28 && (size_t)n >= head + 8 && packet[head] == 0 && packet[head + 4] == 0x6d;
+        if (!echo || be32(packet + 12) != ip)
+            continue;
+        row->kind = SNAP_HEARD_IPV4;
+        row->source_ip = ip;
+        row->destination_ip = be32(packet + 16);
+        return true;
+    }
+    return false;
+}
+
+void heard_ping(struct snapshot *s, int nsfd, const struct snap_link *link, uint32_t ip) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(ip)};
+    struct snap_heard answer = {.link = link->index}, asked = {.link = link->index, .kind = SNAP_HEARD_ASKED};
+    uint8_t icmp[8] = {8, 0, 0, 0, 0x6d, 0x64}; /* "md" */
+    _cleanup_close_ int fd = -1;
+    if (netns_socket(nsfd, AF_INET, SOCK_RAW | SOCK_NONBLOCK, IPPROTO_ICMP, &fd) < 0)
+        return;
+    bool heard = false;
+    for (int i = 0; i < 2 && !heard; i++) {
+        icmp[7] = (uint8_t)i;
+        icmp[2] = icmp[3] = 0;
+        uint16_t sum = plain_checksum(icmp, sizeof icmp);
+        icmp[2] = (uint8_t)(sum >> 8);
+        icmp[3] = (uint8_t)sum;
+        if (sendto(fd, icmp, sizeof icmp, MSG_DONTWAIT, (const struct sockaddr *)&to, sizeof to) < 0)
+            break;
+        heard = hear_echo(fd, ip, &answer);
+    }
+    struct snap_heard *row = SNAP_PUSH(s, heard, SNAP_ROWS_MAX);
+    if (row)
+        *row = asked;
+    row = heard ? SNAP_PUSH(s, heard, SNAP_ROWS_MAX) : NULL;
+    if (row)
+        *row = answer;
 }
 
 void heard_take(struct heard *heard, struct snapshot *s) {

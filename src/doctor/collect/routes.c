@@ -87,11 +87,19 @@ static void parse_metric(const struct nlattr *attr, void *data) {
 }
 
 static void parse_multipath(const struct nlattr *attr, struct snap_route *route) {
+    const uint8_t *at = mnl_attr_get_payload(attr), *end = at + mnl_attr_get_payload_len(attr);
     struct rtnexthop hop;
-    if (mnl_attr_get_payload_len(attr) < sizeof hop || route->link)
-        return;
-    memcpy(&hop, mnl_attr_get_payload(attr), sizeof hop);
-    route->link = hop.rtnh_ifindex;
+    while (at + sizeof hop <= end) {
+        memcpy(&hop, at, sizeof hop);
+        if (hop.rtnh_len < sizeof hop)
+            return;
+        if (!route->link)
+            route->link = hop.rtnh_ifindex;
+        else if (!route->other_link && hop.rtnh_ifindex != route->link)
+            route->other_link = hop.rtnh_ifindex;
+        route->hops++;
+        at += RTNH_ALIGN(hop.rtnh_len);
+    }
 }
 
 static void parse_route_attr(const struct nlattr *attr, void *data) {

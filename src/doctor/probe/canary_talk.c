@@ -99,7 +99,8 @@ bool run_guest_mac(struct run *run, size_t target, struct net_mac *ret) {
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const struct probe_answer *answer = run_answer(run, target, kinds[i]);
         if (answer->mac_count) {
-            *ret = answer->macs[0];
+            /* The frame's own source comes first, then whom the answer names: that is whom a VM would send to. */
+            *ret = answer->macs[kinds[i] == PROBE_CANARY_ARP && answer->mac_count > 1];
             return true;
         }
     }

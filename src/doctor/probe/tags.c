@@ -81,7 +81,8 @@ static enum probe_kind question_of(const struct tagger *tagger, const struct pro
 
 static void tag_is_at(const struct tagger *tagger, struct probe_frame *frame) {
     long target = find_target(tagger, frame->source_ip);
-    bool to_canary = tagger->has_canary && same_mac(&frame->destination, &tagger->canary_mac);
+    bool for_canary = frame->kept >= 38 && memcmp(frame->data + 32, &tagger->canary_mac, 6) == 0; /* sent to all */
+    bool to_canary = tagger->has_canary && (for_canary || same_mac(&frame->destination, &tagger->canary_mac));
     if (target >= 0 && to_canary)
         set_tag(frame, target, PROBE_CANARY_ARP, true);
     else if (target >= 0)

@@ -67,8 +67,8 @@ static const struct snap_nft_rule *untracks(const struct judge *j, uint32_t ip) 
     return result.untracks;
 }
 
-/* Whether the guest's packets would get another source. */
-static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const struct snap_link *uplink, uint32_t ip) {
+/* What becomes of a packet from ip as it leaves by the uplink. */
+static struct nft_result postrouting_of(const struct judge *j, const struct snap_link *uplink, uint32_t ip) {
     struct packet packet;
     struct nft_result result;
     struct packet_ends ends = {.source = ip, .destination = WORLD, .port = 443};
@@ -76,6 +76,12 @@ static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const st
     str_copy(packet.oif, sizeof packet.oif, uplink->name);
     packet.oif_index = uplink->index;
     nft_eval_hook(&j->host->index, NFPROTO_IPV4, NF_INET_POST_ROUTING, "", &packet, NULL, &result);
+    return result;
+}
+
+/* Whether the guest's packets would get another source. */
+static enum { NAT_NO, NAT_MAY, NAT_YES } nat_for(const struct judge *j, const struct snap_link *uplink, uint32_t ip) {
+    struct nft_result result = postrouting_of(j, uplink, ip);
     return untracks(j, ip) ? NAT_NO : result.nat ? NAT_YES : result.nat_may ? NAT_MAY : NAT_NO;
 }
 
@@ -125,6 +131,13 @@ static bool left_unchanged(const struct judge *j, const struct snap_link *uplink
     return false;
 }
 
+static bool has_public_address(const struct judge *j, const struct snap_link *link) {
+    for (uint32_t i = 0; i < j->s->addrs_count; i++)
+        if (j->s->addrs[i].link == link->index && !is_private(j->s->addrs[i].ip))
+            return true;
+    return false;
+}
+
 static void rule_nat(struct judge *j, const struct snap_link *uplink, const struct nat_rule *nat, uint32_t nat_count) {
     if (!is_private(j->target->ip) || nat_of(j, uplink) != NAT_NO)
         return;
@@ -162,6 +175,11 @@ static void rule_nat(struct judge *j, const struct snap_link *uplink, const stru
     c->seen = left_unchanged(j, uplink);
     if (c->seen)
         cause_evidence(c, "probe", uplink->name, "our request left here with its private source, no answer came");
+    /* A gateway that ignores pings is no witness. To a public one a private source is lost all the same. */
+    if (judge_answer(j, PROBE_EGRESS)->asked && !j->paths[PROBE_EGRESS].asked && has_public_address(j, uplink)) {
+        c->kills |= FLOW_EGRESS_GUEST;
+        c->policy = true;
+    }
     if (!j->bridge_address.address || rule)
         return;
     cause_step(c, REPAIR_MASQUERADE_ADD, uplink->name)->prefix =
@@ -241,6 +259,31 @@ static void rule_gateway(struct judge *j, const struct snap_link *uplink, uint32
     }
 }
 
+const struct snap_link *judge_uplink(const struct judge *j) {
+    const struct snap_lookup *out = world(j, false);
+    return out && !out->error ? snap_link_by_index(j->s, out->link) : NULL;
+}
+
+enum gateway_word judge_gateway(const struct judge *j, struct net_mac *ret_mac) {
+    const struct snapshot *after = j->host->after;
+    const struct snap_lookup *out = world(j, false);
+    enum gateway_word word = GATEWAY_NOT_ASKED;
+    for (uint32_t i = 0; after && out && !out->error && out->gateway && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        enum gateway_word says = h->kind == SNAP_HEARD_ASKED    ? GATEWAY_SILENT
+                                 : h->source_ip != out->gateway ? GATEWAY_NOT_ASKED
+                                 : h->kind == SNAP_HEARD_IS_AT  ? GATEWAY_ANSWERS_ARP
+                                 : h->kind == SNAP_HEARD_IPV4   ? GATEWAY_ANSWERS_PING
+                                                                : GATEWAY_NOT_ASKED;
+        if (h->link != out->link)
+            continue;
+        if (says == GATEWAY_ANSWERS_ARP)
+            *ret_mac = h->source;
+        word = says > word ? says : word;
+    }
+    return word;
+}
+
 /* Whether what should go to the outside was seen to leave for this MAC. */
 static bool left_for(const struct judge *j, const struct snap_link *uplink, struct net_mac mac) {
     for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
@@ -289,30 +332,29 @@ static void rule_gateway_fixed(struct judge *j, const struct snap_link *uplink, 
     cause_step(c, REPAIR_NEIGHBOUR_DELETE, uplink->name)->prefix = (struct net_prefix){gateway, 32};
 }
 
-/* SNAT to an address that is nobody's here: the answers go elsewhere, or nowhere. */
+/* SNAT of what the guest sends to an address that is nobody's here: the answers go elsewhere, or nowhere. */
 static void rule_snat(struct judge *j, const struct snap_link *uplink) {
-    for (uint32_t i = 0; i < j->s->rules_count; i++) {
-        const struct snap_nft_rule *rule = &j->s->rules[i];
-        uint32_t to = 0;
-        bool snat = false, here = false;
-        for (uint32_t n = 0; n < rule->exprs.count; n++) {
-            const struct snap_nft_expr *x = &j->s->exprs[rule->exprs.first + n];
-            if (x->op == SNAP_NFT_IMMEDIATE && x->len == 4)
-                to = (uint32_t)x->data[0] << 24 | (uint32_t)x->data[1] << 16 | (uint32_t)x->data[2] << 8 | x->data[3];
-            snat = snat || (x->op == SNAP_NFT_NAT && strcmp(x->name, "snat") == 0);
-        }
-        for (uint32_t a = 0; a < j->s->addrs_count; a++)
-            here = here || j->s->addrs[a].ip == to;
-        if (!snat || !to || here)
-            continue;
-        char where[96];
-        snprintf(where, sizeof where, "%s %.30s %.30s handle %llu", nft_family_name(rule->family), rule->table,
-                 rule->chain, (unsigned long long)rule->handle);
-        struct cause *c =
-            cause_add(j, "host.snat-wrong", 0, FLOWS_EGRESS, "%s gives packets the source %s, which is not %s's", where,
-                      ip_text(to).text, uplink->name);
-        cause_evidence(c, "nft", where, "snat to %s", ip_text(to).text);
+    struct nft_result result = postrouting_of(j, uplink, j->target->ip);
+    const struct snap_nft_rule *rule = result.nat_rule;
+    uint32_t to = 0;
+    bool snat = false;
+    for (uint32_t n = 0; rule && n < rule->exprs.count; n++) {
+        const struct snap_nft_expr *x = &j->s->exprs[rule->exprs.first + n];
+        if (x->op == SNAP_NFT_IMMEDIATE && x->len == 4)
+            to = (uint32_t)x->data[0] << 24 | (uint32_t)x->data[1] << 16 | (uint32_t)x->data[2] << 8 | x->data[3];
+        snat = snat || (x->op == SNAP_NFT_NAT && strcmp(x->name, "snat") == 0);
     }
+    for (uint32_t a = 0; a < j->s->addrs_count; a++)
+        snat = snat && j->s->addrs[a].ip != to;
+    if (!snat || !to)
+        return;
+    char where[96];
+    snprintf(where, sizeof where, "%s %.30s %.30s handle %llu", nft_family_name(rule->family), rule->table, rule->chain,
+             (unsigned long long)rule->handle);
+    struct cause *c =
+        cause_add(j, "host.snat-wrong", 0, FLOWS_EGRESS, "%s gives packets the source %s, which is not %s's", where,
+                  ip_text(to).text, uplink->name);
+    cause_evidence(c, "nft", where, "snat to %s", ip_text(to).text);
 }
 
 void rules_egress(struct judge *j) {

@@ -15,6 +15,7 @@ struct hook {
     enum place device, iif, oif;
     enum hop hop;
     enum place physin, physout; /* ports that br_netfilter tells */
+    bool local;                 /* the host itself sends it: to the kernel that is no broadcast, whatever its address */
 };
 
 #define BR_PRE 0
@@ -34,8 +35,8 @@ struct hook {
 
 static const struct hook to_tap[] = {
     {NFPROTO_NETDEV, DEV_OUT, AT_BRIDGE, AT_NONE, AT_BRIDGE, HOP_BRIDGE_DEV},
-    {NFPROTO_BRIDGE, BR_OUT, AT_NONE, AT_NONE, AT_TAP, HOP_BRIDGE_OUTPUT},
-    {NFPROTO_BRIDGE, BR_POST, AT_NONE, AT_NONE, AT_TAP, HOP_BRIDGE_OUTPUT},
+    {NFPROTO_BRIDGE, BR_OUT, AT_NONE, AT_NONE, AT_TAP, HOP_BRIDGE_OUTPUT, .local = true},
+    {NFPROTO_BRIDGE, BR_POST, AT_NONE, AT_NONE, AT_TAP, HOP_BRIDGE_OUTPUT, .local = true},
     {NFPROTO_NETDEV, DEV_OUT, AT_TAP, AT_NONE, AT_TAP, HOP_TAP_EGRESS},
 };
 static const struct hook from_tap[] = {
@@ -52,8 +53,8 @@ static const struct hook from_peer[] = {
 };
 static const struct hook to_peer[] = {
     {NFPROTO_NETDEV, DEV_OUT, AT_BRIDGE, AT_NONE, AT_BRIDGE, HOP_BRIDGE_DEV},
-    {NFPROTO_BRIDGE, BR_OUT, AT_NONE, AT_NONE, AT_PEER, HOP_BRIDGE_OUTPUT},
-    {NFPROTO_BRIDGE, BR_POST, AT_NONE, AT_NONE, AT_PEER, HOP_BRIDGE_OUTPUT},
+    {NFPROTO_BRIDGE, BR_OUT, AT_NONE, AT_NONE, AT_PEER, HOP_BRIDGE_OUTPUT, .local = true},
+    {NFPROTO_BRIDGE, BR_POST, AT_NONE, AT_NONE, AT_PEER, HOP_BRIDGE_OUTPUT, .local = true},
 };
 static const struct hook peer_to_tap[] = {
     {NFPROTO_NETDEV, DEV_IN, AT_PEER, AT_PEER, AT_NONE, HOP_BRIDGE_FORWARD},
@@ -76,7 +77,8 @@ static const struct hook tap_to_peer[] = {
             {NFPROTO_IPV4, IP_POST, AT_NONE, AT_NONE, AT_BRIDGE, HOP_BRIDGE_FORWARD, from, to},                        \
     }
 static const struct hook lent_to_tap[] = LENT(AT_PEER, AT_TAP), lent_to_peer[] = LENT(AT_TAP, AT_PEER);
-static const struct hook arp_out[] = {{NFPROTO_ARP, ARP_OUT, AT_NONE, AT_NONE, AT_BRIDGE, HOP_HOST_OUTPUT}};
+static const struct hook arp_out[] = {
+    {NFPROTO_ARP, ARP_OUT, AT_NONE, AT_NONE, AT_BRIDGE, HOP_HOST_OUTPUT, .local = true}};
 static const struct hook arp_in[] = {{NFPROTO_ARP, ARP_IN, AT_NONE, AT_BRIDGE, AT_NONE, HOP_HOST_INPUT}};
 static const struct hook ip_out[] = {
     {NFPROTO_IPV4, IP_OUT, AT_NONE, AT_NONE, AT_BRIDGE, HOP_HOST_OUTPUT},
@@ -284,9 +286,20 @@ static void rewrites_arp(struct judge *j, struct cause *c) {
     c->refutable = false;
 }
 
+/* Behind the choice of the port a changed frame still comes to the TAP: one that was not seen there was not lost by it. */
+static uint32_t flows_unchanged(const struct judge *j, enum hop hop) {
+    uint32_t flows = 0;
+    for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT && (hop == HOP_BRIDGE_OUTPUT || hop == HOP_TAP_EGRESS); kind++)
+        if (j->paths[kind].asked && !judge_answer(j, (enum probe_kind)kind)->request_tap.count)
+            flows |= FLOW(kind);
+    return flows;
+}
+
 /* It rewrites addresses, or sends the packet elsewhere: that kills only if the new way is wrong. */
 static void blame_change(struct judge *j, const struct nft_result *result, enum hop hop, uint32_t flow) {
     char where[96];
+    if (hop == HOP_HOST_INPUT && flow && !(flow & ~FLOWS_EGRESS))
+        hop = HOP_HOST_NAT; /* another destination for what only passes through */
     const struct snap_nft_chain like = {.family = result->changes->family};
     struct snap_nft_chain chain = like;
     str_copy(chain.table, sizeof chain.table, result->changes->table);
@@ -328,14 +341,16 @@ static void lead_one(struct judge *j, const struct scene *scene, const struct ho
         str_copy(packet.obr, sizeof packet.obr, hook->oif == AT_NONE ? "" : scene->bridge);
     }
     packet.local_out = hook->family == NFPROTO_IPV4 && hook->hook == IP_OUT;
+    if (hook->local)
+        packet.pkttype = 0; /* PACKET_HOST */
     if (hook->family == NFPROTO_IPV4 && packet_is_arp(&packet))
         return;
     if (hook->family == NFPROTO_ARP && !packet_is_arp(&packet))
         return;
     nft_eval_hook(&j->host->index, hook->family, hook->hook, name_at(scene, hook->device, &ignored), &packet,
                   POLICY_TABLE, &result);
-    if (result.changes)
-        blame_change(j, &result, hook->hop, flow);
+    if (result.changes && !(result.outcome == NFT_DROPS && result.rule == result.changes))
+        blame_change(j, &result, hook->hop, flow & ~flows_unchanged(j, hook->hop));
     if (result.outcome != NFT_PASSES)
         blame(j, &result, hook->hop, flow, &packet, result.outcome == NFT_DROPS);
 }
@@ -713,6 +728,28 @@ static void take_trace(struct judge *j) {
     }
 }
 
+/* A packet that was followed through the rules, and that none of them dropped, was dropped by none of them. */
+static uint32_t flows_followed(const struct judge *j) {
+    const struct trace_result *trace = j->probe ? j->probe->trace : NULL;
+    uint32_t followed = 0;
+    for (size_t i = 0; trace && !trace->truncated && i < trace->rule_count; i++)
+        for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
+            if (trace->rules[i].tag == probe_tag(kind < PROBE_KIND_GUEST_COUNT ? j->t_index : 0, (enum probe_kind)kind))
+                followed |= FLOW(kind);
+    return followed;
+}
+
+static void acquit(struct judge *j) {
+    uint32_t followed = flows_followed(j);
+    for (uint32_t i = 0; i < j->causes_count; i++) {
+        struct cause *c = &j->causes[i];
+        bool drops = str_starts(c->finding.id, "nft.") || str_starts(c->finding.id, "netfilter.") ||
+                     str_starts(c->finding.id, "ebtables.");
+        if (drops && !c->seen && strcmp(c->finding.id, "nft.rewrites") != 0)
+            c->may &= ~followed;
+    }
+}
+
 /* Name resolution alone is dead. */
 static void rename_dns(struct judge *j) {
     for (uint32_t i = 0; i < j->causes_count; i++) {
@@ -745,6 +782,10 @@ static void mark_policies(struct judge *j) {
         uint32_t canarys = legacy && c->finding.hop == HOP_HOST_FORWARD ? pings & ~FLOW(PROBE_EGRESS)
                            : unread                                     ? pings
                                                                         : FLOWS_OF_CANARY;
+        if (c->seen) /* what lives all the same was led through it wrongly, and does not speak for it */
+            real.kills &= ~(j->alive & FLOWS_HOST);
+        if ((c->may & FLOW_EGRESS_GUEST) && strcmp(c->finding.id, "nft.rewrites") == 0)
+            canarys &= ~FLOW(PROBE_EGRESS); /* a guest's packets it would change as well */
         real.kills &= ~canarys;
         real.may &= ~canarys;
         if (c->policy && !cause_counts(j, &real)) /* only the canary's packets are lost */
@@ -769,6 +810,7 @@ void rules_filters(struct judge *j) {
         egress(j, scene);
     }
     take_trace(j);
+    acquit(j);
     rename_dns(j);
     mark_policies(j);
 }

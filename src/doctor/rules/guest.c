@@ -240,11 +240,38 @@ static bool was_heard(const struct judge *j, bool as_told) {
     return false;
 }
 
+/* All that the guest says by ARP and IPv4 bears a VLAN's tag, and a bridge that does not know VLANs hands it to nobody who has none. */
+static bool rule_tagged(struct judge *j) {
+    const struct snapshot *after = j->host->after;
+    uint32_t tagged = 0;
+    uint16_t vlan = 0;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        bool says = h->kind == SNAP_HEARD_WHO_HAS || h->kind == SNAP_HEARD_IS_AT || h->kind == SNAP_HEARD_IPV4;
+        if (h->link != j->tap->index || !says)
+            continue;
+        if (!h->vlan)
+            return false;
+        vlan = h->vlan & 0xfff;
+        tagged++;
+    }
+    struct cause *c = !tagged
+                          ? NULL
+                          : cause_add(j, "guest.vlan-tagged", 0, FLOWS_GUEST,
+                                      "the guest behind %s puts VLAN %u's tag on what it sends", j->tap->name, vlan);
+    if (!c)
+        return false;
+    c->seen = true;
+    cause_evidence(c, "probe", j->tap->name,
+                   "%u of its frames of ARP and IPv4 bore the tag of VLAN %u, none was without", tagged, vlan);
+    return true;
+}
+
 static void rule_silent(struct judge *j) {
     struct said said = guest_said(j);
     struct ip_text ip = ip_text(j->target->ip), as = ip_text(said.as);
     struct cause *c;
-    if (inside_silent(j, was_heard(j, false), was_heard(j, true)) || rule_panic(j))
+    if (inside_silent(j, was_heard(j, false), was_heard(j, true)) || rule_panic(j) || rule_tagged(j))
         return;
     if (said.as && said.as != j->target->ip) {
         c = cause_add(j, "guest.no-address", 0, FLOWS_GUEST, "the guest behind %s has %s, not %s", j->tap->name,
@@ -260,21 +287,6 @@ static void rule_silent(struct judge *j) {
     if (c)
         c->seen = true;
     console_evidence(j, c);
-}
-
-/* --- XDP: the guest writes, and nobody sees it --- */
-
-static void rule_xdp_at_work(struct judge *j) {
-    const struct probe_link_counters *before = &j->t->tap_before.link, *after = &j->t->tap_after.link;
-    uint64_t written = grown(before->rx_packets, after->rx_packets);
-    for (uint32_t i = 0; i < j->causes_count; i++) {
-        struct cause *c = &j->causes[i];
-        if (strcmp(c->finding.id, "tap.xdp-drop") != 0 || written <= j->t->guest_frames)
-            continue;
-        c->seen = true;
-        cause_evidence(c, "counters", j->tap->name, "the VM wrote %llu frames, %u were seen behind the program",
-                       (unsigned long long)written, j->t->guest_frames);
-    }
 }
 
 /* --- ARP is well, the rest is not --- */
@@ -471,12 +483,16 @@ static void rule_tcp(struct judge *j) {
         return;
     if ((tcp->passed & HOPBIT(HOP_VMM)) && inside_tcp(j, false))
         return;
-    struct cause *c = cause_add(j, "guest.firewall", 0, FLOW(PROBE_TCP) | FLOW(PROBE_TCP_RAW),
-                                "%s answers ping, its TCP port %u is silent", ip.text, j->target->port);
+    bool rejected = was_rejected(j);
+    struct cause *c =
+        cause_add(j, "guest.firewall", 0, FLOW(PROBE_TCP) | FLOW(PROBE_TCP_RAW),
+                  rejected ? "%s refuses TCP port %u by ICMP" : "%s answers ping, its TCP port %u is silent", ip.text,
+                  j->target->port);
     if (!c)
         return;
     c->seen = true;
-    cause_evidence(c, "probe", ip.text, "SYNs were read by its VMM, neither accepted nor refused");
+    cause_evidence(c, "probe", ip.text, "SYNs were read by its VMM, %s",
+                   rejected ? "an ICMP error came back: its packet filter rejects" : "neither accepted nor refused");
 }
 
 /* Rules on the way to the TAP might not like a foreign source: then nothing can be concluded. */
@@ -569,7 +585,6 @@ void rules_guest(struct judge *j) {
     if (!j->t || !j->tap || !j->bridge || !j->target->ip)
         return;
     const struct path *arp = &j->paths[PROBE_ARP];
-    rule_xdp_at_work(j);
     bool behind =
         arp->asked && !arp->alive && (arp->hops & HOPS_BEHIND_TAP) && judge_answer(j, PROBE_ARP)->request_tap.count;
     bool shifted = arp->asked && !arp->alive && (rule_shifted(j) || rule_refused(j));

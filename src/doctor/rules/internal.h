@@ -123,6 +123,12 @@ const char *path_words(enum probe_kind kind);
 /* The kernel's own answer for what the host itself sends. NULL: it was not asked. */
 const struct snap_lookup *judge_lookup(const struct snapshot *s, uint32_t to);
 void judge_lookup_evidence(const struct judge *j, struct cause *c, const struct snap_lookup *l);
+/* egress.c: the device that leads to the outside. NULL: none. And what the gateway behind it said to the host, asked where
+ * a VM got no answer from it. */
+const struct snap_link *judge_uplink(const struct judge *j);
+enum gateway_word { GATEWAY_NOT_ASKED, GATEWAY_SILENT, GATEWAY_ANSWERS_ARP, GATEWAY_ANSWERS_PING };
+enum gateway_word judge_gateway(const struct judge *j, struct net_mac *ret_mac);
+
 /* filters.c: a rule of nftables as a cause, with its text and the step that deletes it; title: "<where> <what>". */
 struct cause *judge_nft_cause(struct judge *j, const char *id, uint32_t may, const struct snap_nft_rule *rule,
                               const char *what);

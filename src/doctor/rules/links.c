@@ -1,4 +1,5 @@
 /* The TAP and who holds it. */
+#include <linux/if_ether.h>
 #include <linux/if_link.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -261,20 +262,57 @@ static void rule_unread_queue(struct judge *j) {
         cause_evidence(c, "fdinfo", j->tap->name, "held by process %d (%s)", j->holder->pid, j->holder->comm);
 }
 
-/* The holder's descriptor: a VMM never wants packet information. */
+static uint64_t grown(uint64_t before, uint64_t after) {
+    return after > before ? after - before : 0;
+}
+
+/* One that lets whole frames through, which the VMM then reads, is not what is wrong. Cut ones are fewer bytes. */
+static bool filter_is_suspect(const struct judge *j) {
+    const struct probe_link_counters *before = j->t ? &j->t->tap_before.link : NULL;
+    const struct probe_link_counters *after = j->t ? &j->t->tap_after.link : NULL;
+    uint64_t given = 0, given_bytes = 0;
+    if (!before || !before->known || !after->known)
+        return true;
+    for (size_t i = 0; i < j->probe->frame_count; i++)
+        if (j->probe->frames[i].ifindex == j->tap->index && j->probe->frames[i].outgoing) {
+            given++;
+            given_bytes += j->probe->frames[i].length;
+        }
+    uint64_t read = grown(before->tx_packets, after->tx_packets), bytes = grown(before->tx_bytes, after->tx_bytes);
+    return read == 0 || (read >= given && bytes < given_bytes);
+}
+
+/* Frames that the VMM wrote: how many, and how many of them are well-formed, as only one writes that knows what stands in
+ * front of a frame. */
+static uint32_t frames_written(const struct judge *j, uint32_t *ret_whole) {
+    const struct snapshot *after = j->host->after;
+    uint32_t count = 0;
+    *ret_whole = 0;
+    for (uint32_t i = 0; after && i < after->heard_count; i++) {
+        const struct snap_heard *h = &after->heard[i];
+        if (h->link != j->tap->index || h->kind == SNAP_HEARD_ASKED)
+            continue;
+        count++;
+        *ret_whole += h->kind != SNAP_HEARD_OTHER;
+    }
+    return count;
+}
+
+/* The holder's descriptor: a VMM hardly ever wants packet information. */
 static void rule_descriptor(struct judge *j) {
     const struct snap_holder *h = j->holder;
     bool pi = j->tap->tun_pi || (h && h->details && !(h->tun_flags & IFF_NO_PI));
-    if (h && pi) {
+    uint32_t whole, written = frames_written(j, &whole);
+    if (h && pi && !whole) {
         struct cause *c = cause_add(j, "tap.packet-info", 0, FLOWS_GUEST,
                                     "%s was opened with packet information (no IFF_NO_PI) by process %d (%s)",
                                     j->tap->name, h->pid, h->comm);
         if (!c)
             return;
         cause_evidence(c, "link", j->tap->name, "pi is on: 4 bytes stand in front of each frame");
-        c->seen = true;
+        c->seen = written > 0;
     }
-    if (h && h->filtered) {
+    if (h && h->filtered && filter_is_suspect(j)) {
         struct cause *c = cause_add(j, "tap.filter", 0, FLOWS_GUEST, "process %d (%s) attached a socket filter to %s",
                                     h->pid, h->comm, j->tap->name);
         cause_evidence(c, "fdinfo", j->tap->name, "a filter is attached to the TAP (TUNATTACHFILTER)");
@@ -299,11 +337,43 @@ static void rule_stopped(struct judge *j) {
     cause_plan(c, h->frozen ? "thaw the cgroup of process %d" : "kill -CONT %d", h->pid);
 }
 
-static const struct snap_link *uplink_of(const struct judge *j) {
-    for (uint32_t i = 0; i < j->s->lookups_count; i++)
-        if (j->s->lookups[i].to == 0x08080808 && !j->s->lookups[i].from && !j->s->lookups[i].error)
-            return snap_link_by_index(j->s, j->s->lookups[i].link);
-    return NULL;
+/* The kernel told of a drop by XDP there, of ARP or IPv4. */
+static bool xdp_was_seen_to_drop(const struct judge *j, const struct snap_link *link) {
+    const struct trace_result *trace = j->probe ? j->probe->trace : NULL;
+    for (size_t i = 0; trace && i < trace->event_count; i++) {
+        const struct trace_event *e = &trace->events[i];
+        const struct trace_stack *stack = e->stack >= 0 ? &trace->stacks[e->stack] : NULL;
+        if (e->kind == TRACE_DROPPED && strcmp(e->dev, link->name) == 0 && e->protocol != ETH_P_IPV6 &&
+            strcmp(trace_hook_of(e, stack), "xdp") == 0)
+            return true;
+    }
+    return false;
+}
+
+/* What came in on a device is captured behind its XDP program. */
+static uint32_t frames_behind_xdp(const struct judge *j, const struct snap_link *link) {
+    const struct snapshot *after = j->host->after;
+    uint32_t count = 0;
+    for (size_t i = 0; i < j->probe->frame_count; i++)
+        count += j->probe->frames[i].ifindex == link->index && !j->probe->frames[i].outgoing;
+    for (uint32_t i = 0; after && i < after->heard_count; i++)
+        count += after->heard[i].link == link->index && after->heard[i].kind != SNAP_HEARD_ASKED;
+    return count;
+}
+
+/* Most programs count, or steer, and let pass. One is suspected where the kernel told of its drops, or where nothing at
+ * all is seen behind it though something came in. A TUN counts what a native one drops as dropped, and not as received. */
+static bool xdp_is_suspect(const struct judge *j, const struct snap_link *link, bool *ret_seen) {
+    const struct snap_link *after = judge_after(j, link);
+    uint64_t dropped = after ? grown(link->rx_dropped, after->rx_dropped) : 0;
+    uint64_t came = after ? grown(link->rx_packets, after->rx_packets) + dropped : 0;
+    if (!j->probe)
+        return false;
+    *ret_seen = xdp_was_seen_to_drop(j, link);
+    if (*ret_seen || frames_behind_xdp(j, link))
+        return *ret_seen || (link == j->tap && link->xdp_mode != XDP_ATTACHED_SKB && dropped);
+    *ret_seen = link == j->tap && came;
+    return link != j->tap || came;
 }
 
 static void rule_xdp(struct judge *j) {
@@ -314,17 +384,26 @@ static void rule_xdp(struct judge *j) {
     } places[] = {
         {j->tap, "tap.xdp-drop", FLOWS_GUEST},
         {j->bridge, "bridge.xdp-drop", FLOWS_HOST | FLOWS_TO_HOST | FLOWS_EGRESS},
-        {uplink_of(j), "host.uplink-xdp", FLOWS_EGRESS},
+        {judge_uplink(j), "host.uplink-xdp", FLOWS_EGRESS},
     };
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         const struct snap_link *link = places[i].link;
-        if (!link || !link->xdp_prog || (i == 2 && (link == j->bridge || link == j->tap)))
+        bool seen = false;
+        if (!link || !link->xdp_prog || (i == 2 && (link == j->bridge || link == j->tap)) ||
+            !xdp_is_suspect(j, link, &seen))
             continue;
         const struct snap_prog *prog = snap_prog_get(j->s, link->xdp_prog);
         struct cause *c = cause_add(j, places[i].id, 0, places[i].flows, "XDP program %u \"%s\" on %s", link->xdp_prog,
                                     prog ? prog->name : "?", link->name);
         cause_evidence(c, "xdp", link->name, "program %u, name \"%s\", tag %s, attached as %s", link->xdp_prog,
-                       prog ? prog->name : "?", prog ? prog->tag : "?", link->xdp_mode == 2 ? "generic" : "native");
+                       prog ? prog->name : "?", prog ? prog->tag : "?",
+                       link->xdp_mode == XDP_ATTACHED_SKB ? "generic" : "native");
+        if (c)
+            c->seen = seen;
+        if (seen)
+            cause_evidence(c, "counters", link->name, "%s",
+                           frames_behind_xdp(j, link) ? "the kernel told of frames that it dropped"
+                                                      : "frames came in, none was seen behind the program");
         cause_step(c, REPAIR_LINK_XDP_OFF, link->name);
     }
 }

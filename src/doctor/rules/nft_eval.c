@@ -412,14 +412,38 @@ static void do_match(struct machine *m, const struct snap_nft_expr *x) {
         narrow(m, MATCH_NO);
 }
 
+/* The first that may is the one that does, or the one to look at. */
+static void take_nat(struct machine *m) {
+    *(m->match == MATCH_YES ? &m->result->nat : &m->result->nat_may) = true;
+    if (!m->result->nat_rule)
+        m->result->nat_rule = m->rule;
+}
+
 static void do_notrack(struct machine *m) {
     if (m->match == MATCH_YES)
         m->result->untracks = m->rule;
 }
 
+/* ebtables' targets that change a frame end with a verdict of their own.
+ * Source: include/uapi/linux/netfilter_bridge/ebt_mark_t.h, ebt_nat.h, ebt_redirect.h; EBT_DROP is -2 */
+static bool is_ebt_drop(const struct machine *m, const struct snap_nft_expr *x) {
+    static const struct {
+        const char *name;
+        uint8_t at;
+    } targets[] = {{"mark", 8}, {"snat", 8}, {"dnat", 8}, {"redirect", 0}};
+    for (size_t i = 0; m->family == NFPROTO_BRIDGE && i < sizeof targets / sizeof *targets; i++)
+        if (strcmp(x->name, targets[i].name) == 0) {
+            int32_t verdict;
+            memcpy(&verdict, x->data + targets[i].at, sizeof verdict);
+            return (verdict | ~0xf) == -2;
+        }
+    return false;
+}
+
 static void do_target(struct machine *m, const struct snap_nft_expr *x) {
-    static const char *const rewriting[] = {"dnat", "snat", "redirect", "DNAT", "NETMAP", "TPROXY", "REDIRECT", NULL};
-    if (strcmp(x->name, "DROP") == 0 || strcmp(x->name, "REJECT") == 0) {
+    static const char *const rewriting[] = {"dnat",   "snat",   "redirect", "mangle", "DNAT",
+                                            "NETMAP", "TPROXY", "REDIRECT", NULL};
+    if (strcmp(x->name, "DROP") == 0 || strcmp(x->name, "REJECT") == 0 || is_ebt_drop(m, x)) {
         m->verdict = NF_DROP;
         return;
     }
@@ -432,7 +456,7 @@ static void do_target(struct machine *m, const struct snap_nft_expr *x) {
     if (strcmp(x->name, "CT") == 0 && (x->data[0] & 1)) /* XT_CT_NOTRACK */
         do_notrack(m);
     if (strcmp(x->name, "MASQUERADE") == 0 || strcmp(x->name, "SNAT") == 0) {
-        *(m->match == MATCH_YES ? &m->result->nat : &m->result->nat_may) = true;
+        take_nat(m);
         m->verdict = NF_ACCEPT;
         return;
     }
@@ -466,7 +490,7 @@ static void do_ct(struct machine *m, const struct snap_nft_expr *x) {
 static void do_nat(struct machine *m, const struct snap_nft_expr *x) {
     bool source = strcmp(x->name, "masq") == 0 || strcmp(x->name, "snat") == 0;
     if (source)
-        *(m->match == MATCH_YES ? &m->result->nat : &m->result->nat_may) = true;
+        take_nat(m);
     else if (m->match == MATCH_YES && !m->result->changes)
         m->result->changes = m->rule;
     m->verdict = NF_ACCEPT;
@@ -686,13 +710,17 @@ void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, 
     const struct snap_nft_chain *chain = NULL;
     *ret = (struct nft_result){0};
     while ((chain = next_chain(index->s, family, hook, device, except, chain))) {
-        struct nft_result one = {
-            .changes = ret->changes, .nat = ret->nat, .nat_may = ret->nat_may, .untracks = ret->untracks};
+        struct nft_result one = {.changes = ret->changes,
+                                 .nat = ret->nat,
+                                 .nat_may = ret->nat_may,
+                                 .nat_rule = ret->nat_rule,
+                                 .untracks = ret->untracks};
         struct machine m = {.index = index, .packet = packet, .family = family, .result = &one};
         bool on = run_base(&m, chain);
         ret->changes = one.changes;
         ret->nat = one.nat;
         ret->nat_may = one.nat_may;
+        ret->nat_rule = one.nat_rule;
         ret->untracks = one.untracks;
         if (one.outcome == NFT_MAY_DROP && suspicion.outcome == NFT_PASSES)
             suspicion = one;
@@ -707,6 +735,7 @@ void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, 
     if (ret->outcome == NFT_PASSES && suspicion.outcome != NFT_PASSES) {
         suspicion.nat = ret->nat;
         suspicion.nat_may = ret->nat_may;
+        suspicion.nat_rule = ret->nat_rule;
         suspicion.untracks = ret->untracks;
         *ret = suspicion;
     }

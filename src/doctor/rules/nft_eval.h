@@ -23,6 +23,7 @@ struct nft_result {
     const struct snap_nft_rule *changes;  /* a rule that matches and rewrites addresses or sends it elsewhere */
     bool nat;                             /* source NAT was met for this packet */
     bool nat_may;                         /* … or may have been */
+    const struct snap_nft_rule *nat_rule; /* the rule that gives another source, or may; NULL */
     const struct snap_nft_rule *untracks; /* a rule that takes it from connection tracking: no NAT then; NULL */
 };
 

@@ -69,7 +69,9 @@ static enum hop hop_of_drop(const struct judge *j, const struct trace_where *w, 
     bool at_bridge = (is_dev(w->drop_dev, j->bridge) || !*w->drop_dev) && !w->drop_at_port;
     if (strcmp(hook, "tc.egress") == 0 || strcmp(hook, "netdev.egress") == 0 || strcmp(hook, "qdisc") == 0 ||
         strcmp(hook, "device") == 0)
-        return at_bridge ? HOP_BRIDGE_DEV : HOP_TAP_EGRESS;
+        return at_bridge ? HOP_BRIDGE_DEV
+               : back    ? HOP_TAP_INGRESS /* it came in there, and tc has sent it out elsewhere */
+                         : HOP_TAP_EGRESS;
     if (strcmp(hook, "tc.ingress") == 0 || strcmp(hook, "netdev.ingress") == 0 || strcmp(hook, "xdp") == 0)
         return is_dev(w->drop_dev, j->bridge) ? HOP_BRIDGE_INPUT : HOP_TAP_INGRESS;
     if (strcmp(hook, "bridge.prerouting") == 0 || strcmp(hook, "br_netfilter.prerouting") == 0)
@@ -163,6 +165,12 @@ static void lost_before_bridge(const struct judge *j, struct path *p, const stru
     }
     bool unresolved = j->t && !(j->t->neighbour_after.state &
                                 (NUD_PERMANENT | NUD_NOARP | NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE));
+    /* The kernel asks for a MAC when routing, filters and policies are done with the packet that waits for it. */
+    if (unresolved && judge_answer(j, PROBE_ARP_KERNEL)->request_bridge.count) {
+        p->passed |= HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_HOST_OUTPUT);
+        dies(p, HOP_HOST_NEIGH, HOPBIT(HOP_HOST_NEIGH), false);
+        return;
+    }
     dies(p, unresolved ? HOP_HOST_NEIGH : HOP_HOST_OUTPUT, HOPS_TO_BRIDGE | HOPBIT(HOP_HOST_NEIGH), false);
 }
 
@@ -218,21 +226,57 @@ static bool is_misaddressed(const struct judge *j, enum probe_kind kind, const s
     return false;
 }
 
+static bool was_named(const struct probe_answer *a, struct net_mac mac) {
+    for (uint32_t i = 0; i < a->mac_count && i < PROBE_MACS_MAX; i++)
+        if (mac_equal(a->macs[i], mac))
+            return true;
+    return false;
+}
+
 /* It reached the TAP under an address that is not the guest's: wrong from the start, or rewritten on the way. */
 static bool take_misaddressed(const struct judge *j, struct path *p, enum probe_kind kind) {
     struct net_mac at_tap, at_bridge;
     if (!is_misaddressed(j, kind, j->tap, &at_tap))
         return false;
-    bool early = is_misaddressed(j, kind, j->bridge, &at_bridge);
+    /* Another VM sends to whom it was told by ARP. */
+    bool told = kind >= PROBE_CANARY_ARP && was_named(judge_answer(j, PROBE_CANARY_ARP), at_tap);
+    bool early = told || is_misaddressed(j, kind, j->bridge, &at_bridge);
     path_evidence(p, "probe", j->tap->name, "the frame on the TAP is for %s, the guest is %s%s", mac_text(at_tap).text,
-                  mac_text(j->mac).text, early ? "" : "; on the bridge it was still right");
+                  mac_text(j->mac).text,
+                  told    ? ", as an answer to ARP named it"
+                  : early ? ""
+                          : "; on the bridge it was still right");
     if (early) /* wrong in the table, or as the route has it; or ARP itself was answered so, by the guest or on its way */
-        dies(p, HOP_HOST_NEIGH,
+        dies(p, told ? HOP_TAP_INGRESS : HOP_HOST_NEIGH,
              HOPBIT(HOP_HOST_OUTPUT) | HOPBIT(HOP_HOST_ROUTE) | HOPBIT(HOP_GUEST_IP) | HOPBIT(HOP_TAP_INGRESS) |
                  HOPBIT(HOP_BRIDGE_INPUT),
              true);
     else
         dies(p, HOP_BRIDGE_OUTPUT, HOPBIT(HOP_BRIDGE_OUTPUT) | HOPBIT(HOP_TAP_EGRESS), true);
+    return true;
+}
+
+/* The question as it was on a device is not the one that was asked: it goes to another port of the guest. */
+static bool is_redirected(const struct judge *j, enum probe_kind kind, const struct snap_link *at, uint16_t *ret_port) {
+    int32_t tag = probe_tag(j->t_index, kind);
+    for (size_t i = 0; at && j->target->port && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        if (f->ifindex == at->index && f->outgoing && f->tag == tag && !f->reply && f->kind == PROBE_FRAME_SYN) {
+            *ret_port = f->destination_port;
+            return f->destination_port != j->target->port;
+        }
+    }
+    return false;
+}
+
+static bool take_redirected(const struct judge *j, struct path *p, enum probe_kind kind) {
+    uint16_t port, early_port;
+    if (!is_redirected(j, kind, j->tap, &port))
+        return false;
+    bool early = is_redirected(j, kind, j->bridge, &early_port);
+    path_evidence(p, "probe", j->tap->name, "asked for port %u, the segment on the TAP is for port %u%s",
+                  j->target->port, port, early ? "" : "; on the bridge it was still right");
+    dies(p, early ? HOP_HOST_OUTPUT : HOP_BRIDGE_OUTPUT, early ? HOPBIT(HOP_HOST_NAT) : HOPBIT(HOP_TAP_EGRESS), true);
     return true;
 }
 
@@ -260,8 +304,10 @@ static void lost_behind_tap(const struct judge *j, struct path *p, const struct 
     enum hop back = p->back.dropped ? hop_of_drop(j, &p->back, true, false) : HOP_COUNT;
     if ((back == HOP_TAP_INGRESS || back == HOP_TAP_DEV) && take_drop(j, p, &p->back, true))
         return;
-    uint32_t hops = HOPS_GUEST | HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_TAP_QUEUE) | HOPBIT(HOP_VMM) |
-                    (arp ? 0 : HOPBIT(HOP_HOST_NEIGH));
+    uint32_t hops = HOPS_GUEST | HOPBIT(HOP_TAP_QUEUE) | HOPBIT(HOP_VMM) | (arp ? 0 : HOPBIT(HOP_HOST_NEIGH));
+    /* Only XDP takes a frame before a capture on the TAP sees it, or a header that does not fit makes it unreadable. */
+    if (j->tap->xdp_prog || j->t->garbled_frames || j->probe->capture_lost || j->probe->frames_truncated)
+        hops |= HOPBIT(HOP_TAP_INGRESS);
     dies(p, arp ? HOP_GUEST_NIC : HOP_GUEST_FIREWALL, hops, false);
 }
 
@@ -280,6 +326,26 @@ static void lost_on_the_way_back(const struct judge *j, struct path *p, const st
     dies(p, HOP_BRIDGE_INPUT,
          HOPBIT(HOP_TAP_INGRESS) | HOPBIT(HOP_BRIDGE_INPUT) | HOPBIT(HOP_BRIDGE_PORT) | HOPBIT(HOP_BRIDGE_FORWARD),
          false);
+}
+
+/* The host's own question by ARP names a MAC that is not the bridge's: whoever believes it answers elsewhere. */
+static bool take_forged(const struct judge *j, struct path *p) {
+    int32_t tag = probe_tag(j->t_index, PROBE_ARP_KERNEL);
+    for (size_t i = 0; j->bridge && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        struct net_mac named;
+        if (f->ifindex != j->bridge->index || !f->outgoing || f->tag != tag || f->reply || f->kept < 28 ||
+            f->kind != PROBE_FRAME_WHO_HAS)
+            continue;
+        memcpy(&named, f->data + 22, sizeof named);
+        if (mac_equal(named, j->bridge->mac))
+            return false;
+        path_evidence(p, "probe", j->bridge->name, "the kernel's who-has names %s for its sender, %s is %s",
+                      mac_text(named).text, j->bridge->name, mac_text(j->bridge->mac).text);
+        dies(p, HOP_HOST_OUTPUT, HOPBIT(HOP_HOST_OUTPUT), true);
+        return true;
+    }
+    return false;
 }
 
 static enum hop hop_of_errno(int error) {
@@ -386,6 +452,8 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
         answered_by_another(p, j, a);
         return;
     }
+    if (!(a->answered && !a->answer_errno) && take_redirected(j, p, kind))
+        return;
     if (kind == PROBE_TCP && a->answered && a->answer_errno) {
         path_evidence(p, "probe", path_words(kind), "refused: %s", strerror(a->answer_errno));
         dies(p, HOP_GUEST_SERVICE, HOPBIT(HOP_GUEST_SERVICE) | HOPBIT(HOP_GUEST_FIREWALL), true);
@@ -414,6 +482,8 @@ static void trace_host_path(struct judge *j, enum probe_kind kind) {
         lost_in_socket(j, p, a, kind);
         return;
     }
+    if (kind == PROBE_ARP_KERNEL && take_forged(j, p))
+        return;
     if (a->reply_tap.count || a->reply_bridge.count)
         lost_on_the_way_back(j, p, a);
     else if (a->request_tap.count)
@@ -513,6 +583,33 @@ static bool has_left_the_host(const struct judge *j, const struct probe_answer *
     return false;
 }
 
+/* Where the request was seen to leave for this MAC, unchanged. */
+static bool has_left_for(const struct judge *j, const struct snap_link *uplink, struct net_mac mac) {
+    for (size_t i = 0; uplink && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        if (f->ifindex == uplink->index && f->outgoing && f->tag == probe_tag(0, PROBE_EGRESS) && !f->reply &&
+            mac_equal(f->destination, mac))
+            return true;
+    }
+    return false;
+}
+
+/* No answer to a VM's ping, and none to the host's own, from a gateway that got it and answers ARP: it ignores pings, and
+ * nothing is known. One that answers the host, and was not sent what a VM sent: that is lost in the host. */
+static void take_gateway(const struct judge *j, struct path *p, const struct probe_answer *a) {
+    struct net_mac mac = {{0}};
+    enum gateway_word word = judge_gateway(j, &mac);
+    if (word == GATEWAY_ANSWERS_ARP && has_left_for(j, judge_uplink(j), mac)) {
+        p->asked = false;
+        return;
+    }
+    if (word != GATEWAY_ANSWERS_PING)
+        return;
+    path_evidence(p, "probe", "gateway", "it answers the host's own ping");
+    if (!has_left_the_host(j, a) && a->request_bridge.count)
+        dies(p, HOP_HOST_FORWARD, p->hops & ~HOPBIT(HOP_HOST_UPLINK), true);
+}
+
 static void trace_egress_path(struct judge *j) {
     const struct probe_answer *a = judge_answer(j, PROBE_EGRESS);
     struct path *p = &j->paths[PROBE_EGRESS];
@@ -541,6 +638,7 @@ static void trace_egress_path(struct judge *j) {
     }
     path_evidence(p, "probe", "egress", "an echo request through the host to the outside was not answered");
     dies(p, HOP_HOST_UPLINK, all, false);
+    take_gateway(j, p, a);
 }
 
 /* A frame that is handed to the device meets none of the host's own layers: a drop there, at the same time, is that of
@@ -573,6 +671,8 @@ static void trace_kind(struct judge *j, enum probe_kind kind) {
         trace_egress_path(j);
     else
         trace_to_host_path(j, kind);
+    if (!p->asked) /* nothing can be concluded */
+        return;
     if (p->alive)
         j->alive |= FLOW(kind);
     else

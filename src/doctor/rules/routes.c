@@ -94,6 +94,14 @@ static const char *type_name(uint8_t type) {
         return "local";
     case RTN_THROW:
         return "throw";
+    case RTN_BROADCAST:
+        return "broadcast";
+    case RTN_ANYCAST:
+        return "anycast";
+    case RTN_MULTICAST:
+        return "multicast";
+    case RTN_NAT:
+        return "nat";
     }
     return "unicast";
 }
@@ -216,12 +224,18 @@ static const struct snap_addr *any_addr(const struct snapshot *s, int32_t link) 
 
 static void rule_local(struct judge *j, const struct snap_lookup *l) {
     const char *dev = "the host";
+    bool address = false;
     for (uint32_t i = 0; i < j->s->addrs_count; i++)
-        if (j->s->addrs[i].ip == l->to)
+        if (j->s->addrs[i].ip == l->to) {
             dev = snap_link_name(j->s, j->s->addrs[i].link);
+            address = true;
+        }
     struct cause *c = cause_add(j, "host.address-conflict", FLOWS_ROUTED, FLOWS_PEER, "%s has the guest's address %s",
                                 dev, ip_text(l->to).text);
-    cause_evidence(c, "addr", dev, "%s is an address of the host itself", ip_text(l->to).text);
+    if (address)
+        cause_evidence(c, "addr", dev, "%s is an address of the host itself", ip_text(l->to).text);
+    else
+        cause_evidence(c, "route", ip_text(l->to).text, "a local route says that it is an address of the host");
     judge_lookup_evidence(j, c, l);
 }
 
@@ -371,15 +385,18 @@ static void rule_route(struct judge *j) {
     const struct snap_policy *p = walk.decides;
     const struct snap_route *r = walk.route;
     bool usual = !p || p->priority == 0 || p->priority == 32766 || p->priority == 32767;
-    if (!l->error && l->type == RTN_LOCAL) {
+    if (!l->error && l->type == RTN_LOCAL && (usual || l->table == RT_TABLE_LOCAL)) {
         rule_local(j, l);
     } else if (!usual || walk.jumped) {
         rule_policy(j, l, &walk, usual);
     } else if (throws_away(r)) {
         rule_blackhole(j, l, r, FLOWS_ROUTED, FLOWS_EGRESS | FLOWS_TO_HOST);
     } else if (!l->error && l->link == j->bridge->index) {
-        struct cause *c = cause_add(j, "host.route-elsewhere", FLOWS_ROUTED, 0, "packets for %s go by gateway %s",
-                                    ip_text(l->to).text, ip_text(l->gateway).text);
+        struct cause *c =
+            l->gateway ? cause_add(j, "host.route-elsewhere", FLOWS_ROUTED, 0, "packets for %s go by gateway %s",
+                                   ip_text(l->to).text, ip_text(l->gateway).text)
+                       : cause_add(j, "host.route-elsewhere", FLOWS_ROUTED, 0, "the host takes %s for a %s address",
+                                   ip_text(l->to).text, type_name(l->type));
         judge_lookup_evidence(j, c, l);
         if (r)
             step_route_delete(j, c, r);
@@ -392,6 +409,26 @@ static void rule_route(struct judge *j) {
     }
 }
 
+/* One route by several devices: which of them a flow takes is the kernel's choice, and only the bridge leads there. */
+static void rule_shared_route(struct judge *j) {
+    const struct snap_lookup *l = j->target->ip ? judge_lookup(j->s, j->target->ip) : NULL;
+    const struct snap_route *r = l && !l->error ? walk_policies(j->s, l->to).route : NULL;
+    if (!r || !r->other_link || !j->bridge)
+        return;
+    char route[128];
+    route_text(j->s, r, route, sizeof route);
+    const char *other = snap_link_name(j->s, r->link == j->bridge->index ? r->other_link : r->link);
+    struct cause *c = cause_add(j, "host.route-elsewhere", 0, FLOWS_ROUTED,
+                                "route \"%s\" shares packets for %s out among %u ways, one of them %s", route,
+                                ip_text(l->to).text, r->hops, other);
+    cause_evidence(c, "route", route, "next hops by %s and %s", snap_link_name(j->s, r->link),
+                   snap_link_name(j->s, r->other_link));
+    judge_lookup_evidence(j, c, l);
+    if (c)
+        cause_plan(c, "ip route del %s/%u: it has more next hops than the one by %s", ip_text(r->to).text, r->length,
+                   j->bridge->name);
+}
+
 /* What the host sends to the guest, as a policy rule with more selectors than the destination sees it. */
 struct sent {
     uint8_t protocol;
@@ -400,7 +437,14 @@ struct sent {
     uint32_t flows;
 };
 
+/* A mark that nothing gives: what the host sends has none before it is routed but by a rule of nftables, or by who sends. */
+static bool is_never_marked(const struct judge *j, const struct snap_policy *p) {
+    return (p->mark & p->mask) && !p->invert && !j->host->index.marks;
+}
+
 static bool policy_takes_sent(const struct snap_policy *p, const struct judge *j, const struct sent *sent) {
+    if (is_never_marked(j, p) || (p->mask && (sent->flows & FLOW(PROBE_CANARY_ICMP_HOST))))
+        return false; /* an answer's mark would be that of the question */
     struct net_prefix to = {p->to, p->to_length}, from = {p->from, p->from_length};
     bool takes = (p->to_length == 0 || net_contains(to, j->target->ip)) &&
                  (p->from_length == 0 || (sent->has_source && net_contains(from, j->bridge_address.address))) &&
@@ -520,6 +564,7 @@ static void rule_route_mtu(struct judge *j) {
 
 void rules_routes(struct judge *j) {
     rule_route(j);
+    rule_shared_route(j);
     rule_route_mtu(j);
     if (!j->bridge)
         return;
