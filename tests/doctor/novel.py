@@ -177,6 +177,12 @@ def _(bed):
     return [bed.vm.tap, "filter"]
 
 
+@fault("tap socket filter that cuts", "tap.queue", alive=("arp", "other"), hops=("tap.dev",))
+def _(bed):
+    bed.vm("sockfilter", 60)
+    return [bed.vm.tap, "filter"]
+
+
 command("tap ring of none", "tap.queue", "ip", "link set $TAP txqueuelen 0", "$TAP txqueuelen", alive=SECOND, hops=("tap.dev",))
 
 
@@ -589,3 +595,142 @@ def _(bed):
 
 nft("port redirected to the host", "host.output", "ip", "type nat hook output priority -100", f"ip daddr $GUEST tcp dport {PORT} redirect to :9",
     dead=("tcp",), alive=("ping", "arp"))
+
+
+# ---- rules that hide what they do ----
+
+for key, hop, words, rest in (
+    ("nft map of a concatenation", "bridge.output", "oifname . ether type vmap @m",
+     {"family": "bridge", "hook": "output", "text": "add map bridge somebody m { type ifname . ether_type : verdict; elements = { $TAP . arp : drop } ; }",
+      "alive": SECOND, "also": ("nft.bridge-drop",)}),
+    ("nft raw bytes of ARP", "bridge.output", "oifname $TAP @nh,48,16 1 ether type arp drop",
+     {"family": "bridge", "hook": "output", "alive": SECOND, "also": ("nft.bridge-drop",)}),
+    ("nft hash", "bridge.output", "oifname $TAP jhash ether daddr mod 1 0 drop",
+     {"family": "bridge", "hook": "output", "alive": SECOND, "also": ("nft.bridge-drop",)}),
+    ("nft named quota", "host.input", "iifname br0 ip saddr $GUEST quota name q drop",
+     {"family": "inet", "hook": "input", "text": "add quota inet somebody q { over 1 bytes }", "alive": ("arp", "other"), "also": ("netfilter.input-drop",)}),
+    ("nft interval with a timeout", "host.output", "ip daddr @s drop",
+     {"family": "inet", "hook": "output", "text": "add set inet somebody s { type ipv4_addr; flags interval,timeout; "
+      "elements = { 192.168.0.2-192.168.0.2 timeout 1h } ; }", "alive": ("arp", "other"), "also": ("netfilter.output-drop",)}),
+    ("nft count of connections", "host.output", "ip daddr $GUEST add @s { ip daddr ct count over 0 } drop",
+     {"family": "inet", "hook": "output", "text": "add set inet somebody s { type ipv4_addr; size 100; flags dynamic; }", "alive": ("arp", "other"),
+      "also": ("netfilter.output-drop",)}),
+    ("nft by user", "host.output", "meta skuid 0 ip daddr $GUEST drop",
+     {"family": "inet", "hook": "output", "alive": ("arp", "other", "vm-host"), "also": ("netfilter.output-drop",)}),
+    ("nft answers of ARP", "host.input", "arp saddr ip $GUEST drop", {"family": "arp", "hook": "input", "alive": ("arp", "other"), "also": ("nft.arp-drop",)}),
+):
+    family, hook = rest.pop("family"), rest.pop("hook")
+    nft(key, hop, family, f"type filter hook {hook} priority 0", words, **rest)
+
+nft("nft by fib", "host.input", "inet", "type filter hook prerouting priority -300", "iifname br0 fib daddr type local drop", lab={"bridge_netfilter": 0},
+    alive=("arp",), also=("netfilter.input-drop", "netfilter.prerouting-drop"))
+nft("zone of its own", "host.input", "inet", "type filter hook input priority 0", "ct state established accept", "iifname br0 drop",
+    text="add chain inet somebody early { type filter hook prerouting priority -300; }\nadd rule inet somebody early iifname br0 ct zone set 5",
+    lab={"bridge_netfilter": 0}, alive=("arp",), also=("netfilter.input-drop",))
+nft("a later chain does not ask an earlier one", "host.input", "inet", "type filter hook input priority 10", "iifname br0 drop",
+    text="add chain inet somebody first { type filter hook input priority -10; }\nadd rule inet somebody first iifname br0 accept", alive=("arp",),
+    also=("netfilter.input-drop",))
+nft("marked on the bridge, dropped there", "bridge.input", "bridge", "type filter hook input priority 0", "meta mark 0x9 drop",
+    text="add chain bridge somebody early { type filter hook prerouting priority -300; }\nadd rule bridge somebody early iifname $TAP meta mark set 0x9",
+    alive=SECOND, also=("nft.bridge-drop",))
+nft("broadcasts between ports", "bridge.forward", "bridge", "type filter hook postrouting priority 0", "meta pkttype broadcast drop", dead=("vm-vm",),
+    alive=("ping", "tcp"), also=("nft.bridge-drop",), hops=("bridge.output",))
+nft("another port by NAT", "host.output", "ip", "type nat hook output priority -100", f"ip daddr $GUEST tcp dport {PORT} dnat to $GUEST:81", dead=("tcp",),
+    alive=("ping", "arp"))
+nft("another port by mangling", "host.output", "ip", "type filter hook output priority 0", f"ip daddr $GUEST tcp dport {PORT} tcp dport set 81",
+    dead=("tcp",), alive=("ping", "arp"))
+nft("the outside translated to nobody", "host.nat", "ip", "type nat hook prerouting priority -100", "iifname br0 ip daddr != 192.168.0.0/16 dnat to 203.0.113.77",
+    dead=("egress",), alive=("ping", "tcp"), hops=("host.forward",), **UPLINK)
+
+
+@fault("marked on the TAP, dropped by the host", "host.input", alive=("arp", "other"), also=("netfilter.input-drop",))
+def _(bed):
+    bed.lab.chain("netdev", "somebody", "first", f"type filter hook ingress device {bed.vm.tap} priority 0", "meta mark set 0x99")
+    handles = bed.lab.chain("inet", "somebody", "theirs", "type filter hook input priority 0", "meta mark 0x99 drop")
+    return ["somebody", "theirs", f"handle {handles[0]}"]
+
+
+# The targets of ebtables that change a frame have a verdict of their own.
+for traced in ((), ("--no-trace",)):
+    for name, words in (("mark", "-A OUTPUT -o $TAP -j mark --mark-set 1 --mark-target DROP"),
+                        ("snat", "-t nat -A POSTROUTING -o $TAP -j snat --to-source 02:00:00:00:00:77 --snat-target DROP")):
+        command(f"ebtables {name} and drop {len(traced)}", "bridge.output", "run", f"ebtables {words}", "handle 2", alive=SECOND, also=("ebtables.drop",),
+                args=traced)
+command("ARP requests are forged", "host.output", "run", "arptables -A OUTPUT -o br0 -j mangle --mangle-mac-s 02:66:66:66:66:66", "filter OUTPUT handle",
+        alive=("arp",))
+
+# ---- more of layers 2 and 3 ----
+
+
+@fault("the bridge's MAC was learned elsewhere", "bridge.input", dead=("vm-host",), also=("bridge.fdb-wrong",), cold=False)
+def _(bed):
+    mac = bed.lab.link("br0")["address"]
+    bed.lab.bridge("fdb", "replace", mac, "dev", bed.other.tap, "master", "dynamic")
+    return [mac, bed.other.tap]
+
+
+@fault("the bridge's MAC is in no table", "bridge.input", dead=("vm-host",), also=("bridge.fdb-wrong",))
+def _(bed):
+    mac = bed.lab.link("br0")["address"]
+    bed.lab.bridge("fdb", "replace", mac, "dev", bed.other.tap, "master", "dynamic")
+    bed.lab.bridge("fdb", "del", mac, "dev", bed.other.tap, "master")
+    return [mac]
+
+
+sysctls("ARP is left to a daemon", "host.neigh", {"net/ipv4/neigh/br0/app_solicit": 3, "net/ipv4/neigh/br0/mcast_solicit": 0}, "mcast_solicit app_solicit",
+        alive=("arp",))
+command("route of two ways", "host.route", "ip", "link add du0 type veth peer name du1; link set du0 up; link set du1 up; "
+        "route add $GUEST/32 nexthop dev du0 weight 200 nexthop dev br0 weight 1", "$GUEST du0", dead=(), alive=("arp", "other"), also=("host.route-elsewhere",))
+command("route for a broadcast", "host.route", "ip", "route add broadcast $GUEST/32 dev br0 table local", "$GUEST broadcast", dead=("tcp",),
+        alive=("arp", "other"), also=("host.route-elsewhere",))
+command("policy rule to a local route", "host.route", "ip", "route add local $GUEST/32 dev lo table 66; rule add to $GUEST lookup 66 pref 5", "rule 5",
+        alive=("arp", "other"), also=("host.policy-rule",))
+command("IPsec wanted from the guest", "host.input", "ip", "xfrm policy add dir in src $GUEST tmpl proto esp mode transport", "policy $GUEST",
+        alive=("arp", "other"))
+
+@fault("xdp of the driver", "tap.ingress", alive=SECOND, also=("tap.xdp-drop",))
+def _(bed):
+    return [bed.vm.tap, bed.lab.bpf("in_driver", XDP_DROP, bed.vm.tap, "xdp-native")]
+
+
+@fault("tc redirect into a black hole", "tap.ingress", alive=SECOND, also=("tc.ingress-drop",))
+def _(bed):
+    bed.lab.batch("link add ifb0 type ifb\nlink set ifb0 up")
+    bed.lab.tc("qdisc", "replace", "dev", "ifb0", "root", "blackhole")
+    bed.lab.tc("qdisc", "add", "dev", bed.vm.tap, "clsact")
+    bed.lab.tc("filter", "add", "dev", bed.vm.tap, "ingress", "protocol", "all", "u32", "match", "u32", 0, 0, "action", "mirred", "egress",
+               "redirect", "dev", "ifb0")
+    return [bed.vm.tap, "mirred", "ifb0"]
+
+
+# ---- and of the guest's ----
+
+
+@fault("guest on a VLAN", "guest.nic", alive=SECOND, hops=("guest.ip",))
+def _(bed):
+    bed.vm.ip("address", "flush", "dev", "eth0", "scope", "global")
+    bed.chatter(bed.vm, vlan=5)
+    return [bed.vm.tap, "VLAN 5"]
+
+
+@fault("guest refuses a port by ICMP", "guest.firewall", dead=("tcp",), alive=("ping", "arp"), also=("guest.firewall",))
+def _(bed):
+    bed.vm.chain("inet", "fw", "fw", "type filter hook input priority 0", f"tcp dport {PORT} reject with icmp type admin-prohibited")
+    return [bed.vm.address, "ICMP"]
+
+
+def guest_mangles(key, hop, rule, **rest):
+    """What leaves the guest is not what its kernel made."""
+
+    def inject(bed):
+        bed.vm.chain("netdev", "fw", "fw", "type filter hook egress device eth0 priority 0", rule)
+        return [bed.vm.tap]
+
+    NOVEL.append(Fault(key, hop, inject, **rest))
+
+
+guest_mangles("guest with a group's MAC", "tap.ingress", "ether saddr set 03:00:00:00:00:01", alive=SECOND, hops=("tap.queue",))
+guest_mangles("guest with bad checksums of IP", "tap.ingress", "ether type ip @nh,80,16 set 0xdead", alive=("arp", "other"), lab={"bridge_netfilter": 1})
+guest_mangles("guest with bad checksums of IP, no br_netfilter", "host.input", "ether type ip @nh,80,16 set 0xdead", alive=("arp", "other"),
+              lab={"bridge_netfilter": 0})
+guest_mangles("guest with bad checksums of TCP", "host.input", "ether type ip ip protocol tcp @th,128,16 set 0xdead", dead=("tcp",), alive=("ping", "arp"))

@@ -279,21 +279,41 @@ static void rule_fdb(struct judge *j) {
     step->value = fdb->vlan;
 }
 
+/* Whoever replaced the bridge's own entry and took his away again has left none: frames for the host are flooded. */
+static void rule_fdb_lost(struct judge *j) {
+    if (!j->s->fdbs_count || snap_gap_of(j->s, "fdb"))
+        return;
+    struct cause *c = cause_add(j, "bridge.fdb-wrong", 0, FLOWS_HOST | FLOWS_TO_HOST | FLOWS_EGRESS,
+                                "the table of %s does not have the bridge's own MAC %s", j->bridge->name,
+                                mac_text(j->bridge->mac).text);
+    if (!c)
+        return;
+    c->finding.hop = HOP_BRIDGE_INPUT;
+    cause_evidence(c, "fdb", j->bridge->name,
+                   "no entry for %s: what is sent to it is flooded, the host does not get it",
+                   mac_text(j->bridge->mac).text);
+    cause_plan(c, "bridge fdb replace %s dev %s self permanent", mac_text(j->bridge->mac).text, j->bridge->name);
+}
+
 /* The same for the bridge's own MAC: what guests send to the host goes to a port. Deleting the entry would not do: the
  * bridge does not bring its own back. */
 static void rule_fdb_own(struct judge *j) {
     const struct snap_fdb *fdb = fdb_of(j->s, j->bridge->index, j->bridge->mac);
-    if (!fdb || fdb->link == j->bridge->index || (fdb->state & PERMANENT) || !(fdb->state & NOARP_STATE))
+    if (!fdb)
+        rule_fdb_lost(j);
+    if (!fdb || fdb->link == j->bridge->index || (fdb->state & PERMANENT))
         return;
+    bool fixed = (fdb->state & NOARP_STATE) != 0;
     const char *where = snap_link_name(j->s, fdb->link);
     struct cause *c =
         cause_add(j, "bridge.fdb-wrong", FLOWS_HOST | FLOWS_TO_HOST | FLOWS_EGRESS, 0,
-                  "a fixed entry sends frames for the bridge's own %s to %s", mac_text(j->bridge->mac).text, where);
+                  "%s sends frames for the bridge's own %s to %s", fixed ? "a fixed entry" : "an entry of the table",
+                  mac_text(j->bridge->mac).text, where);
     if (!c)
         return;
     c->finding.hop = HOP_BRIDGE_INPUT;
-    cause_evidence(c, "fdb", where, "%s is static here, and is %s's own MAC", mac_text(j->bridge->mac).text,
-                   j->bridge->name);
+    cause_evidence(c, "fdb", where, "%s is %s here, and is %s's own MAC", mac_text(j->bridge->mac).text,
+                   fixed ? "static" : "as if learned", j->bridge->name);
     cause_plan(c, "bridge fdb replace %s dev %s self permanent", mac_text(j->bridge->mac).text, j->bridge->name);
 }
 

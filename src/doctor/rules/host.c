@@ -13,6 +13,13 @@
 
 /* --- neighbours --- */
 
+/* Without ARP on the device, or for what its routes call a broadcast address, the kernel makes an entry by itself. */
+static bool is_kernels_own(const struct judge *j, const struct snap_neigh *n) {
+    const struct snap_lookup *l = judge_lookup(j->s, n->ip);
+    bool broadcast = l && !l->error && l->type != RTN_UNICAST && mac_equal(n->mac, j->bridge->broadcast);
+    return (n->state & NUD_NOARP) && (broadcast || (j->bridge->flags & IFF_NOARP));
+}
+
 static void rule_neigh(struct judge *j) {
     for (uint32_t i = 0; j->bridge && j->target->ip && i < j->s->neighs_count; i++) {
         const struct snap_neigh *n = &j->s->neighs[i];
@@ -26,6 +33,8 @@ static void rule_neigh(struct judge *j) {
             continue;
         }
         if (n != snap_neigh_fixed(j->s, n->link, n->ip) || !j->has_mac || mac_equal(n->mac, j->mac))
+            continue;
+        if (is_kernels_own(j, n))
             continue;
         struct cause *c =
             cause_add(j, "host.neigh-wrong", FLOWS_IP, FLOW(PROBE_ARP_KERNEL),
@@ -43,24 +52,35 @@ static void rule_neigh(struct judge *j) {
 
 static void rule_solicit(struct judge *j) {
     char key[128];
-    int total = 0;
+    int asks[2] = {3, 3};
     static const char *const kinds[] = {"mcast_solicit", "app_solicit"};
     for (size_t i = 0; j->bridge && i < 2; i++) {
         snprintf(key, sizeof key, "net/ipv4/neigh/%s/%s", j->bridge->name, kinds[i]);
-        total += snap_sysctl_int(j->s, key, 3);
+        asks[i] = snap_sysctl_int(j->s, key, 3);
     }
-    if (!j->bridge || total > 0)
+    if (!j->bridge || asks[0] > 0)
         return;
-    struct cause *c = cause_add(j, "host.neigh-solicit", FLOW_OTHER, FLOWS_ROUTED, "no ARP request is ever sent on %s",
+    /* A daemon may do it instead (arpd), if there is one. */
+    bool left = asks[1] > 0;
+    struct cause *c = cause_add(j, "host.neigh-solicit", left ? 0 : FLOW_OTHER, FLOWS_ROUTED,
+                                left ? "ARP on %s is left to a daemon, the kernel sends no request"
+                                     : "no ARP request is ever sent on %s",
                                 j->bridge->name);
-    if (c) {
+    if (c && !left) {
         c->policy = true;
         c->refutable = false; /* whoever asks the host first is known for a while */
     }
     cause_evidence(c, "sysctl", "mcast_solicit", "net.ipv4.neigh.%s.mcast_solicit is 0", j->bridge->name);
+    if (left)
+        cause_evidence(c, "sysctl", "app_solicit", "net.ipv4.neigh.%s.app_solicit is %d", j->bridge->name, asks[1]);
     struct repair_step *step = cause_step(c, REPAIR_SYSCTL, "");
     snprintf(step->object, sizeof step->object, "net/ipv4/neigh/%s/mcast_solicit", j->bridge->name);
     str_copy(step->text, sizeof step->text, "3");
+    if (!left)
+        return;
+    step = cause_step(c, REPAIR_SYSCTL, ""); /* the daemon would still be asked first, and waited for */
+    snprintf(step->object, sizeof step->object, "net/ipv4/neigh/%s/app_solicit", j->bridge->name);
+    str_copy(step->text, sizeof step->text, "0");
 }
 
 /* A MAC that said on the wire that it has an address, other than `known`. */

@@ -54,8 +54,9 @@ static double weight(const struct judge *j, const struct cause *c) {
         exact = exact || ((dead & FLOW(kind)) && j->paths[kind].exact && j->paths[kind].dies == c->finding.hop);
     if (!(dead & FLOWS_HOST))
         w += flows & FLOWS_GUEST & ~FLOWS_EGRESS ? 1000 : 2000;
-    if (j->dead & (FLOWS_ARP | FLOW(PROBE_ICMP)) && !(dead & ~FLOW(PROBE_LARGE)))
-        w += 500; /* only large packets, where smaller ones are lost as well */
+    if (j->dead & (FLOWS_ARP | FLOW(PROBE_ICMP)) &&
+        !(dead & ~(FLOW(PROBE_LARGE) | FLOW(PROBE_TCP) | FLOW(PROBE_TCP_RAW))))
+        w += 500; /* only large packets or TCP, where the first small ones are lost as well */
     if (was_passed(j, c))
         w += 400;
     if (!(c->kills & j->dead) && !c->seen && !exact)
