@@ -1,6 +1,9 @@
 """The agent where systemd is PID 1 and a desktop runs: the real browser image. It is made once, minutes, where ./run of
 tests/e2e has its own."""
 
+import json
+import os
+import re
 import subprocess
 
 import pytest
@@ -37,6 +40,29 @@ def test_units_are_told_and_restarted(desktop):
     assert "Started" in ask(d, vm_id, "unit.log", name="x11vnc.service", lines=50, timeout_ms=60000)["text"]
     assert any(u["Id"] == "mc-agent.service" and u["ActiveState"] == "active"
                for u in ask(d, vm_id, "units", timeout_ms=60000)["units"])
+
+
+def test_where_the_seconds_went(desktop):
+    d, vm_id = desktop
+    events = {e["event"]: e for e in d.events(vm_id)}
+    assert "RFB answered behind its WebSocket" in events["desktop-answered"]["reason"]
+    booted = events["path-proven"]["reason"]
+    took = {stage: float(s) for stage, s in re.findall(r"(kernel|network|agent|desktop) after (\d+\.\d) s", booted)}
+    assert set(took) == {"kernel", "network", "agent", "desktop"} and took["desktop"] == max(took.values()), booted
+    assert booted in d.mctl("vm", "why", vm_id).out
+
+
+def test_the_doctor_restarts_its_service(desktop):
+    """With systemd itself: found from inside, mended through the agent, proven by the path."""
+    d, vm_id = desktop
+    assert shell(d, vm_id, "systemctl stop websockify").returncode == 0
+    r = harness.run(harness.MCTL, "--json", "--socket", d.socket, "doctor", "--netns", d.name, "--state-dir", d.state, "--vm", vm_id,
+                    "--repair", check=False, timeout=600, env={**os.environ, "MC_DOCTOR_JOURNAL": str(d.dir / "journal")})
+    (finding,) = [f for f in json.loads(r.stdout)["targets"][0]["findings"] if f["role"] == "root-cause"]
+    assert finding["id"] == "guest.service-down" and finding["dies_at"] == "guest.service", finding
+    assert finding["repair"]["applied"] is True and finding["repair"]["proven"] is True and r.returncode == 11, finding
+    assert any(e["source"] == "agent" and e["where"] == "websockify.service" for e in finding["evidence"]), finding
+    assert unit(d, vm_id, "websockify.service")["ActiveState"] == "active"
 
 
 def test_a_killed_agent_is_started_by_its_unit_and_its_programs_are_gone(desktop):
