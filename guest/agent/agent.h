@@ -18,7 +18,7 @@
 #include "base/str.h"
 
 #define AGENT_JOBS_MAX 16
-#define AGENT_TIMEOUT_MS 60000 /* the longest that an operation may ask for, but for exec, which has no limit */
+#define AGENT_TIMEOUT_MS 300000 /* the longest that an operation may ask for, but for exec, which has no limit */
 #define AGENT_CAPTURE_MAX ((size_t)64 * 1024)
 
 struct job;

@@ -106,7 +106,7 @@ static void begin(struct agent *agent, uint32_t id, const struct operation *oper
     int64_t timeout_ms = timeout_of(operation, request);
     struct err err = {0};
     if (timeout_ms < 0) {
-        refuse(agent, id, "bad-request", "timeout_ms is from 1 to 60000");
+        refuse(agent, id, "bad-request", "timeout_ms is from 1 to 300000");
         return;
     }
     struct job *job = job_new(agent, id);

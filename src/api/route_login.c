@@ -7,7 +7,7 @@
 #include "api/internal.h"
 #include "session/providers.h"
 
-#define OPEN_TIMEOUT_MS 60000 /* a program as large as a browser starts first */
+#define OPEN_TIMEOUT_MS 180000 /* a program as large as a browser starts first, in a guest that may be emulated */
 
 struct opening {
     struct http_request *req; /* NULL: the caller has gone */

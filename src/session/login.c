@@ -12,7 +12,7 @@
 #define AGENT_WAIT_MS 120000 /* for an agent that is away */
 #define PAUSE_MS 500
 #define FILES_PAUSE_MS 2000
-#define OPEN_TIMEOUT_MS 60000
+#define OPEN_TIMEOUT_MS 180000
 #define OPEN_PAUSE_MS 1000
 #define OPEN_WAIT_MS 180000 /* for a Chromium that starts */
 #define AGAIN_MAX 3

@@ -171,6 +171,8 @@ size_t fuzz_seed(unsigned number, uint8_t *ret, size_t size) {
         "{\"op\":\"unit.log\",\"name\":\"a.service\",\"lines\":2}",
         "{\"op\":\"unit.restart\",\"name\":\"a.service\"}",
         "{\"op\":\"exec\",\"argv\":[\"a\",\"b\"],\"env\":{\"A\":\"b\"},\"cwd\":\"/\",\"user\":\"u\",\"stdin\":true}",
+        "{\"op\":\"exec\",\"argv\":[\"a\"],\"browser\":true,\"env\":{\"B\":\"c\"}}",
+        "{\"op\":\"file.write\",\"path\":\"/a/b/c\",\"allow\":[\"/a/\"],\"user\":\"u\",\"folders\":true}",
         "{\"op\":\"exec\",\"argv\":[\"a\"],\"pty\":{\"rows\":2,\"columns\":3,\"term\":\"x\"}}",
         "{\"op\":\"file.read\",\"path\":\"/a/b\",\"allow\":[\"/a/\"],\"offset\":-3,\"max\":5}",
         "{\"op\":\"file.write\",\"path\":\"/a/b\",\"allow\":[\"/a/b\"],\"mode\":384,\"user\":\"u\"}",

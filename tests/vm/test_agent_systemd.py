@@ -87,7 +87,7 @@ def test_a_page_is_handed_to_the_browser_that_runs(desktop):
     wait_for(listens, 600, 3)
     pid = shell(d, vm_id, "systemctl show --value -p MainPID chromium").stdout
     answer = d.admin("POST", f"/api/vms/{vm_id}/agent", {"op": "browser.open", "url": "https://192.168.0.1/where?a=$(id)&b=1"},
-                     timeout=120)
+                     timeout=300)
     assert (answer.status, answer.json) == (200, {"ok": {}})
     assert b"192.168.0.1/where" not in shell(d, vm_id, "cat /proc/[0-9]*/cmdline").stdout, "the second one has ended"
     assert shell(d, vm_id, "systemctl show --value -p MainPID chromium").stdout == pid
