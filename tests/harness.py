@@ -93,8 +93,9 @@ def guest_image(word=""):
     """The tiny test guest's image; with a word, one that misbehaves so (tests/vm/guest/init). Built when it is not there."""
     out = HERE / ".cache" / ("test-guest" + (f"-{word}" if word else ""))
     agent = BUILD / ("tests/vm/flood-agent" if word == "flood" else "guest/mc-agent")
+    more = ["--chromium", BUILD / "tests/vm/fake-chromium"] if word == "login" else []
     run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", agent, "--out", out, "--cache",
-        HERE / ".cache/kernel", *(["--test", word] if word else []))
+        HERE / ".cache/kernel", *(["--test", word] if word else []), *more)
     return out
 
 

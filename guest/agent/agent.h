@@ -130,6 +130,11 @@ void browser_drain(struct job *job); /* tells what waits, before the job's end i
 bool browser_is_called(const char *self);
 int browser_main(int argc, char **argv); /* Return: the exit status */
 
+/* The agent's program as the desktop's user: gives a page to the Chromium that runs. Return: the exit status. */
+#define BROWSER_OPEN "--open-page"
+#define BROWSER_NOT_READY 3
+int browser_open_main(const char *url);
+
 /* ---- ops.c: what can be asked ---- */
 
 void agent_request(struct agent *agent, uint32_t id, json_t *request);

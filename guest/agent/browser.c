@@ -1,6 +1,11 @@
-/* The $BROWSER of a program that the host runs: a name for this very file in a folder of its own, beside a socket. Under
- * that name it sends the socket the address that it is called with, and the agent tells the host. So an address, which may
- * hold codes and tokens, goes from the tool to the host, and is written nowhere on the way. */
+/* Addresses on their way from a tool to the host, and from there to the desktop's Chromium. They may hold codes and tokens:
+ * nothing here writes them anywhere.
+ *
+ * The $BROWSER of a program that the host runs is a name for this very file in a folder of its own, beside a socket. Under that
+ * name it sends the socket the address that it is called with, and the agent tells the host.
+ *
+ * A page is given to the Chromium that runs as another Chromium would do it, but without one: that would take seconds to
+ * start, and would kill the one that runs when it has not answered in 20 s, which in an emulated guest is no rare thing. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,4 +120,37 @@ int browser_main(int argc, char **argv) {
         return 0;
     fprintf(stderr, "browser: the address cannot be handed on: %s\n", strerror(errno));
     return 1;
+}
+
+/* ---- to Chromium ---- */
+
+static bool send_all(int fd, const char *data, size_t len) {
+    while (len > 0) {
+        ssize_t n = send(fd, data, len, MSG_NOSIGNAL);
+        if (n <= 0)
+            return false;
+        data += n;
+        len -= (size_t)n;
+    }
+    return true;
+}
+
+/* "START\0FOLDER\0PROGRAM\0ARGUMENT\0…" up to the end of the stream; the answer is "ACK", or "SHUTDOWN" from one that ends.
+ * Whoever asked ends us when it takes too long. Source: Chromium, chrome/browser/process_singleton_posix.cc. */
+int browser_open_main(const char *url) {
+    static const char head[] = "START\0/\0chromium\0--";
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    const char *home = getenv("HOME");
+    char answer[16] = "";
+    snprintf(at.sun_path, sizeof at.sun_path, "%s/.config/chromium/SingletonSocket", home ? home : "");
+    _cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof at) < 0)
+        return BROWSER_NOT_READY;
+    if (!send_all(fd, head, sizeof head) || !send_all(fd, url, strlen(url)) || shutdown(fd, SHUT_WR) < 0)
+        return BROWSER_NOT_READY;
+    size_t len = 0;
+    ssize_t n;
+    while (len < sizeof answer - 1 && (n = recv(fd, answer + len, sizeof answer - 1 - len, 0)) > 0)
+        len += (size_t)n;
+    return strcmp(answer, "ACK") == 0 ? 0 : strcmp(answer, "SHUTDOWN") == 0 ? BROWSER_NOT_READY : 1;
 }

@@ -180,6 +180,8 @@ static void open_standard_streams(void) {
 int main(int argc, char **argv) {
     if (browser_is_called(argv[0]))
         return browser_main(argc, argv);
+    if (argc == 3 && strcmp(argv[1], BROWSER_OPEN) == 0)
+        return browser_open_main(argv[2]);
     open_standard_streams();
     struct server s = {.listen_fd = -1, .agent = {.fd = -1, .started_ms = since_boot_ms()}};
     s.signal_fd = open_signals();

@@ -1,6 +1,5 @@
 /* Programs for the host: `mctl vm exec`, and a page for the desktop's browser. */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,50 +87,36 @@ static bool url_is_valid(const char *url) {
     return true;
 }
 
-/* A Chromium that meets none becomes the one that runs, with none of the flags of its unit: so one that does not run yet
- * is waited for. Its lock is a symbolic link to HOST-PID, and it is ready for others when its socket is there. */
-static bool browser_runs(void) {
-    static const char lock[] = "/home/desktop/.config/chromium/SingletonLock";
-    static const char other[] = "/home/desktop/.config/chromium/SingletonSocket";
-    char target[256];
-    ssize_t n = readlink(lock, target, sizeof target - 1);
-    if (n < 0)
-        return false;
-    target[n] = '\0';
-    const char *pid = strrchr(target, '-');
-    uint64_t number;
-    return pid && str_to_u64(pid + 1, 1, INT32_MAX, &number) == 0 && kill((pid_t)number, 0) == 0 &&
-           access(other, F_OK) == 0;
-}
-
 static void on_opened(struct job *job) {
     struct err err = {0};
-    if (WIFEXITED(job->wait_status) && WEXITSTATUS(job->wait_status) == 0) {
+    int status = WIFEXITED(job->wait_status) ? WEXITSTATUS(job->wait_status) : 1;
+    if (status == 0) {
         job_answer(job, json_object());
         return;
     }
-    err_set(&err, EIO, "browser.failed", "Chromium did not take the page: is chromium.service up?");
+    if (status == BROWSER_NOT_READY)
+        err_set(&err, EAGAIN, "browser.not-ready",
+                "there is no Chromium that takes a page yet: is chromium.service up?");
+    else
+        err_set(&err, EIO, "browser.failed", "Chromium did not take the page");
     job_fail(job, &err);
 }
 
-/* {"op":"browser.open","url":"https://…"}: a second Chromium hands its page to the one that runs, and ends. */
+/* {"op":"browser.open","url":"https://…"}: see browser.c. */
 int op_browser_open(struct job *job, json_t *request, struct err *err) {
-    static const char *const programs[] = {"/usr/lib/chromium/chromium", "/usr/bin/chromium"};
-    const char *url, *program = programs[0];
+    char self[256];
+    const char *url;
     if (request_unpack(request, err, "{s:s}", "url", &url) < 0)
         return -EINVAL;
     if (!url_is_valid(url))
         return err_set(err, EINVAL, "bad-request", "url is not an https address of at most %d bytes", URL_MAX);
-    if (!browser_runs())
-        return err_set(err, EAGAIN, "browser.not-ready", "there is no Chromium that takes a page yet");
-    if (access(program, X_OK) < 0)
-        program = programs[1];
-    const char *const argv[] = {program, "--", url, NULL};
-    json_t *env = json_pack("{s:s, s:s}", "DISPLAY", ":0", "DBUS_SESSION_BUS_ADDRESS", "disabled:");
-    struct child_spec spec = {.argv = argv, .env = env, .user = "desktop"};
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0)
+        return err_sys(err, errno, "exec.failed", "find the agent's own program");
+    self[n] = '\0';
+    const char *const argv[] = {self, BROWSER_OPEN, url, NULL};
+    struct child_spec spec = {.argv = argv, .user = "desktop"};
     job->is_captured = true;
     job->on_done = on_opened;
-    int r = child_start(job, &spec, err);
-    json_decref(env);
-    return r;
+    return child_start(job, &spec, err);
 }

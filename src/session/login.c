@@ -462,6 +462,10 @@ const char *login_session(const struct login *l) {
     return l->session_id;
 }
 
+bool login_is_done(const struct login *l) {
+    return l->step == STEP_CHECK || l->step == STEP_READ;
+}
+
 static const char *view_words(const struct login *l) {
     switch (l->step) {
     case STEP_AGENT:

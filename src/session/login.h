@@ -49,6 +49,9 @@ void login_free(struct login *login);
 
 const char *login_session(const struct login *login);
 
+/* Whether its user has done all that there is to do: what is left takes the check's time and a moment. */
+bool login_is_done(const struct login *login);
+
 /* How it is, for the session's page. url is secret: it goes to the page and nowhere else. */
 struct login_view {
     enum provider_flow flow;

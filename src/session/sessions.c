@@ -126,6 +126,13 @@ static void stop_login(struct sessions *all, const char *id) {
     }
 }
 
+static struct login *find_login(struct sessions *all, const char *id) {
+    for (struct running *r = all->logins; r; r = r->next)
+        if (strcmp(login_session(r->login), id) == 0)
+            return r->login;
+    return NULL;
+}
+
 static int end(struct sessions *all, struct session *session, enum session_event event, const char *actor,
                const char *reason, struct err *err) {
     int r = change(all, session, event, actor, reason, err);
@@ -189,6 +196,9 @@ static void check_page(struct sessions *all, struct session *session, int64_t no
 
 static void check_deadlines(struct sessions *all, struct session *session, int64_t now_ms) {
     char reason[120];
+    const struct login *login = find_login(all, session->id);
+    if (login && login_is_done(login)) /* in time; that the login works is still found out */
+        return;
     if (session->timeout_ms && session->timeout_ms <= now_ms) {
         snprintf(reason, sizeof reason, "nobody had logged in %u s after the desktop could be used",
                  all->config->session.timeout_ms / 1000);
@@ -290,13 +300,6 @@ static void run_login(struct sessions *all, const struct session *session, const
     }
     running->next = all->logins;
     all->logins = running;
-}
-
-static struct login *find_login(struct sessions *all, const char *id) {
-    for (struct running *r = all->logins; r; r = r->next)
-        if (strcmp(login_session(r->login), id) == 0)
-            return r->login;
-    return NULL;
 }
 
 /* The desktop can be used. */
@@ -548,7 +551,7 @@ static int get_login(struct sessions *all, const struct session *session, struct
 }
 
 int sessions_login(struct sessions *all, const struct session *session, struct login_view *ret_view, struct err *err) {
-    struct login *login;
+    struct login *login = NULL;
     int r = get_login(all, session, &login, err);
     if (r == 0)
         login_look(login, ret_view);
@@ -556,7 +559,7 @@ int sessions_login(struct sessions *all, const struct session *session, struct l
 }
 
 int sessions_input(struct sessions *all, const struct session *session, const char *text, size_t len, struct err *err) {
-    struct login *login;
+    struct login *login = NULL;
     int r = get_login(all, session, &login, err);
     return r < 0 ? r : login_input(login, text, len, err);
 }

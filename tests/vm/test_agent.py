@@ -310,23 +310,33 @@ def test_files_go_over_http(running):
     shell(d, vm_id, "rm -r /tmp/*; sed -i /^u:/d /etc/passwd")
 
 
-def test_a_page_is_opened_by_an_argument_vector(running):
-    """A browser that writes down what it was called with is all that this guest has."""
+def test_a_page_is_given_to_the_browser_that_runs(running):
+    """What stands in for it is all that this guest has; the real one is test_agent_systemd.py's."""
     d, vm_id = running
-    script = "#!/bin/sh\nfor a; do echo \"[$a]\"; done >/tmp/called\necho $DISPLAY $HOME $(id -u) >>/tmp/called\nexit $(cat /tmp/status)\n"
-    assert refused(d, vm_id, "browser.open", url="https://a/") == (502, "guest.exec.failed")
-    shell(d, vm_id, "echo desktop:x:1000:1000::/tmp/home:/bin/sh >>/etc/passwd; mkdir -p /usr/bin; chmod 777 /tmp; echo 0 >/tmp/status")
-    write_file(d, vm_id, "/usr/bin/chromium", script.encode(), mode=0o755)
-    assert ask(d, vm_id, "browser.open", url="https://a.example/?q=$(id)&x=;'\"") == {}
-    called = read_file(d, vm_id, "/tmp/called").decode().splitlines()
-    assert called[:2] == ["[--]", "[https://a.example/?q=$(id)&x=;'\"]"]
-    assert called[2].split()[:2] == [":0", "/tmp/home"] and called[2].split()[2] != "0"
-    for url in ("http://a.example/", "file:///etc/passwd", "javascript:alert(1)", "https://", "--no-sandbox", "https://a b",
+    folder = "/home/desktop/.config/chromium"
+    not_ready = (502, "guest.browser.not-ready")
+    assert refused(d, vm_id, "browser.open", url="https://a/") == not_ready
+    shell(d, vm_id, f"mkdir -p {folder}; chown -R desktop /home/desktop; chmod 1777 /tmp; cat >/tmp/chromium; chmod 755 /tmp/chromium",
+          input=(harness.BUILD / "tests/vm/fake-chromium").read_bytes())
+
+    def runs(*answer):
+        shell(d, vm_id, f"killall chromium; su desktop -c '/tmp/chromium {folder}/SingletonSocket /tmp/opened {' '.join(answer)}' "
+              f">/dev/null 2>&1 & until [ -S {folder}/SingletonSocket ]; do sleep 0.1; done")
+    runs()
+    url = "https://a.example/?q=$(id)&x=;'\""
+    assert ask(d, vm_id, "browser.open", url=url) == {}
+    assert read_file(d, vm_id, "/tmp/opened").decode() == url + "\n"
+    for bad in ("http://a.example/", "file:///etc/passwd", "javascript:alert(1)", "https://", "--no-sandbox", "https://a b",
                 "https://\u00e4.example/", "https://a/" + "x" * 4096, "HTTPS://A", ""):
-        assert refused(d, vm_id, "browser.open", url=url) == (502, "guest.bad-request"), url
-    shell(d, vm_id, "echo 1 >/tmp/status")
+        assert refused(d, vm_id, "browser.open", url=bad) == (502, "guest.bad-request"), bad
+    shell(d, vm_id, f"rm {folder}/SingletonSocket")
+    runs("SHUTDOWN")
+    assert refused(d, vm_id, "browser.open", url="https://a/") == not_ready, "it ends: the next one is waited for"
+    shell(d, vm_id, f"rm {folder}/SingletonSocket")
+    runs("what")
     assert refused(d, vm_id, "browser.open", url="https://a/") == (502, "guest.browser.failed")
-    shell(d, vm_id, "rm -r /tmp/* /usr/bin; sed -i /^desktop:/d /etc/passwd")
+    shell(d, vm_id, "killall chromium; rm -r /tmp/* /home/desktop/.config")
+    assert refused(d, vm_id, "browser.open", url="https://a/") == not_ready
 
 
 def test_a_program_ends_with_the_daemon(running):
