@@ -18,6 +18,8 @@
  *
  * Readiness. Sockets are registered once, edge-triggered, and never again: a side remembers what epoll said until an
  * EAGAIN takes it back. A connection that could go on but has had its share of reads stays in the thread's ready list.
+ * While the rest of a long frame is awaited the kernel is told how much of it is worth a turn (side_expect()): most of
+ * what relaying costs is being woken.
  *
  * Ends. The first cause wins and is `end`. A Close is sent to both sides then; each goes its own way from there:
  *

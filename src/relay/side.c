@@ -24,6 +24,9 @@
 /* How many times an end is put off, each time by linger_ms, for a peer that is slow but takes what it is sent. */
 #define DELAYS_MAX 15
 
+/* bytes of a frame's rest that are worth a turn */
+#define BULK 32768
+
 static struct thread *thread_of(const struct side *s) {
     return s->conn->thread;
 }
@@ -228,6 +231,16 @@ void side_hold(struct side *s, const uint8_t *rest, size_t len) {
     memcpy(s->held, rest, len);
     s->held_len = len;
     count_buffered(s, 0, len);
+}
+
+/* The end of the stream wakes us nevertheless, and so does a receive buffer that is full with less.
+ * Source: socket(7), SO_RCVLOWAT; tcp_epollin_ready() in the kernel's include/net/tcp.h. */
+void side_expect(struct side *s, uint64_t promised) {
+    int lowat = promised < FRAME_HOLD_MAX ? 1 : promised < BULK ? (int)promised : BULK;
+    if (s->fd < 0 || s->can_read || s->lowat == lowat || (s->lowat == 0 && lowat == 1))
+        return;
+    if (setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof lowat) == 0)
+        s->lowat = lowat;
 }
 
 static void send_fin(struct side *s) {

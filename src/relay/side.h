@@ -29,6 +29,7 @@ struct side {
     size_t held_len;
     uint8_t *queue; /* from queue_at on, queue_len bytes wait to be sent; they end where a frame ends */
     size_t queue_at, queue_len;
+    int lowat;        /* SO_RCVLOWAT, 0: as it was born */
     int unsent;       /* bytes that the kernel still had when a deadline passed last */
     uint8_t delays;   /* how often the end was put off for that */
     int64_t got_ms;   /* when something was read last */
@@ -60,6 +61,10 @@ uint8_t *side_read(struct side *s, size_t *ret_len);
 
 /* Keeps the rest of what was read for the next time. */
 void side_hold(struct side *s, const uint8_t *rest, size_t len);
+
+/* Before it is waited for input: the peer has promised this many bytes (the rest of a frame; 0: nobody knows). A message
+ * is of use only when it is whole, so a long rest need not wake us for each of its segments. */
+void side_expect(struct side *s, uint64_t promised);
 
 /* What was held, as side_read() would give it. NULL: nothing. */
 uint8_t *side_unhold(struct side *s, size_t *ret_len);
