@@ -198,9 +198,14 @@ async def node(job):
 
 
 async def node_result(process):
-    line = await process.stdout.readline()
-    assert await process.wait() == 0 and line, "ws_peer.mjs failed"
-    return json.loads(line)
+    try:
+        line = await process.stdout.readline()
+        assert await process.wait() == 0 and line, "ws_peer.mjs failed"
+        return json.loads(line)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def node_client(job):

@@ -264,7 +264,8 @@ def test_whatever_the_guest_does_the_browser_reads_why(d):
     async def go(desk):
         async with await desk.serve():
             job = {"role": "closings", "url": desk.url, "headers": desk.headers, "protocols": list(GUEST)}
-            node, *python = await asyncio.gather(peers.node_client(job), *(desk.closing(name) for name in GUEST))
+            node, *python = await asyncio.wait_for(
+                asyncio.gather(peers.node_client(job), *(desk.closing(name) for name in GUEST)), 60)
             return node, dict(zip(GUEST, python))
     behaviours = {name: function for name, (function, _) in GUEST.items()}
     with contextlib.ExitStack() as stack:
@@ -326,7 +327,8 @@ def test_whatever_the_browser_does_the_guest_is_told(d):
 
     async def go(desk):
         async with await desk.serve():
-            return dict(zip(BROWSER, await asyncio.gather(*(misbehave(desk, name) for name in BROWSER))))
+            return dict(zip(BROWSER, await asyncio.wait_for(
+                asyncio.gather(*(misbehave(desk, name) for name in BROWSER)), 60)))
     with contextlib.ExitStack() as stack:
         seen = asyncio.run(go(Desk(d, "browser", dict.fromkeys(BROWSER, listen), stack)))
     for name, (said, guest) in seen.items():
@@ -376,7 +378,7 @@ def test_ends_that_the_controller_makes(plain_image):  # noqa: F811
             desk = desks[name]
             async with await desk.serve():
                 seen = await slow_closing(desk, "torrent", then[name])
-                return seen, await desk.closing("torrent")
+                return seen, await asyncio.wait_for(desk.closing("torrent"), 30)
 
         async def go():
             return dict(zip(desks, await asyncio.gather(*map(one, desks))))
@@ -397,7 +399,7 @@ def test_a_daemon_that_ends_tells_everybody(plain_image):  # noqa: F811
                 waiting = [asyncio.ensure_future(desk.closing(name)) for name in ("silent", "silent", "idle")]
                 await asyncio.sleep(0.3)
                 end = lambda: d.process.send_signal(signal.SIGTERM)
-                return await asyncio.gather(slow_closing(desk, "torrent", end), *waiting)
+                return await asyncio.wait_for(asyncio.gather(slow_closing(desk, "torrent", end), *waiting), 60)
         for closed in asyncio.run(go()):
             assert closed[0] == 1012 and is_sentence(*closed[:2]) and "restarts" in closed[1], closed
         assert d.process.wait(20) == 0
@@ -412,11 +414,11 @@ def test_a_guest_that_cannot_be_reached_is_told_with_the_finding(d):
                 pass
         asyncio.run(up())
         desk.socket.close()
-        code, reason, _ = asyncio.run(desk.closing("binary"))
+        code, reason, _ = asyncio.run(asyncio.wait_for(desk.closing("binary"), 60))
         assert code == 1014 and is_sentence(code, reason), reason
         d.netns("ip", "address", "del", f"{desk.vm['ip']}/32", "dev", "br0")
         finding = wait_for(lambda: shown(d, desk.sid)["vm"]["reachable"] is False and shown(d, desk.sid)["vm"]["finding"], 40)
-        code, reason, _ = asyncio.run(desk.closing("binary"))
+        code, reason, _ = asyncio.run(asyncio.wait_for(desk.closing("binary"), 60))
         assert code == 1014 and is_sentence(code, reason), reason
         assert reason.startswith("The VM cannot be reached: ") and finding.startswith(reason[26:].rstrip("?")), (reason, finding)
 
