@@ -9,10 +9,9 @@
 
 int api_inventory_take(struct api *api, struct api_inventory *ret, struct err *err) {
     struct api_inventory inventory = {0};
-    network_describe(api->network, &inventory.net);
-    int r = store_vm_list(api->store, NULL, STORE_LIVE, &inventory.vms, &inventory.n_vms, err);
+    int r = network_look(api->network, &inventory.net, &inventory.ports, &inventory.n_ports, err);
     if (r == 0)
-        r = network_ports(api->network, &inventory.ports, &inventory.n_ports, err);
+        r = store_vm_list(api->store, NULL, STORE_LIVE, &inventory.vms, &inventory.n_vms, err);
     if (r < 0) {
         api_inventory_done(&inventory);
         return r;

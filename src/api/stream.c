@@ -5,7 +5,7 @@
  * five times a second for what came after the number of the one that is furthest behind: nobody has to tell this file
  * anything, and no listener holds more memory than its stream's buffer. One that does not read gets nothing more until
  * it has read; if it is too far behind then, it is told so and let go. Whether the bridge's picture or the findings have
- * changed is looked at every 2 s, and only told: who wants them asks for them.
+ * changed is looked at every 2 s, by a worker, and only told: who wants them asks for them.
  *
  *   event    data
  *   hello    {"reset": whether what the listener knows is of no use}: the first one
@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "loop/workers.h"
 
 #define LISTENERS_MAX 16
 #define NEWS_AT_ONCE 64 /* a few milliseconds of the loop's time */
@@ -44,8 +45,13 @@ struct listener {
 };
 
 struct stream {
+    struct api *api;
     struct listener *listeners;
     struct loop_timer *timer;
+    struct workers *workers; /* the kernel needs tens of milliseconds to tell of a thousand ports */
+    bool looking;
+    struct api_inventory found; /* by the worker: net and ports alone */
+    int found_r;
     int64_t looked_ms; /* when the picture was looked at last */
     uint64_t picture;  /* a hash of it; 0: not looked at */
 };
@@ -152,16 +158,27 @@ static uint64_t hash_json(uint64_t hash, json_t *json) {
     return hash;
 }
 
-static void tell_picture(struct api *api) {
-    struct api_inventory inventory;
-    if (api_inventory_take(api, &inventory, NULL) < 0)
-        return;
-    uint64_t hash = hash_json(14695981039346656037U, api_ports_json(&inventory));
-    hash = hash_json(hash, api_findings_json(api, &inventory));
-    api_inventory_done(&inventory);
-    bool is_new = api->stream->picture && hash != api->stream->picture;
-    api->stream->picture = hash;
-    for (struct listener *l = api->stream->listeners, *next; l && is_new; l = next) {
+/* On a worker's thread. */
+static void look(void *userdata) {
+    struct stream *s = userdata;
+    s->found_r = network_look(s->api->network, &s->found.net, &s->found.ports, &s->found.n_ports, NULL);
+}
+
+static void looked(void *userdata) {
+    struct stream *s = userdata;
+    uint64_t hash = 14695981039346656037U;
+    int r = s->found_r;
+    if (r == 0)
+        r = store_vm_list(s->api->store, NULL, STORE_LIVE, &s->found.vms, &s->found.n_vms, NULL);
+    if (r == 0) {
+        hash = hash_json(hash, api_ports_json(&s->found));
+        hash = hash_json(hash, api_findings_json(s->api, &s->found));
+    }
+    bool is_new = r == 0 && s->picture && hash != s->picture;
+    s->picture = r == 0 ? hash : s->picture;
+    s->looking = false;
+    api_inventory_done(&s->found);
+    for (struct listener *l = s->listeners, *next; l && is_new; l = next) {
         next = l->next;
         if (!is_slow(l))
             send_event(l, "network", 0, json_object());
@@ -187,9 +204,9 @@ static void on_timer(void *userdata) {
     struct stream *stream = api->stream;
     int64_t now_ms = time_monotonic_ms(), last = 0;
     bool more = tell_news(api);
-    if (now_ms - stream->looked_ms >= PICTURE_MS) {
+    if (!stream->looking && now_ms - stream->looked_ms >= PICTURE_MS) {
         stream->looked_ms = now_ms;
-        tell_picture(api);
+        stream->looking = workers_submit(stream->workers, look, looked, stream) == 0;
     }
     store_news_last(api->store, &last, NULL);
     for (struct listener *l = stream->listeners, *next; l; l = next) {
@@ -205,6 +222,9 @@ static void on_timer(void *userdata) {
 static int arm(struct api *api) {
     if (!api->stream && !(api->stream = calloc(1, sizeof *api->stream)))
         return -ENOMEM;
+    api->stream->api = api;
+    if (!api->stream->workers && workers_new(api->loop, "mc-picture", 1, &api->stream->workers, NULL) < 0)
+        return -EAGAIN;
     if (!api->stream->timer)
         return loop_timer_new(api->loop, INTERVAL_MS, on_timer, api, &api->stream->timer);
     if (!api->stream->listeners)
@@ -246,11 +266,15 @@ void route_stream(struct http_request *req, const struct http_match *match, void
     bool reset;
     if (!api_query_known(req, known) || !beginning(api, req, &at, &reset))
         return;
-    struct listener *l = count(api) < LISTENERS_MAX ? calloc(1, sizeof *l) : NULL;
-    if (!l || arm(api) < 0) {
-        free(l);
+    if (count(api) == LISTENERS_MAX) {
         http_problem(req, 503, "stream.busy", NULL, "16 event streams are open already, which is all there may be",
                      "close a dashboard that nobody looks at");
+        return;
+    }
+    struct listener *l = calloc(1, sizeof *l);
+    if (!l || arm(api) < 0) {
+        free(l);
+        http_problem(req, 500, "internal", NULL, "the stream could not be begun", "try again in a moment");
         return;
     }
     int64_t now_ms = time_monotonic_ms();
@@ -272,10 +296,13 @@ void route_stream(struct http_request *req, const struct http_match *match, void
 }
 
 void api_stream_free(struct api *api) {
-    while (api->stream && api->stream->listeners)
-        drop(api->stream->listeners);
-    if (api->stream)
-        loop_timer_free(api->stream->timer);
-    free(api->stream);
+    struct stream *s = api->stream;
+    if (!s)
+        return;
+    while (s->listeners)
+        drop(s->listeners);
+    workers_free(s->workers);
+    loop_timer_free(s->timer);
+    free(s);
     api->stream = NULL;
 }

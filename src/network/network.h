@@ -9,7 +9,7 @@
  * All functions but network_start(), network_free() may be called from several threads; one at a time gets in to change
  * something. They block for as long as the kernel needs, normally far below a millisecond; to remove a TAP 16 to 31 ms,
  * for which nobody else waits. Those that only ask (network_stopped(), network_check_room(), network_address_in_use(),
- * network_mac_in_use(), network_describe(), network_ports(), network_heard()) do not wait for those that change something,
+ * network_mac_in_use(), network_describe(), network_look(), network_heard()) do not wait for those that change something,
  * and are for an event loop.
  *
  * Error codes (beside netlink/'s own, with a prefix that says what was being done):
@@ -118,19 +118,6 @@ struct network_tap {
 /* All TAPs that are ours by name (fc-vm-…) on our bridge, or by alias. The caller frees *ret. */
 int network_tap_list(struct network *network, struct network_tap **ret, size_t *ret_count, struct err *err);
 
-/* A port of the bridge, whoever's it is; or a TAP of ours that is on no bridge, or on another. */
-struct network_port {
-    char name[16];
-    char kind[16];          /* "tun", "veth"; empty for hardware */
-    char vm_id[VM_ID_TEXT]; /* by its alias; empty: not a VM's */
-    uint16_t number;        /* that the bridge gave it; 0: it is not on our bridge */
-    bool up, carrier;       /* a TAP has carrier while somebody holds it */
-    bool forwards;          /* the bridge lets frames through: its state is "forwarding" */
-};
-
-/* As they are now, by the kernel, in the order of their numbers, those without one last. The caller frees *ret. */
-int network_ports(struct network *network, struct network_port **ret, size_t *ret_count, struct err *err);
-
 /* Whether the bridge has a port left for one more than vm_count VMs, of which some may not have theirs yet, before
  * anything is made for it. Others' ports are counted again once that is cheap against the time since they were. Error: "network.bridge-full" -EXFULL. */
 int network_check_room(struct network *network, size_t vm_count, struct err *err);
@@ -195,3 +182,18 @@ struct network_status {
 
 /* Reads how it is now; what cannot be read is as if it were not there. */
 void network_describe(struct network *network, struct network_status *ret);
+
+/* A port of the bridge, whoever's it is; or a TAP of ours that is on no bridge, or on another. */
+struct network_port {
+    char name[16];
+    char kind[16];          /* "tun", "veth"; empty for hardware */
+    char vm_id[VM_ID_TEXT]; /* by its alias; empty: not a VM's */
+    uint16_t number;        /* that the bridge gave it; 0: it is not on our bridge */
+    bool up, carrier;       /* a TAP has carrier while somebody holds it */
+    bool forwards;          /* the bridge lets frames through: its state is "forwarding" */
+};
+
+/* The same with the ports, in the order of their numbers, those without one last. The caller frees *ret_ports. Where the
+ * links cannot be read, *ret is as of network_describe(), and there are no ports. */
+int network_look(struct network *network, struct network_status *ret, struct network_port **ret_ports,
+                 size_t *ret_count, struct err *err);

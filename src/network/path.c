@@ -148,11 +148,8 @@ int network_check_room(struct network *network, size_t vm_count, struct err *err
     return err_hint(err, NETWORK_FULL_HINT);
 }
 
-static void describe_bridge(struct network *network, struct network_status *status) {
-    _cleanup_free_ struct link *links = NULL;
-    size_t count = 0;
-    if (link_dump(network->asking_rtnl, &links, &count, NULL) < 0)
-        return;
+static void describe_bridge(const struct network *network, const struct link *links, size_t count,
+                            struct network_status *status) {
     for (size_t i = 0; i < count; i++) {
         if (links[i].master == network->bridge)
             status->ports++;
@@ -181,14 +178,19 @@ static bool has_rules(struct network *network, uint8_t family, const char *chain
     return nftset_count_rules(network->asking_nftset, family, RULESET_NAME, chain, &count, NULL) == 0 && count > 0;
 }
 
-void network_describe(struct network *network, struct network_status *ret) {
+int network_look(struct network *network, struct network_status *ret, struct network_port **ret_ports,
+                 size_t *ret_count, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
+    _cleanup_free_ struct link *links = NULL;
+    size_t count = 0;
     struct network_status status = {.address = network->cfg.address, .ports_max = NETWORK_PORTS_MAX};
     char forward[8] = "";
     str_copy(status.namespace, sizeof status.namespace, network->cfg.namespace);
     str_copy(status.bridge, sizeof status.bridge, network->cfg.bridge);
     str_copy(status.uplink, sizeof status.uplink, network->cfg.uplink);
-    describe_bridge(network, &status);
+    int r = link_dump(network->asking_rtnl, &links, &count, err);
+    if (r == 0)
+        describe_bridge(network, links, count, &status);
     status.address_present = has_address(network);
     netns_sysctl_read(network->nsfd, "net/ipv4/ip_forward", forward, sizeof forward);
     status.forward = strcmp(forward, "1") == 0;
@@ -197,4 +199,11 @@ void network_describe(struct network *network, struct network_status *ret) {
     status.isolated = has_rules(network, NFPROTO_BRIDGE, "prerouting") &&
                       has_rules(network, NFPROTO_BRIDGE, "from_vm") && has_rules(network, NFPROTO_INET, "forward");
     *ret = status;
+    if (r == 0 && ret_ports)
+        r = network_ports_of(network, links, count, ret_ports, ret_count, err);
+    return r < 0 ? err_prefix(err, "look at bridge %s", network->cfg.bridge), r : 0;
+}
+
+void network_describe(struct network *network, struct network_status *ret) {
+    network_look(network, ret, NULL, NULL, NULL);
 }

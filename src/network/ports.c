@@ -1,9 +1,9 @@
 /* Who hangs on which port of the bridge. */
+#include <errno.h>
 #include <linux/if_bridge.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/fd.h"
 #include "base/str.h"
 #include "network/private.h"
 
@@ -26,13 +26,9 @@ static void fill(const struct network *network, const struct link *link, struct 
         str_copy(ret->vm_id, sizeof ret->vm_id, link->alias);
 }
 
-int network_ports(struct network *network, struct network_port **ret, size_t *ret_count, struct err *err) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
-    _cleanup_free_ struct link *links = NULL;
-    size_t link_count = 0, count = 0;
-    int r = link_dump(network->asking_rtnl, &links, &link_count, err);
-    if (r < 0)
-        return err_prefix(err, "list the ports of bridge %s", network->cfg.bridge), r;
+int network_ports_of(const struct network *network, const struct link *links, size_t link_count,
+                     struct network_port **ret, size_t *ret_count, struct err *err) {
+    size_t count = 0;
     struct network_port *ports = calloc(link_count + 1, sizeof *ports);
     if (!ports)
         return err_sys(err, ENOMEM, "network.failed", "list the ports");

@@ -96,4 +96,8 @@ size_t members_count(struct network *network);
 /* Whether one of them has the address. Likewise. */
 bool members_have_address(struct network *network, uint32_t ip);
 
+/* ports.c: the ports among the links of the namespace. */
+int network_ports_of(const struct network *network, const struct link *links, size_t link_count,
+                     struct network_port **ret, size_t *ret_count, struct err *err);
+
 bool network_tap_is_ours(const struct network *network, const struct link *link);
