@@ -305,6 +305,27 @@ describe('the desktop', { concurrency: AT_ONCE }, () => {
       });
     }));
 
+  test('on a phone there is a field to type from, and keys that it lacks', () =>
+    scene({ prepare: running, context: { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true } },
+      async ({ daemon, page }) => {
+        await inState(page, 'connected');
+        await page.getByLabel('Type on the desktop').fill('Aé€');
+        await page.getByRole('button', { name: 'Type it' }).tap();
+        await page.getByRole('button', { name: 'Enter' }).tap();
+        const wanted = [0x41, 0xe9, 0x10020ac, 0xff0d];
+        await until(() => daemon.rfb.keys.length === 2 * wanted.length);
+        assert.deepEqual(daemon.rfb.keys.filter((key) => key.down).map((key) => key.keysym), wanted);
+        assert.equal(await page.getByLabel('Type on the desktop').inputValue(), '');
+        await accessible(page);
+        await page.screenshot({ path: path.join(OUT, 'phone-typing.png') });
+      }));
+
+  test('with a keyboard there is none', () =>
+    scene({ prepare: running }, async ({ page }) => {
+      await inState(page, 'connected');
+      assert.equal(await page.locator('#typing').isVisible(), false);
+    }));
+
   test('a black desktop is not without words', () =>
     scene({
       prepare: (daemon) => {

@@ -62,6 +62,19 @@ export class Desktop {
     this.#rfb.focus({ preventScroll: true });
   }
 
+  /* Presses and lets go one key. Source: X11's keysymdef.h: Latin 1 is itself, other characters are above 0x1000000. */
+  press(keysym) {
+    this.#rfb.sendKey(keysym, null);
+  }
+
+  /* For who has no keyboard that the canvas could hear, as on a phone. */
+  type(text) {
+    for (const letter of text) {
+      const code = letter.codePointAt(0);
+      this.press(code < 0x100 ? code : 0x1000000 + code);
+    }
+  }
+
   /* Whether something is drawn: a screen that is black all over looks like a fault, so the page says so. */
   hasPicture() {
     const { canvas } = this;

@@ -51,6 +51,8 @@ class Page {
     this.#view = view;
     view.onRetry = () => this.#tryNow();
     view.onUse = () => this.#desktop?.focus();
+    view.onType = (text) => this.#desktop?.type(text);
+    view.onKey = (keysym) => this.#desktop?.press(keysym);
     view.onOpenLogin = () => this.#api.openLogin();
     view.onCode = (code) => this.#api.giveCode(code);
     view.onCancel = async () => {

@@ -31,6 +31,8 @@ export class View {
 
   onRetry = () => {}; // the person asks for an attempt at once
   onUse = () => {};   // the person wants the keyboard in the desktop
+  onType = () => {};  // (text): to be typed on the desktop
+  onKey = () => {};   // (keysym)
   /* Each resolves to api.js's answer. */
   onCancel = async () => ({});
   onOpenLogin = async () => ({});
@@ -40,6 +42,7 @@ export class View {
     $('retry').addEventListener('click', () => this.onRetry());
     $('use-desktop').addEventListener('click', () => this.onUse());
     this.#listenToLogin();
+    this.#listenToTyping();
     $('steps').append(...STEPS.map((words) => {
       const item = document.createElement('li');
       item.textContent = words;
@@ -63,6 +66,16 @@ export class View {
       $('code').value = '';
       await this.#tell('The tool gets the code …', this.onCode(code), 'The tool has the code.');
     });
+  }
+
+  #listenToTyping() {
+    $('typing').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.onType($('typed').value);
+      $('typed').value = '';
+    });
+    for (const button of document.querySelectorAll('[data-keysym]'))
+      button.addEventListener('click', () => this.onKey(Number(button.dataset.keysym)));
   }
 
   /* What comes of something that the person asked for. */
@@ -98,6 +111,7 @@ export class View {
     $('stage').hidden = connected;
     $('desktop').hidden = !connected;
     $('controls').hidden = !connected;
+    $('typing').hidden = !connected;
     put($('title'), view.title);
     putOrHide($('text'), view.text);
     putOrHide($('advice'), view.advice);
