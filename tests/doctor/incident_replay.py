@@ -78,11 +78,12 @@ def row(key, finding):
 
 
 def masked(text):
-    """The words, without what is another one in each run: times, counts, handles, names of journals, where lines end."""
+    """The words, without what is another one in each run: times, counts, handles, names of journals, where lines end (also
+    between a number and its unit)."""
     for pattern, instead in (
-        (r"\d\d:\d\d:\d\d\.\d+", "TIME"), (r"\br\d{8}T\d{6}-[0-9a-f]+", "JOURNAL"), (r"\d+(\.\d+)? (ms|s)\b", "N ms"),
-        (r"packets \d+", "packets N"), (r"\d+ packets\b", "N packets"), (r"time[ =]\d[\d.]*", "time N"), (r"\b\d+% ", "N% "),
-        (r"rtt .*", "rtt"), (r"\b\d+ % sure", "sure"), (r"handle \d+", "handle N"), (r"icmp_seq=\d+", "icmp_seq=N"), (r"\+\d+ errors", "+N errors"),
+        (r"\d\d:\d\d:\d\d\.\d+", "TIME"), (r"\br\d{8}T\d{6}-[0-9a-f]+", "JOURNAL"), (r"\d+(\.\d+)?\s+(ms|s)\b", "N ms"),
+        (r"packets\s+\d+", "packets N"), (r"\d+\s+packets\b", "N packets"), (r"time[ =]\d[\d.]*", "time N"), (r"\b\d+% ", "N% "),
+        (r"rtt .*", "rtt"), (r"\b\d+\s+%\s+sure", "sure"), (r"handle\s+\d+", "handle N"), (r"icmp_seq=\d+", "icmp_seq=N"), (r"\+\d+ errors", "+N errors"),
         (r"^pipe \d+$", ""), (r"[A-Z]+ *$", lambda m: "NEIGHBOUR" if m[0].strip() in ("INCOMPLETE", "FAILED") else m[0]),
     ):
         text = re.sub(pattern, instead, text, flags=re.MULTILINE)

@@ -77,7 +77,8 @@ void collect_firecracker(struct snapshot *s, const struct snap_holder *h, const 
     }
     fc_metrics_tell(text, len, words);
     str_copy(found.tap, sizeof found.tap, h->tap);
-    str_copy(found.socket, sizeof found.socket, path);
+    size_t length = strlen(path), room = sizeof found.socket - 1; /* of a long path the end says more */
+    str_copy(found.socket, sizeof found.socket, length > room ? path + length - room : path);
     str_copy(found.words, sizeof found.words, words);
     struct snap_vmm *row = *words ? SNAP_PUSH(s, vmms, SNAP_ROWS_MAX) : NULL;
     if (row)
