@@ -728,28 +728,6 @@ static void take_trace(struct judge *j) {
     }
 }
 
-/* A packet that was followed through the rules, and that none of them dropped, was dropped by none of them. */
-static uint32_t flows_followed(const struct judge *j) {
-    const struct trace_result *trace = j->probe ? j->probe->trace : NULL;
-    uint32_t followed = 0;
-    for (size_t i = 0; trace && !trace->truncated && i < trace->rule_count; i++)
-        for (int kind = 0; kind < PROBE_KIND_COUNT; kind++)
-            if (trace->rules[i].tag == probe_tag(kind < PROBE_KIND_GUEST_COUNT ? j->t_index : 0, (enum probe_kind)kind))
-                followed |= FLOW(kind);
-    return followed;
-}
-
-static void acquit(struct judge *j) {
-    uint32_t followed = flows_followed(j);
-    for (uint32_t i = 0; i < j->causes_count; i++) {
-        struct cause *c = &j->causes[i];
-        bool drops = str_starts(c->finding.id, "nft.") || str_starts(c->finding.id, "netfilter.") ||
-                     str_starts(c->finding.id, "ebtables.");
-        if (drops && !c->seen && strcmp(c->finding.id, "nft.rewrites") != 0)
-            c->may &= ~followed;
-    }
-}
-
 /* Name resolution alone is dead. */
 static void rename_dns(struct judge *j) {
     for (uint32_t i = 0; i < j->causes_count; i++) {
@@ -810,7 +788,7 @@ void rules_filters(struct judge *j) {
         egress(j, scene);
     }
     take_trace(j);
-    acquit(j);
+    acquit_rules(j);
     rename_dns(j);
     mark_policies(j);
 }

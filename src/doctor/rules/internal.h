@@ -177,6 +177,13 @@ bool cause_counts(const struct judge *j, const struct cause *c);
 
 void odd_port_evidence(const struct judge *j, struct cause *c); /* odd.c */
 
+/* --- acquit.c: which flows, and which programs, are not to be suspected at a device --- */
+uint32_t acquit_flows_left(const struct judge *j, const struct snap_link *link);     /* behind its qdisc and tc */
+uint32_t acquit_flows_not_come(const struct judge *j, const struct snap_link *link); /* never in front of tc */
+bool acquit_program(const struct judge *j, const struct snap_link *link, bool egress);
+bool acquit_by_gateway(const struct judge *j, const struct snap_link *link, bool egress);
+void acquit_rules(struct judge *j); /* of nftables: what the trace followed past them */
+
 /* --- rank.c --- */
 int rank_findings(struct judge *j);
 void rank_hops(struct judge *j);

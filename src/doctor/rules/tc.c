@@ -55,21 +55,6 @@ static const char *surely_holds(const struct snap_qdisc *q) {
     return NULL;
 }
 
-/* A capture sees what leaves by a device behind its qdisc and filters: what was seen was not lost there. Of a series all. */
-static uint32_t flows_left(const struct judge *j, const struct snap_link *link) {
-    uint32_t flows = 0;
-    for (int kind = 0; kind < PROBE_KIND_COUNT && (link == j->tap || link == j->bridge); kind++) {
-        const struct probe_answer *a = judge_answer(j, (enum probe_kind)kind);
-        bool answers = kind == PROBE_CANARY_ARP_HOST || kind == PROBE_CANARY_ICMP_HOST || kind == PROBE_EGRESS;
-        uint32_t seen = link == j->tap ? a->request_tap.count
-                        : answers      ? a->reply_bridge.count
-                                       : a->request_bridge.count;
-        if (a->asked && seen && (kind != PROBE_BURST_ICMP || seen >= a->sends))
-            flows |= FLOW(kind);
-    }
-    return flows;
-}
-
 static void offer_delete(struct cause *c, const struct snap_link *link, const struct snap_qdisc *q) {
     if (q->is_class)
         return;
@@ -93,7 +78,7 @@ static void judge_qdisc(struct judge *j, const struct snap_link *link, const str
     uint64_t waiting = after ? after->backlog_packets : q->backlog_packets;
     const char *drop = surely_drops(q), *hold = surely_holds(q);
     bool starves = q->rate_bps > 0 && q->rate_bps < RATE_STARVES;
-    uint32_t flows = flows_through(j, link, true) & ~flows_left(j, link);
+    uint32_t flows = flows_through(j, link, true) & ~acquit_flows_left(j, link);
     struct cause *c = NULL;
     char where[64];
     snprintf(where, sizeof where, "%s %s %x:%x", q->is_class ? "class" : "qdisc", q->kind, q->handle >> 16,
@@ -207,71 +192,10 @@ static bool takes_away(const struct snap_filter *f) {
            f->action == TC_ACT_TRAP || (f->to_link && f->action != TC_ACT_OK);
 }
 
-/* Copies for the bridge's other ports are usual, as broadcasts have. */
-static bool was_elsewhere(const struct judge *j, const struct probe_answer *a) {
-    const struct probe_elsewhere *const lists[] = {a->request_elsewhere, a->reply_elsewhere};
-    const uint32_t counts[] = {a->request_elsewhere_count, a->reply_elsewhere_count};
-    for (size_t k = 0; k < 2; k++)
-        for (uint32_t i = 0; i < counts[k]; i++) {
-            const struct snap_link *link = snap_link_by_index(j->s, lists[k][i].ifindex);
-            if (!link || !j->bridge || link->master != j->bridge->index)
-                return true;
-        }
-    return false;
-}
-
-/* What a program decides is not told by netlink. The trace tells what it drops or steals, and a frame that it sends
- * elsewhere is seen there: without any of that it lets pass. */
-static bool is_acquitted(const struct judge *j, const struct snap_link *link, bool egress) {
-    static const char *const thieves[] = {"__dev_queue_xmit", "__netif_receive_skb_core", "sch_handle_egress",
-                                          "sch_handle_ingress", "__netif_receive_skb_list_core"};
-    const struct trace_result *trace = j->probe ? j->probe->trace : NULL;
-    if (!trace || !trace->tracefs.had || trace->truncated)
-        return false;
-    for (int kind = 0; kind < PROBE_EGRESS; kind++) /* which leaves by another device as it should */
-        if ((j->dead & FLOW(kind)) && was_elsewhere(j, judge_answer(j, (enum probe_kind)kind)))
-            return false;
-    bool watched = egress; /* what comes in does so in a thread of the VMM's, which may not be known */
-    for (size_t i = 0; i < trace->event_count; i++) {
-        const struct trace_event *e = &trace->events[i];
-        const struct trace_stack *stack = e->stack >= 0 ? &trace->stacks[e->stack] : NULL;
-        watched = watched || (e->kind == TRACE_RECEIVED && strcmp(e->dev, link->name) == 0);
-        if (e->kind == TRACE_DROPPED && strcmp(trace_hook_of(e, stack), egress ? "tc.egress" : "tc.ingress") == 0)
-            return false;
-        for (size_t k = 0; e->kind == TRACE_CONSUMED && k < sizeof thieves / sizeof *thieves; k++)
-            if (strcmp(e->location, thieves[k]) == 0)
-                return false;
-    }
-    return watched;
-}
-
-/* A capture sees what comes in on a device before tc does: of what was not seen, tc has taken nothing. */
-static uint32_t flows_not_come(const struct judge *j, const struct snap_link *link) {
-    uint32_t flows = 0;
-    if (!j->probe || j->probe->capture_errno || j->probe->capture_lost || j->probe->frames_truncated)
-        return 0;
-    for (int kind = 0; kind < PROBE_KIND_COUNT; kind++) {
-        const struct probe_answer *a = judge_answer(j, (enum probe_kind)kind);
-        bool by_canary = kind == PROBE_CANARY_ARP_HOST || kind == PROBE_CANARY_ICMP_HOST || kind == PROBE_EGRESS;
-        const struct probe_seen *seen = link == j->tap ? &a->reply_tap
-                                        : by_canary    ? &a->request_bridge
-                                                       : &a->reply_bridge;
-        if (a->asked && !seen->count && (link == j->tap || link == j->bridge))
-            flows |= FLOW(kind);
-    }
-    return flows;
-}
-
-/* What the gateway answered the host went through the uplink's programs: ARP on its way out, and a ping back in. */
-static bool lets_gateway_through(const struct judge *j, const struct snap_link *link, bool egress) {
-    struct net_mac mac;
-    return link == judge_uplink(j) && link != j->bridge &&
-           judge_gateway(j, &mac) >= (egress ? GATEWAY_ANSWERS_ARP : GATEWAY_ANSWERS_PING);
-}
-
 static void rule_filters(struct judge *j, const struct snap_link *link, bool egress) {
     /* What no filter has decided for sure. */
-    uint32_t left = flows_through(j, link, egress) & ~(egress ? flows_left(j, link) : flows_not_come(j, link));
+    uint32_t left =
+        flows_through(j, link, egress) & ~(egress ? acquit_flows_left(j, link) : acquit_flows_not_come(j, link));
     for (uint32_t i = 0; i < j->s->filters_count; i++) {
         const struct snap_filter *f = &j->s->filters[i];
         if (f->link != link->index || f->egress != egress || f->chain)
@@ -280,8 +204,7 @@ static void rule_filters(struct judge *j, const struct snap_link *link, bool egr
         bool away = takes_away(f), decides = f->action == -3;
         if (is_certain(f) && !decides && (away || f->action == TC_ACT_OK))
             left &= ~flows;
-        if ((!away && !decides) ||
-            (decides && (is_acquitted(j, link, egress) || lets_gateway_through(j, link, egress))))
+        if ((!away && !decides) || (decides && (acquit_program(j, link, egress) || acquit_by_gateway(j, link, egress))))
             continue;
         bool redirect = f->to_link || f->action == TC_ACT_STOLEN;
         const struct snap_prog *prog = snap_prog_get(j->s, f->prog_id);
