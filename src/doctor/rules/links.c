@@ -266,12 +266,27 @@ static uint64_t grown(uint64_t before, uint64_t after) {
     return after > before ? after - before : 0;
 }
 
-/* One that lets whole frames through, which the VMM then reads, is not what is wrong. Cut ones are fewer bytes. */
+/* Whether the kernel told that a filter of the TAP took a question. ret_has_trace: it would have told. */
+static bool filter_was_seen(const struct judge *j, bool *ret_has_trace) {
+    *ret_has_trace = false;
+    for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT; kind++) {
+        const struct path *p = &j->paths[kind];
+        *ret_has_trace = *ret_has_trace || p->has_trace;
+        if (p->has_trace && p->out.dropped && str_starts(p->out.drop_location, "tun_net_xmit") &&
+            strstr(p->out.drop_reason, "FILTER"))
+            return true;
+    }
+    return false;
+}
+
+/* One that lets whole frames through is not what is wrong. A TUN counts what its filter takes as dropped; frames that it
+ * cut are fewer bytes. */
 static bool filter_is_suspect(const struct judge *j) {
     const struct probe_link_counters *before = j->t ? &j->t->tap_before.link : NULL;
     const struct probe_link_counters *after = j->t ? &j->t->tap_after.link : NULL;
     uint64_t given = 0, given_bytes = 0;
-    if (!before || !before->known || !after->known)
+    bool has_trace;
+    if (!before || !before->known || !after->known || filter_was_seen(j, &has_trace))
         return true;
     for (size_t i = 0; i < j->probe->frame_count; i++)
         if (j->probe->frames[i].ifindex == j->tap->index && j->probe->frames[i].outgoing) {
@@ -279,7 +294,9 @@ static bool filter_is_suspect(const struct judge *j) {
             given_bytes += j->probe->frames[i].length;
         }
     uint64_t read = grown(before->tx_packets, after->tx_packets), bytes = grown(before->tx_bytes, after->tx_bytes);
-    return read == 0 || (read >= given && bytes < given_bytes);
+    if (read == 0)
+        return !has_trace && grown(before->tx_dropped, after->tx_dropped);
+    return read >= given && bytes < given_bytes;
 }
 
 /* Frames that the VMM wrote: how many, and how many of them are well-formed, as only one writes that knows what stands in
