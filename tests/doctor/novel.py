@@ -145,6 +145,15 @@ def _(bed):
     return ["legacy"]
 
 
+@fault("a loop", "bridge.forward", dead=())
+def _(bed):
+    bed.lab.batch("link add loop0 type veth peer name loop1")
+    for end in ("loop0", "loop1"):  # so that it goes round, and not so often
+        bed.lab.tc("qdisc", "add", "dev", end, "root", "tbf", "rate", "1mbit", "burst", "3k", "latency", "20ms")
+    bed.lab.batch("link set loop0 master br0 up\nlink set loop1 master br0 up")
+    return ["br0", "loop"]
+
+
 # ---- the TAP ----
 
 

@@ -484,6 +484,33 @@ static void rule_mtu(struct judge *j) {
         cause_step(c, REPAIR_LINK_MTU, b->name)->value = most;
 }
 
+/* What the host or the canary asked comes in again by another port: somewhere behind two of them is one wire. */
+static bool rule_loop(struct judge *j) {
+    const struct snap_link *by = NULL;
+    uint32_t count = 0;
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        const struct snap_link *link = snap_link_by_index(j->s, f->ifindex);
+        bool ours = mac_equal(f->source, j->bridge->mac) ||
+                    (j->probe->canary.made && mac_equal(f->source, j->probe->canary.mac));
+        if (f->outgoing || f->reply || f->tag == TRACE_NO_TAG || !ours || !link ||
+            !snap_is_port(link, j->bridge->index))
+            continue;
+        by = link;
+        count++;
+    }
+    struct cause *c = !by ? NULL
+                          : cause_add(j, "bridge.loop", FLOW_OTHER, FLOWS_GUEST | FLOWS_TO_HOST | FLOWS_EGRESS,
+                                      "%s is in a loop: what it sends comes back by %s", j->bridge->name, by->name);
+    if (!c)
+        return false;
+    c->seen = c->policy = true;
+    c->refutable = false;
+    cause_evidence(c, "probe", by->name, "%u of our own questions came in here again", count);
+    cause_plan(c, "ip link set %s nomaster, or spanning tree on all bridges of the loop", by->name);
+    return true;
+}
+
 void rules_bridge(struct judge *j) {
     rule_bridge(j);
     if (!is_our_port(j))
@@ -494,6 +521,7 @@ void rules_bridge(struct judge *j) {
     rule_guards(j);
     rule_fdb(j);
     rule_fdb_own(j);
-    rule_two_ports(j);
+    if (!rule_loop(j)) /* by which every MAC is seen on two ports */
+        rule_two_ports(j);
     rule_mtu(j);
 }

@@ -243,6 +243,11 @@ static const struct catalogue_row rows[] = {
      "Multicast is not flooded to this port: IPv6 neighbour discovery between VMs fails.", "Switch mcast_flood on."},
     {"bridge.learning-off", HOP_BRIDGE_FORWARD, "L2", true,
      "The bridge learns no MACs on this port: frames for the VM are flooded to all.", "Switch learning on."},
+    {"bridge.loop", HOP_BRIDGE_FORWARD, "L2", false,
+     "Two ports of the bridge lead to one another: each broadcast goes round for ever, and the table believes every "
+     "MAC "
+     "now here, now there.",
+     "Take one of the ports off the bridge, or let spanning tree do it."},
     {"bridge.duplicate-mac", HOP_BRIDGE_FORWARD, "L2", false,
      "Two VMs have the same MAC: the bridge's table flips between their ports.", "Give one of them another MAC."},
     {"bridge.fdb-wrong", HOP_BRIDGE_FORWARD, "L2", false,
