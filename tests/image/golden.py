@@ -20,11 +20,10 @@ UUID = "6d630000-676f-4c64-8065-6e0000000000"
 MIB = 1 << 20
 
 COMMON = ["libc6", "systemd", "systemd-sysv", "udev", "kmod", f"linux-image-{KERNEL}", "linux-image-cloud-amd64", "acpid",
-          "iproute2", "base-files"]
+          "iproute2", "base-files", "ca-certificates", "python3"]
 PACKAGES = {
-    "browser": COMMON + ["xvfb", "openbox", "x11vnc", "websockify", "chromium", "fonts-liberation", "fonts-dejavu-core",
-                         "python3"],
-    "cli": COMMON + ["ca-certificates", "curl", "git", "less", "procps"],
+    "browser": COMMON + ["xvfb", "openbox", "x11vnc", "websockify", "chromium", "fonts-liberation", "fonts-dejavu-core"],
+    "cli": COMMON + ["curl", "git", "less", "procps"],
 }
 MODULES = ["virtio.ko", "virtio_ring.ko", "virtio_pci.ko", "virtio_mmio.ko", "virtio_blk.ko", "virtio_net.ko",
            "virtio_console.ko", "virtio-rng.ko"]
