@@ -3,16 +3,13 @@ OpenID provider on a host of its own behind the bridge, and headless Chromium th
 The credential goes into the vault and from there into the user's CLI VM, which asks /userinfo with it; and what was secret on
 the way is searched for everywhere afterwards."""
 
-import base64
 import contextlib
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -115,7 +112,7 @@ class World:
 @pytest.fixture(scope="module")
 def world():
     with contextlib.ExitStack() as stack:
-        d = Daemon(start=False) if False else Daemon()
+        d = Daemon()
         stack.callback(shutil.rmtree, d.dir, ignore_errors=True)
         certificates = d.dir / "certificates"
         make_certificates(certificates)
