@@ -81,9 +81,12 @@ async function act(what) {
   return what.words ? { ok: true, words: await words() } : { ok: true };
 }
 
-for await (const line of createInterface({ input: process.stdin })) {
+/* Who gives the orders has gone: nothing is waited for any more. */
+const orders = createInterface({ input: process.stdin });
+orders.on('close', () => browser.close().finally(() => process.exit()));
+
+for await (const line of orders) {
   const answer = await act(JSON.parse(line)).catch((error) => ({ ok: false, reason: error.message.split('\n')[0] }));
   if (!answer.ok) await page.screenshot({ path: path.join(given.out, 'failed.png') }).catch(() => {});
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }
-await browser.close();

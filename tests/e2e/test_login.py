@@ -19,7 +19,7 @@ import harness
 from harness import HERE, Daemon, run, wait_for
 
 NAME, OUTSIDE, UPLINK = "login.example.test", "203.0.113.1", "203.0.113.2"
-BOOT_S = 600
+BOOT_S = 1500  # an emulated guest on a busy host
 PASSWORD = "pLaNtEd-password-4711"
 
 
