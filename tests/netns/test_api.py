@@ -107,17 +107,20 @@ def test_wrong_addresses(d):
     assert d.admin("PUT", "/api/vms").status == 405 and d.admin("PUT", "/api/vms").headers["Allow"]
     assert d.admin("BREW", "/api/vms").status == 501
     assert get("/static/../session.html").status in (400, 404) and get("/static/session.html").status == 404
+    assert get("/static/dashboard.html").status == 404
     assert get("/static/..%2f..%2fetc%2fpasswd").status in (400, 404)
     assert d.get("/static/session.js").headers["Content-Type"].startswith("text/javascript")
     r = d.get("/static/session.js", headers={"If-None-Match": d.get("/static/session.js").headers["ETag"]}, check=False)
     assert r.status == 304 and r.body == b""
 
 
-def test_page_is_locked_down(d):
-    r = d.get(f"/api/auth/session/{UNKNOWN}/novnc")
+@pytest.mark.parametrize("path", ["/", f"/api/auth/session/{UNKNOWN}/novnc"])
+def test_page_is_locked_down(d, path):
+    r = d.get(path)
+    assert r.headers["Content-Type"].startswith("text/html")
     policy = r.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "connect-src 'self';" in policy
-    assert b"<style" not in r.body and b"onload" not in r.body and b"<script>" not in r.body
+    assert b"<style" not in r.body and b"style=" not in r.body and b"onload" not in r.body and b"<script>" not in r.body
 
 
 def test_each_verb_tells_its_usage(d):

@@ -106,15 +106,20 @@ class Dashboard {
 
   async #leave() {
     await call('/api/admin/dashboard', { method: 'DELETE' });
-    this.#inventory = new Inventory();
-    this.#showLogin();
+    history.replaceState(null, '', location.pathname);
+    location.reload(); // nothing of what was seen stays in the page
   }
 
   /* ---- what is there ---- */
 
   async #hello(reset) {
-    if (reset || !this.#inventory.status) await this.#loadAll();
-    else this.#loadNetworkSoon();
+    if (!reset && this.#inventory.status) {
+      this.#loadNetworkSoon();
+    } else if (!(await this.#loadAll())) {
+      this.#stream.retry();
+      this.#lost();
+      return;
+    }
     if (document.documentElement.dataset.state === 'login') return;
     this.#set('live');
     this.#trouble('');
@@ -123,14 +128,16 @@ class Dashboard {
     this.#followAddress();
   }
 
+  /* Return: whether all of it came. */
   async #loadAll() {
     this.#waiting = [];
-    const [vms, sessions] = await Promise.all([
+    const [vms, sessions, status] = await Promise.all([
       call('/api/vms'), call('/api/auth/sessions'), this.#loadNetwork()]);
     if (vms.kind === 'ok') this.#inventory.setVms(vms.body.vms);
     if (sessions.kind === 'ok') this.#inventory.setSessions(sessions.body.sessions);
     for (const change of this.#waiting) this.#inventory.apply(change);
     this.#waiting = null;
+    return [vms, sessions, status].every(({ kind }) => kind === 'ok');
   }
 
   async #loadNetwork() {
@@ -138,7 +145,7 @@ class Dashboard {
     if (status.kind === 'ok') this.#inventory.status = status.body;
     if (network.kind === 'ok') Object.assign(this.#inventory, network.body);
     if (status.kind === 'refused') this.#showLogin('You were signed out: the cookie is too old, or there is a new token.');
-    return status;
+    return status.kind === 'ok' ? network : status;
   }
 
   /* Changes come in crowds: one look for all of them. */
@@ -165,7 +172,6 @@ class Dashboard {
   #changed(change) {
     if (this.#waiting) this.#waiting.push(change);
     else this.#inventory.apply(change);
-    if (change.event.to) this.#loadNetworkSoon();
     if (change.about === this.#story.id) this.#story.refresh();
     this.#draw();
   }

@@ -36,7 +36,8 @@ export function portView(port, vm) {
   const name = clean(port.name, 20);
   if (!vm) {
     const tone = port.problem ? 'bad' : 'done';
-    const what = port.problem ? `it ${clean(port.problem)}` : `not a VM's (${clean(port.kind, 16) || 'hardware'})`;
+    const other = port.vm_id ? 'its VM comes or goes' : `not a VM's (${clean(port.kind, 16) || 'hardware'})`;
+    const what = port.problem ? `it ${clean(port.problem)}` : other;
     return { tone, label: name, words: `${where}, ${name}: ${what}.` };
   }
   const user = clean(vm.user, 64);

@@ -58,7 +58,7 @@ export class Stream {
     source.addEventListener('network', () => this.onNetwork());
     source.addEventListener('error', () => {
       this.onLost();
-      if (source.readyState === EventSource.CLOSED) this.#later();
+      if (source.readyState === EventSource.CLOSED) this.retry();
     });
   }
 
@@ -68,7 +68,9 @@ export class Stream {
     this.#source = null;
   }
 
-  #later() {
+  /* Opens it anew, a while later. */
+  retry() {
+    this.#source?.close();
     this.#failures += 1;
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.open(), Math.min(RETRY_MAX_MS, 1000 * 2 ** Math.min(this.#failures, 5)));
