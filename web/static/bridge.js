@@ -27,10 +27,11 @@ export class BridgePicture {
   #order = [];        // keys, as arrow keys go
   #columns = 1;
   #current = null;    // the key with the tab stop
+  #pointed = null;    // the key of the port whose words were given last
   #drawn = null;      // what was drawn last
 
   onChoose = () => {}; // (vmId)
-  onPoint = () => {};  // (words): the port under the pointer or the focus
+  onPoint = () => {};  // (words): of the port that was pointed at, or had the focus, last; empty: it is not there any more
 
   constructor(host) {
     this.#host = host;
@@ -71,6 +72,7 @@ export class BridgePicture {
     for (const [key, { lastChild }] of cells) lastChild.setAttribute('tabindex', key === this.#current ? 0 : -1);
     // Cells that stay are the same elements: what has the focus keeps it.
     this.#svg.replaceChildren(...parts, ...cells.values());
+    if (this.#pointed) this.onPoint(picture.ports.find(({ key }) => key === this.#pointed)?.words ?? '');
     if (had) cells.get(this.#current)?.lastChild.focus();
   }
 
@@ -123,7 +125,9 @@ export class BridgePicture {
 
   #point(target) {
     const port = this.#of(target);
-    if (port) this.onPoint(port.words);
+    if (!port) return;
+    this.#pointed = port.key;
+    this.onPoint(port.words);
   }
 
   #of(target) {

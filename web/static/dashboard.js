@@ -13,6 +13,7 @@ import { Story } from './story.js';
 const STATUS_MS = 10000; // between looks at host, disk and findings, whatever the stream says
 const DRAW_MS = 250;     // at most so often, however much happens
 const LEGEND = [['good', 'well'], ['busy', 'on its way'], ['bad', 'something is wrong'], ['done', 'not a VM, or asleep']];
+const HOW_TO_POINT = 'Choose a port to read the story of its VM. Arrow keys go from port to port.';
 const WORDS = { loading: 'Loading', live: 'Live', lost: 'Connecting again', offline: 'No answer', login: 'Signed out' };
 const TONES = { loading: 'busy', live: 'good', lost: 'busy', offline: 'bad', login: 'done' };
 
@@ -30,7 +31,7 @@ class Dashboard {
   constructor() {
     this.#board.onChoose = (id) => this.#choose(id);
     this.#picture.onChoose = (id) => this.#choose(id);
-    this.#picture.onPoint = (words) => put($('port-words'), words);
+    this.#picture.onPoint = (words) => put($('port-words'), words || HOW_TO_POINT);
     this.#story.onClose = () => this.#choose('');
     this.#story.findingOf = (id) => this.#inventory.findingOf(id);
     this.#stream.onHello = (reset) => this.#hello(reset);
@@ -68,6 +69,7 @@ class Dashboard {
     dataset.state = state;
     dataset.tone = TONES[state];
     put($('state-words'), WORDS[state]);
+    put($('findings-none'), state === 'live' ? 'Everything is as it should be.' : 'Nothing was known to be wrong.');
     $('waiting').hidden = true;
     $('login').hidden = state !== 'login';
     $('leave').hidden = state === 'login';
