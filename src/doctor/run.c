@@ -399,13 +399,16 @@ static int examine(struct doctor_case *c, const struct doctor_options *o, int ns
     return r < 0 ? r : doctor_case_judge(c, err);
 }
 
-/* A TAP that carried much else while we asked may have lost our few frames by chance. */
+/* A TAP that carried much else while we asked may have lost our few frames by chance; and of a storm not every frame could
+ * be kept, so that what was not seen may have been there. */
 static bool was_too_busy(const struct doctor_case *c) {
     for (uint32_t i = 0; i < c->count; i++) {
         const struct judgement *j = &c->judgements[i];
         int at = c->probe_indexes[i];
         if (j->reachable != 0 || !c->probe || at < 0)
             continue;
+        if (c->probe->capture_lost || c->probe->frames_truncated)
+            return true;
         const struct probe_link_counters *before = &c->probe->targets[at].tap_before.link;
         const struct probe_link_counters *after = &c->probe->targets[at].tap_after.link;
         uint64_t frames = after->tx_packets - before->tx_packets + after->rx_packets - before->rx_packets;

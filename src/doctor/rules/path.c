@@ -182,8 +182,9 @@ static void lost_before_tap(const struct judge *j, struct path *p, const struct 
     const char *tap = j->target->tap;
     bool broadcast = kind == PROBE_ARP || kind == PROBE_ARP_KERNEL;
     struct net_mac to;
-    path_evidence(p, "probe", tap, "%u seen on %s, none on the TAP", a->request_bridge.count,
-                  j->bridge ? j->bridge->name : "the bridge");
+    bool whole = !j->probe->capture_lost && !j->probe->frames_truncated;
+    path_evidence(p, "probe", tap, "%u seen on %s, none on the TAP%s", a->request_bridge.count,
+                  j->bridge ? j->bridge->name : "the bridge", whole ? "" : "; but not every frame could be kept");
     if (take_drop(j, p, &p->out, false))
         return;
     if (!broadcast && is_misaddressed(j, kind, j->bridge, &to)) {
