@@ -23,6 +23,8 @@
 #define VERDICT_WAIT_MS 1500
 /* How long the controller goes on for browsers that wait for their desktop when it is told to stop. */
 #define STOP_WAIT_MS 1000
+/* And for those that are slow to take what comes before their Close; who takes nothing is let go sooner. */
+#define LAST_WORDS_MS 10000
 #define RESTARTS "The controller restarts. The page comes back by itself."
 
 struct desktop {
@@ -396,7 +398,7 @@ void api_stop(struct api *api) {
 
 void api_relay_stop(struct api *api) {
     loop_timer_free(ptr_steal(api->stop_timer));
-    relay_shutdown(api->relay, 1012, RESTARTS, 3000);
+    relay_shutdown(api->relay, 1012, RESTARTS, LAST_WORDS_MS);
     api->relay = NULL;
     loop_drain(api->loop);
     while (api->desktops)

@@ -189,7 +189,9 @@ static bool carry(struct side *from) {
     uint8_t *in = side_read(from, &len);
     if (in)
         feed(from, in, len);
-    side_expect(from, from->in_close || from->in.left < from->held_len ? 0 : from->in.left - from->held_len);
+    /* Of the browser each byte counts, as a sign of life. */
+    if (from == &from->conn->upstream)
+        side_expect(from, from->in_close || from->in.left < from->held_len ? 0 : from->in.left - from->held_len);
     return in || from->in_eof;
 }
 

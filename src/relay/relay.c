@@ -9,8 +9,8 @@
  * Memory. A thread has one buffer of buffer_bytes into which it reads for whichever connection's turn it is. What the
  * receiver takes at once is never copied anywhere else. What it does not take goes to a queue made for it, and until
  * that is empty nothing more is read from the sender, whose kernel then stops the peer: that is all backpressure, and
- * the bound: one queue of one read, and the start of one frame (held), in each direction. An idle connection has
- * neither, only a struct conn of some 400 bytes.
+ * the bound: one queue of one read, and the start of one frame (held), in each direction; a read is short once
+ * plenty_bytes are kept in all. An idle connection has neither, only a struct conn of some 400 bytes.
  *
  * Frames. The browser must always be told why its connection ends, and a Close in the middle of a frame would be read
  * as payload. So only what is complete is sent on: a long frame is cut into fragments of what has come (frame.h), and
@@ -67,7 +67,8 @@ static unsigned default_threads(void) {
 static int set_config(struct relay_config *c, const struct relay_config *from, struct err *err) {
     *c = *from;
     c->threads = c->threads ? c->threads : default_threads();
-    c->buffer_bytes = c->buffer_bytes ? c->buffer_bytes : (size_t)64 * 1024;
+    c->buffer_bytes = c->buffer_bytes ? c->buffer_bytes : (size_t)256 * 1024;
+    c->plenty_bytes = c->plenty_bytes ? c->plenty_bytes : (size_t)64 * 1024 * 1024;
     c->max_connections = c->max_connections ? c->max_connections : 10000;
     c->handshake_timeout_ms = c->handshake_timeout_ms ? c->handshake_timeout_ms : 10000;
     c->ping_after_ms = c->ping_after_ms ? c->ping_after_ms : 25000;

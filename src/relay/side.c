@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -25,7 +24,10 @@
 #define DELAYS_MAX 15
 
 /* bytes of a frame's rest that are worth a turn */
-#define BULK 32768
+#define BULK (128 * 1024)
+
+/* bytes of a read while the relay keeps plenty */
+#define LITTLE ((size_t)16 * 1024)
 
 static struct thread *thread_of(const struct side *s) {
     return s->conn->thread;
@@ -50,7 +52,7 @@ int side_open(struct side *s, int fd) {
         return -errno;
     s->fd = fd;
     s->got_ms = s->moved_ms = thread_of(s)->now_ms;
-    s->unsent = INT_MAX;
+    s->untaken = SIZE_MAX;
     return 0;
 }
 
@@ -138,15 +140,17 @@ static void append(struct side *s, const struct iovec *iov, int n) {
 void side_send(struct side *s, struct iovec *iov, int n) {
     if (s->out_close || n == 0)
         return;
-    size_t sent = s->queue_len == 0 ? transmit(s, iov, n) : 0;
+    bool tried = s->queue_len == 0;
+    size_t sent = tried ? transmit(s, iov, n) : 0;
     for (; n > 0 && sent >= iov->iov_len; iov++, n--)
         sent -= iov->iov_len;
     if (n == 0)
         return;
     iov->iov_base = (uint8_t *)iov->iov_base + sent;
     iov->iov_len -= sent;
-    /* It did not take all: epoll says when it takes more. */
-    s->can_write = false;
+    /* It did not take all: epoll says when it takes more. Behind a queue it may have said so already. */
+    if (tried)
+        s->can_write = false;
     append(s, iov, n);
 }
 
@@ -177,7 +181,7 @@ void side_send_close(struct side *s, uint16_t code, const char *reason) {
     side_send(s, &(struct iovec){out, len}, 1);
     s->out_close = true;
     s->moved_ms = thread_of(s)->now_ms;
-    s->unsent = INT_MAX;
+    s->untaken = SIZE_MAX;
 }
 
 uint8_t *side_unhold(struct side *s, size_t *ret_len) {
@@ -193,7 +197,9 @@ uint8_t *side_unhold(struct side *s, size_t *ret_len) {
 uint8_t *side_read(struct side *s, size_t *ret_len) {
     struct thread *thread = thread_of(s);
     uint8_t *buffer = thread->buffer + FRAME_HEAD_MAX;
-    size_t room = thread->relay->config.buffer_bytes - s->held_len;
+    const struct relay_config *config = &thread->relay->config;
+    bool plenty = atomic_load_explicit(&thread->relay->buffered, memory_order_relaxed) > config->plenty_bytes;
+    size_t room = (plenty ? LITTLE : config->buffer_bytes) - s->held_len;
     ssize_t n;
     do
         n = recv(s->fd, buffer + s->held_len, room, 0);
@@ -247,7 +253,7 @@ static void send_fin(struct side *s) {
     (void)shutdown(s->fd, SHUT_WR);
     s->out_shut = true;
     s->moved_ms = thread_of(s)->now_ms;
-    s->unsent = INT_MAX;
+    s->untaken = SIZE_MAX;
 }
 
 void side_settle(struct side *s) {
@@ -274,12 +280,14 @@ void side_expire(struct side *s) {
         lose(s, -ETIMEDOUT);
         return;
     }
-    int unsent = 0;
-    if (!s->lost && s->delays < DELAYS_MAX && ioctl(s->fd, SIOCOUTQ, &unsent) == 0 && unsent > 0 &&
-        unsent < s->unsent) {
+    int in_kernel = 0;
+    (void)ioctl(s->fd, SIOCOUTQ, &in_kernel);
+    /* Together: what leaves the queue is in the kernel then. */
+    size_t untaken = s->queue_len + (size_t)in_kernel;
+    if (!s->lost && s->delays < DELAYS_MAX && untaken > 0 && untaken < s->untaken) {
         /* A slow peer, not a dead one: it is still being sent what came before the Close. */
         s->delays++;
-        s->unsent = unsent;
+        s->untaken = untaken;
         s->moved_ms = thread_of(s)->now_ms;
     } else if (s->queue_len > 0 || s->lost) {
         side_drop(s);

@@ -30,7 +30,7 @@ struct side {
     uint8_t *queue; /* from queue_at on, queue_len bytes wait to be sent; they end where a frame ends */
     size_t queue_at, queue_len;
     int lowat;        /* SO_RCVLOWAT, 0: as it was born */
-    int unsent;       /* bytes that the kernel still had when a deadline passed last */
+    size_t untaken;   /* bytes that the peer had not taken when a deadline passed last */
     uint8_t delays;   /* how often the end was put off for that */
     int64_t got_ms;   /* when something was read last */
     int64_t moved_ms; /* when something was sent last, began to wait, or a step of the end was made */

@@ -325,7 +325,10 @@ class Browser:
     @classmethod
     async def open(cls, d, sid, protocol, extra=b""):
         self = cls()
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", d.port)
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131072)  # so that no more than this is in front of a Close here
+        s.connect(("127.0.0.1", d.port))
+        self.reader, self.writer = await asyncio.open_connection(sock=s)
         self.writer.write((f"GET /api/auth/session/{sid}/novnc/websock HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
                            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n"
                            f"Authorization: Bearer {d.token}\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n").encode() + extra)

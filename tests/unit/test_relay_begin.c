@@ -21,7 +21,7 @@ static void early_bytes_are_kept(void **state) {
     send_text(e.vm, "llo");
     read_messages(e.browser, &e.at_browser, 2);
     assert_memory_equal(e.at_browser.message.data, "hello", 5);
-    assert_int_equal(relay_join(rig.relay, e.conn, 0, browser.data, (size_t)65 * 1024), -E2BIG);
+    assert_int_equal(relay_join(rig.relay, e.conn, 0, browser.data, (size_t)257 * 1024), -E2BIG);
     assert_int_equal(relay_join(rig.relay, e.conn, -1, NULL, 0), -EINVAL);
     ws_bytes_free(&vm);
     ws_bytes_free(&browser);
