@@ -16,6 +16,7 @@ packages_test=(
     python3-jsonschema python3-pytest python3-pytest-xdist python3-websockets python3-yaml tcpdump tshark util-linux
     xfsprogs
 )
+packages_peers=(haproxy nginx websockify) # of ./bench relay
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

@@ -99,6 +99,16 @@ def guest_image(word=""):
     return out
 
 
+def image_without_agent(folder):
+    """The tiny guest's image in this folder, declared to have no agent: a VM of it whose desktop answers is running."""
+    build = (TEST_GUEST / "current").resolve()
+    shutil.copytree(build, folder / build.name)
+    manifest = folder / build.name / "manifest.json"
+    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "agent"}))
+    (folder / "current").symlink_to(build.name)
+    return folder
+
+
 def golden_image(kind, screen=None):
     """The folder of the real images, with a good one of that type in it: minutes when there is none. It is where ./run of
     tests/e2e has its own, so that whoever comes second finds it. One with another screen has a folder of its own."""

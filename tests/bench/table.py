@@ -15,10 +15,11 @@ def quantile(values, q):
 
 def row(what, unit, values, peer=None, peer_name=None):
     """ours and peer: the medians of what was measured in this run. ratio above 1 where we are better (less time or memory,
-    more of a rate)."""
+    more of a rate); none where ours is too little to be measured."""
     ours = quantile(values, 0.5)
     theirs = quantile(peer, 0.5) if peer else None
-    ratio = None if theirs is None else (ours / theirs if unit == "MB/s" else theirs / ours)
+    better, worse = (ours, theirs) if unit == "MB/s" else (theirs, ours)
+    ratio = None if theirs is None or worse <= 0 else better / worse
     return {"what": what, "unit": unit, "ours": ours, "peer": theirs, "peer_name": peer_name, "ratio": ratio,
             "p50": ours, "p99": quantile(values, 0.99), "n": len(values)}
 

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
 import threading
@@ -55,13 +54,7 @@ def desktop(d, vm):
 @pytest.fixture(scope="module")
 def plain_image(tmp_path_factory):
     """The test guest's image without its agent: then a VM whose desktop answers is running."""
-    folder = tmp_path_factory.mktemp("image")
-    build = (harness.TEST_GUEST / "current").resolve()
-    shutil.copytree(build, folder / build.name)
-    manifest = folder / build.name / "manifest.json"
-    manifest.write_text(json.dumps({k: v for k, v in json.loads(manifest.read_text()).items() if k != "agent"}))
-    (folder / "current").symlink_to(build.name)
-    return folder
+    return harness.image_without_agent(tmp_path_factory.mktemp("image"))
 
 
 def shown(d, sid):
