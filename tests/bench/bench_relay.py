@@ -17,7 +17,7 @@ STREAM_MS = 2000
 ROUNDS = 3  # of each measure, the relays in turn, so that a busy moment hits all
 ECHOES = 2000
 IDLE = 5000
-IDLE_FORKING = 100  # of a relay that has a process of some MB for each
+IDLE_FORKING = 100  # of a relay that has a process of some MB for each; its figures are of one connection, as all are
 AT_REST_S = 10
 IDLE_S = 30  # our relay pings after 25 s
 CONNECTS = 2000
@@ -281,6 +281,6 @@ def rows():
         found = round_trips([*relays, direct])
         for q, words in ((0.5, "p50"), (0.99, "p99")):
             without = quantile(found["no relay"], q)
-            yield from compared(f"added latency of 64 bytes there and back, {words}", "ms",
+            yield from compared(f"added latency of 64 bytes, {words}", "ms",
                                 {r.name: [quantile(found[r.name], q) - without] for r in relays})
-        yield from compared("a connection, 32 at a time, until its first message", "ms", in_turn(relays, connect_ms))
+        yield from compared("time of a connection, 32 at once", "ms", in_turn(relays, connect_ms))
