@@ -2,7 +2,8 @@
  * and uses its mouse and keyboard. What to do comes on standard input, a JSON line each:
  *
  *   {"click":"go"}   waits until that colour is seen and rests, then clicks its middle
- *   {"type":"text"}  {"see":"done"}  {"shot":"name"}  {"words":true}
+ *   {"fill":"login","text":"anna"}   types into the field of that colour until it has it: keys are lost in a slow desktop
+ *   {"see":"done"}  {"shot":"name"}  {"words":true}
  *
  * and for each a JSON line is the answer: {"ok":true} or {"ok":false,"reason"}. Exit status 2: usage.
  *
@@ -17,7 +18,8 @@ import { launch } from './browser.mjs';
 
 /* Of provider.mjs's pages. */
 const COLOURS = {
-  login: [0xff, 0xd0, 0x40], password: [0x40, 0xd0, 0xff], go: [0x10, 0xa0, 0x10],
+  login: [0xff, 0xd0, 0x40], 'login-ok': [0xff, 0x80, 0x00], password: [0x40, 0xd0, 0xff], 'password-ok': [0x40, 0x40, 0xff],
+  go: [0x10, 0xa0, 0x10],
   allow: [0x00, 0x60, 0xd0], confirm: [0xa0, 0x60, 0x10], no: [0xd0, 0x10, 0x10], done: [0x80, 0x20, 0xc0],
 };
 const MIN_PIXELS = 5000;
@@ -67,14 +69,30 @@ async function see(colour) {
   throw new Error(`${colour} is not seen: ${await words()}`);
 }
 
+/* As a person does who looks at what came of it. */
+async function fill(field, text) {
+  for (let attempt = 0; attempt < 8; attempt++) {
+    const { x, y } = await see(field);
+    await page.mouse.click(x, y);
+    await sleep(1500);
+    await page.keyboard.press('Control+a');
+    await page.keyboard.type(text, { delay: 250 });
+    for (let waited = 0; waited < 20000; waited += STEP_MS) {
+      if (await find(`${field}-ok`)) return;
+      await sleep(STEP_MS);
+    }
+  }
+  throw new Error(`${field} does not take what is typed: ${await words()}`);
+}
+
 async function act(what) {
   if (what.click) {
     const { x, y } = await see(what.click);
     await page.mouse.click(x, y);
   } else if (what.see) {
     await see(what.see);
-  } else if (what.type) {
-    await page.keyboard.type(what.type, { delay: 80 });
+  } else if (what.fill) {
+    await fill(what.fill, what.text);
   } else if (what.shot) {
     await page.screenshot({ path: path.join(given.out, `${what.shot}.png`) });
   }

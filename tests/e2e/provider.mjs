@@ -1,6 +1,6 @@
 /* A real OpenID provider (oidc-provider) for the tests of logins: authorization code with PKCE, device flow, refresh tokens
- * that work once. Its pages are made to be used by who sees only pixels: each field and button has a colour of its own
- * (COLOURS in login.mjs).
+ * that work once. Its pages are made to be used by who sees only pixels: each field and button has a colour of its own,
+ * and a field that holds what it should another one (COLOURS in login.mjs).
  *
  *   node provider.mjs --issuer https://login.example.test --listen 203.0.113.1:443 --cert FILE --key FILE
  *
@@ -25,11 +25,12 @@ const page = (title, body) => `<!doctype html><html lang="en"><meta charset="utf
   body { margin: 0 auto; width: 900px; font: 28px sans-serif; }
   input, button { display: block; width: 900px; height: 70px; margin: 14px 0; border: 0; padding: 0 20px; font: inherit; box-sizing: border-box; }
   [name=login] { background: #ffd040; } [name=password] { background: #40d0ff; }
+  [name=login]:valid { background: #ff8000; } [name=password]:valid { background: #4040ff; }
   .go { background: #10a010; } .allow { background: #0060d0; } .confirm { background: #a06010; } .no { background: #d01010; } .done { background: #8020c0; height: 200px; }
 </style><h1>${title}</h1>${body}`;
 
 const LOGIN = (uid) => page('Who are you?', `<form method="post" action="/interaction/${uid}/login" autocomplete="off">
-<input name="login"><input name="password" type="password"><button class="go"></button></form>`);
+<input name="login" pattern="anna|berta|carl" required><input name="password" type="password" pattern="pLaNtEd-password-[0-9]{4}" required><button class="go"></button></form>`);
 const CONSENT = (uid) => page('May the tool log in?', `<form method="post" action="/interaction/${uid}/consent">
 <button class="allow"></button></form><form method="post" action="/interaction/${uid}/abort"><button class="no"></button></form>`);
 

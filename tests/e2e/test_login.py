@@ -178,10 +178,8 @@ class Person:
         return self.d.admin("GET", f"/api/auth/session/{self.id}{what}").json
 
     def log_in(self):
-        self.do(click="login")
-        self.do(type=self.user)
-        self.do(click="password")
-        self.do(type=PASSWORD)
+        self.do(fill="login", text=self.user)
+        self.do(fill="password", text=PASSWORD)
         self.do(shot="login")
         self.do(click="go")
 
