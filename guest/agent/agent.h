@@ -145,7 +145,7 @@ typedef json_t *op_now(struct agent *agent, json_t *request, struct err *err);
 /* Begins a job. Return: 0 or -errno. */
 typedef int op_begin(struct job *job, json_t *request, struct err *err);
 
-op_now op_health, op_network, op_kernel_log, op_clock_set, op_net_link, op_net_address, op_net_route;
+op_now op_health, op_network, op_kernel_log, op_clock_set, op_random_seed, op_net_link, op_net_address, op_net_route;
 op_begin op_units, op_unit_log, op_unit_restart, op_ping, op_connect, op_exec, op_file_read, op_file_write;
 op_begin op_browser_open;
 

@@ -20,6 +20,7 @@ static const struct operation {
     {.name = "network", .now = op_network},
     {.name = "kernel.log", .now = op_kernel_log},
     {.name = "clock.set", .now = op_clock_set},
+    {.name = "random.seed", .now = op_random_seed},
     {.name = "net.link", .now = op_net_link},
     {.name = "net.address", .now = op_net_address},
     {.name = "net.route", .now = op_net_route},

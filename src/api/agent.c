@@ -32,6 +32,7 @@ static const struct operation {
     {"ping", 0, 0},
     {"connect", 0, 0},
     {"clock.set", 0, 0},
+    {"random.seed", 0, 0},
     {"net.link", 0, 0},
     {"net.address", 0, 0},
     {"net.route", 0, 0},

@@ -171,11 +171,13 @@ static void judge(struct api *api, struct desktop *d, struct session *session, s
     switch (vm->state) {
     case VM_STATE_CREATING:
     case VM_STATE_BOOTING:
-    case VM_STATE_RESUMING:
         vms_console_line(api->vms, vm->id, line);
         say(&d->verdict, 1013, "The VM is still booting: %s", *line ? line : "its console is empty yet");
         return;
     case VM_STATE_RUNNING:
+        return;
+    case VM_STATE_RESUMING:
+        say(&d->verdict, 1013, "The VM wakes up.");
         return;
     case VM_STATE_HIBERNATING:
     case VM_STATE_HIBERNATED:
@@ -346,10 +348,13 @@ int api_relay_start(struct api *api, struct err *err) {
 }
 
 void api_desktop_vm_changed(struct api *api, const struct vm *vm) {
-    if (vm->state != VM_STATE_STOPPING && !vm_state_is_end(vm->state))
-        return;
     struct relay_verdict verdict;
-    say(&verdict, 1011, "The VM was lost: %s", *vm->reason ? vm->reason : "it was stopped");
+    if (vm->state == VM_STATE_HIBERNATING)
+        say(&verdict, 1012, "The VM is put to rest. The page comes back when it is woken.");
+    else if (vm->state == VM_STATE_STOPPING || vm_state_is_end(vm->state))
+        say(&verdict, 1011, "The VM was lost: %s", *vm->reason ? vm->reason : "it was stopped");
+    else
+        return;
     for (struct desktop *d = api->desktops; d; d = d->next)
         if (d->conn && !d->verdict.code && strcmp(d->vm_id, vm->id) == 0)
             relay_close(api->relay, d->conn, verdict.code, verdict.reason);

@@ -97,6 +97,9 @@ json_t *api_vm_json(const struct vm *vm);
 json_t *api_vm_network_json(struct api *api, const struct vm *vm);
 /* The caller's VM of {id}, which may be any unique prefix. Error: "vm.not-found", for another's VM too. */
 int api_vm_find(struct api *api, const struct http_match *match, struct vm *ret_vm, struct err *err);
+/* The same, and the CLI VM of {user}; answer and return false when there is none. */
+bool api_vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm);
+bool api_user_vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm);
 /* The caller's session of {id}. Answers and returns false when there is none, or it is another's. */
 bool api_session_of(struct api *api, struct http_request *req, const struct http_match *match,
                     struct session *ret_session);
@@ -127,8 +130,9 @@ const char *api_network_problem(const struct network_status *net);
 /* wait.c */
 enum wait_for {
     WAIT_MADE,  /* its VMM runs, or it could not be made */
-    WAIT_READY, /* running, or at an end */
+    WAIT_READY, /* running, or at an end, or hibernated and not brought back */
     WAIT_ENDED,
+    WAIT_AT_REST, /* hibernated, or it runs on */
 };
 /* Defers the request until the VM is there; then answers with the body, whose reference it takes, or {"vm":…} where that
  * is NULL; status for success. */
@@ -171,6 +175,7 @@ void api_page_serve(struct api *api, struct http_request *req, const char *name)
 /* The handlers of the table in routes.c. */
 http_route_fn route_health, route_metrics, route_status;
 http_route_fn route_user_vm_create, route_user_vm_get, route_user_vm_delete;
+http_route_fn route_user_vm_hibernate, route_user_vm_resume, route_vm_hibernate, route_vm_resume;
 http_route_fn route_vms_list, route_vm_get, route_vm_delete, route_vm_events, route_vm_console, route_vm_evidence;
 http_route_fn route_vm_exec, route_vm_agent, route_vm_agent_ask;
 http_route_fn route_auth_start, route_session_get, route_session_cancel, route_session_ticket, route_sessions_list;

@@ -116,27 +116,26 @@ static void destroy(struct api *api, struct http_request *req, const struct vm *
         api_wait(api, req, vm->id, WAIT_ENDED, 200, NULL);
 }
 
-void route_user_vm_get(struct http_request *req, const struct http_match *match, void *userdata) {
+bool api_user_vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm) {
     const char *user = http_match_param(match, "user");
-    struct vm vm;
     struct err err = {0};
-    if (!user_of(userdata, req, user))
-        return;
-    if (find_cli_vm(userdata, user, &vm, &err) < 0)
-        api_fail(req, &err);
-    else
+    if (!user_of(api, req, user))
+        return false;
+    if (find_cli_vm(api, user, ret_vm, &err) == 0)
+        return true;
+    api_fail(req, &err);
+    return false;
+}
+
+void route_user_vm_get(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct vm vm;
+    if (api_user_vm_of(userdata, req, match, &vm))
         api_json(req, 200, json_pack("{s:o}", "vm", api_vm_json(&vm)));
 }
 
 void route_user_vm_delete(struct http_request *req, const struct http_match *match, void *userdata) {
-    const char *user = http_match_param(match, "user");
     struct vm vm;
-    struct err err = {0};
-    if (!user_of(userdata, req, user))
-        return;
-    if (find_cli_vm(userdata, user, &vm, &err) < 0)
-        api_fail(req, &err);
-    else
+    if (api_user_vm_of(userdata, req, match, &vm))
         destroy(userdata, req, &vm);
 }
 
@@ -174,8 +173,7 @@ int api_vm_find(struct api *api, const struct http_match *match, struct vm *ret_
     return store_vm_find(api->store, http_match_param(match, "id"), api_only_user(api), ret_vm, err);
 }
 
-/* Answers and returns false when there is none. */
-static bool vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm) {
+bool api_vm_of(struct api *api, struct http_request *req, const struct http_match *match, struct vm *ret_vm) {
     struct err err = {0};
     if (api_vm_find(api, match, ret_vm, &err) == 0)
         return true;
@@ -185,14 +183,14 @@ static bool vm_of(struct api *api, struct http_request *req, const struct http_m
 
 void route_vm_get(struct http_request *req, const struct http_match *match, void *userdata) {
     struct vm vm;
-    if (vm_of(userdata, req, match, &vm))
+    if (api_vm_of(userdata, req, match, &vm))
         api_json(req, 200,
                  json_pack("{s:o, s:o}", "vm", api_vm_json(&vm), "network", api_vm_network_json(userdata, &vm)));
 }
 
 void route_vm_delete(struct http_request *req, const struct http_match *match, void *userdata) {
     struct vm vm;
-    if (vm_of(userdata, req, match, &vm))
+    if (api_vm_of(userdata, req, match, &vm))
         destroy(userdata, req, &vm);
 }
 
@@ -213,7 +211,7 @@ void route_vm_events(struct http_request *req, const struct http_match *match, v
     size_t n;
     struct err err = {0};
     char folder[VMS_PATH_MAX];
-    if (!vm_of(api, req, match, &vm))
+    if (!api_vm_of(api, req, match, &vm))
         return;
     if (store_events(api->store, vm.id, &events, &n, &err) < 0) {
         api_fail(req, &err);
@@ -246,7 +244,7 @@ void route_vm_evidence(struct http_request *req, const struct http_match *match,
     struct api *api = userdata;
     struct vm vm;
     char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16];
-    if (!vm_of(api, req, match, &vm))
+    if (!api_vm_of(api, req, match, &vm))
         return;
     json_t *files = json_array();
     vms_folder(api->vms, &vm, folder);
@@ -271,7 +269,7 @@ void route_vm_console(struct http_request *req, const struct http_match *match, 
     uint64_t bytes = CONSOLE_DEFAULT_BYTES;
     _cleanup_free_ char *text = NULL;
     size_t len;
-    if (!vm_of(api, req, match, &vm) || !api_query_known(req, parameters))
+    if (!api_vm_of(api, req, match, &vm) || !api_query_known(req, parameters))
         return;
     if (http_request_query(req, "follow", follow, sizeof follow) < 0 || (*follow && strcmp(follow, "1") != 0) ||
         http_request_query(req, "bytes", bytes_text, sizeof bytes_text) < 0 ||

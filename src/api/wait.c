@@ -4,7 +4,8 @@
 #include "api/internal.h"
 #include "base/str.h"
 
-/* Each waits on the VM's own deadlines: a boot ends in running or failed, a stop in stopped. */
+/* Each waits on the VM's own deadlines: a boot ends in running or failed, a stop in stopped, and to
+ * put to rest or to bring back in hibernated or running. */
 struct waiter {
     struct waiter *next;
     struct api *api;
@@ -29,21 +30,38 @@ static void on_gone(struct http_request *req, void *userdata) {
     drop(userdata);
 }
 
-static bool is_there(const struct vm *vm, enum wait_for what) {
-    return vm_state_is_end(vm->state) || (what == WAIT_READY && vm->state == VM_STATE_RUNNING) ||
-           (what == WAIT_MADE && vm->state != VM_STATE_CREATING);
+static bool is_there(struct api *api, const struct vm *vm, enum wait_for what) {
+    bool is_kept = vm->state == VM_STATE_HIBERNATED && !vms_is_wanted(api->vms, vm->id);
+    return vm_state_is_end(vm->state) || (what == WAIT_READY && (vm->state == VM_STATE_RUNNING || is_kept)) ||
+           (what == WAIT_MADE && vm->state != VM_STATE_CREATING) ||
+           (what == WAIT_AT_REST && vm->state != VM_STATE_HIBERNATING);
+}
+
+/* Whether it has not become what was waited for. */
+static bool is_other(const struct vm *vm, enum wait_for what) {
+    switch (what) {
+    case WAIT_MADE:
+        return vm_state_is_end(vm->state);
+    case WAIT_READY:
+        return vm->state != VM_STATE_RUNNING;
+    case WAIT_AT_REST:
+        return vm->state == VM_STATE_RUNNING || vm->state == VM_STATE_STOPPING || vm_state_is_end(vm->state);
+    case WAIT_ENDED:
+        return false;
+    }
+    return false;
 }
 
 /* Takes the reference of body. */
 static void answer(struct api *api, struct http_request *req, const struct vm *vm, enum wait_for what, int status,
                    json_t *body) {
     const struct err *why = vms_create_error(api->vms, vm->id);
-    if (what != WAIT_ENDED && vm_state_is_end(vm->state) && why) {
+    if (is_other(vm, what) && why) {
         json_decref(body);
         api_fail(req, why);
         return;
     }
-    if ((what == WAIT_READY && vm->state != VM_STATE_RUNNING) || (what == WAIT_MADE && vm_state_is_end(vm->state))) {
+    if (is_other(vm, what)) {
         struct err err;
         err_set(&err, EIO, "vm.failed", "VM %s is %s: %s", vm->id, vm_state_name(vm->state), vm->reason);
         err_hint(&err, "mctl vm why %s tells its story", vm->id);
@@ -63,7 +81,7 @@ void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum
         api_fail(req, &err);
         return;
     }
-    if (is_there(&vm, what)) {
+    if (is_there(api, &vm, what)) {
         answer(api, req, &vm, what, status, body);
         return;
     }
@@ -84,7 +102,7 @@ void api_wait_changed(struct api *api, const struct vm *vm) {
         next = w->next;
         struct err stuck;
         bool is_stuck = strcmp(w->vm_id, vm->id) == 0 && vms_stuck(api->vms, vm->id, &stuck) < 0;
-        if (strcmp(w->vm_id, vm->id) != 0 || (!is_there(vm, w->what) && !is_stuck))
+        if (strcmp(w->vm_id, vm->id) != 0 || (!is_there(api, vm, w->what) && !is_stuck))
             continue;
         struct http_request *req = w->req;
         enum wait_for what = w->what;

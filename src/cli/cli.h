@@ -26,6 +26,7 @@ struct cli {
 typedef int cli_verb_fn(struct cli *cli, int argc, char **argv);
 
 cli_verb_fn verb_vm_create, verb_vm_list, verb_vm_show, verb_vm_destroy, verb_vm_console, verb_vm_why, verb_vm_exec;
+cli_verb_fn verb_vm_hibernate, verb_vm_resume;
 cli_verb_fn verb_auth_start, verb_auth_show, verb_auth_cancel, verb_status;
 cli_verb_fn verb_doctor;
 cli_verb_fn verb_image_build, verb_image_list, verb_image_verify;

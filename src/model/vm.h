@@ -35,11 +35,17 @@ enum vm_state {
 
 /* What happens to a VM. The table in vm.c says which state follows. */
 enum vm_event {
-    VM_EVENT_STARTED,     /* the VMM runs */
-    VM_EVENT_PATH_PROVEN, /* the host reaches the guest */
-    VM_EVENT_STOP,        /* somebody wants it gone */
-    VM_EVENT_ENDED,       /* the VMM is gone after a stop, everything is cleaned up */
-    VM_EVENT_FAILED,      /* it cannot go on */
+    VM_EVENT_STARTED,          /* the VMM runs */
+    VM_EVENT_PATH_PROVEN,      /* the host reaches the guest */
+    VM_EVENT_STOP,             /* somebody wants it gone */
+    VM_EVENT_ENDED,            /* the VMM is gone after a stop, everything is cleaned up */
+    VM_EVENT_FAILED,           /* it cannot go on */
+    VM_EVENT_HIBERNATE,        /* it is to cost no memory for a while */
+    VM_EVENT_HIBERNATED,       /* its VMM is gone; its disk, and mostly its memory, are kept */
+    VM_EVENT_HIBERNATE_FAILED, /* its memory could not be kept: it runs on */
+    VM_EVENT_RESUME,           /* it is wanted again */
+    VM_EVENT_RESUMED,          /* the host reaches the guest again */
+    VM_EVENT_RESUME_FAILED,    /* it could not be brought back: it is kept as it was */
 };
 
 struct vm {

@@ -22,7 +22,8 @@ static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_
     uint64_t host = ((uint64_t)info.totalram * info.mem_unit) >> 20;
     uint64_t limit = host * vms->config->vm.memory_percent / 100;
     for (struct machine *m = vms->first; m; m = m->next)
-        promised += m->vm.memory_mib + overhead_mib;
+        if (m->vm.state != VM_STATE_HIBERNATED)
+            promised += m->vm.memory_mib + overhead_mib;
     uint64_t need = (uint64_t)vm->memory_mib + overhead_mib;
     if (promised + need <= limit)
         return 0;
@@ -34,9 +35,16 @@ static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_
     return err_hint(err, "end some VMs, ask for less memory, or raise [vm] memory_percent");
 }
 
+static uint32_t count_awake(const struct vms *vms) {
+    uint32_t n = 0;
+    for (const struct machine *m = vms->first; m; m = m->next)
+        n += m->vm.state != VM_STATE_HIBERNATED;
+    return n;
+}
+
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
-    int r = check_count(vms, err);
+    int r = machine_find(vms, vm->id) ? 0 : check_count(vms, err); /* one that is brought back is counted */
     if (r == 0)
         r = check_memory(vms, vm, overhead_mib, err);
-    return r == 0 ? network_check_room(vms->network, vms->count, err) : r;
+    return r == 0 ? network_check_room(vms->network, count_awake(vms), err) : r;
 }

@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
-#include "vm/machine.h"
+#include "vm/hibernate.h"
 
 #define AGENT_FILE "agent.json"
 #define ASK_TIMEOUT_MS 20000
@@ -82,6 +82,7 @@ static void on_changed(void *userdata, enum agent_state state, const char *words
         snprintf(reason, sizeof reason, "%s; the agent started %.1f s after the guest's kernel", words,
                  (double)agent_started_ms(m->agent) / 1000);
         note(m, "agent-ready", agent_started_ms(m->agent) >= 0 ? reason : words);
+        resume_prepare(m);
         machine_agent_collect(m);
         return;
     case AGENT_CONNECTING:
@@ -120,6 +121,7 @@ void machine_agent_start(struct machine *m) {
 void machine_agent_stop(struct machine *m) {
     agent_job_cancel(m->agent_job);
     m->agent_job = NULL;
+    resume_stop_preparing(m);
     agent_free(m->agent);
     m->agent = NULL;
     json_decref(m->agent_facts);

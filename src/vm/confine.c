@@ -177,7 +177,11 @@ static void remove_group(const char *path, void *data) {
 }
 
 int confine_remove(const struct confine *c, const char *folder, const char *vm_id) {
+    char file[CGROUP_PATH_MAX + 128];
     int r = 0;
     each_group(c, folder, vm_id, remove_group, &r);
+    snprintf(file, sizeof file, "%s/" GROUPS_FILE, folder);
+    if (r == 0)
+        unlink(file); /* a VM that is brought back gets others */
     return r;
 }

@@ -112,7 +112,7 @@ void machine_goes_on(struct machine *m) {
 static void on_news(void *userdata, enum vmm_news news, const char *words) {
     struct machine *m = userdata;
     char reason[VM_REASON_MAX];
-    bool is_alive = m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING;
+    bool is_alive = machine_is_up(m);
     switch (news) {
     case VMM_NEWS_RUNS:
         if (is_alive)
@@ -165,7 +165,7 @@ void machine_hush(struct machine *m) {
 static void look_at(struct machine *m, const struct vms_disk *disk, int64_t now_ms) {
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     struct halt *h = &m->halt;
-    bool is_alive = m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING;
+    bool is_alive = machine_is_up(m);
     if (!is_alive || m->is_over)
         return;
     if (h->is_owed)

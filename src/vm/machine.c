@@ -11,6 +11,7 @@
 #include "base/proc.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "vm/hibernate.h"
 
 /* A running VM is called unreachable after this many failures in a row: one lost probe on a busy host is not news. */
 #define REACH_FAILURES 3
@@ -94,7 +95,7 @@ int machine_change(struct machine *m, enum vm_event event, const char *actor, co
     str_escape(reason, strlen(reason), e.reason, sizeof e.reason);
     bool is_well = to == VM_STATE_BOOTING || to == VM_STATE_RUNNING;
     str_copy(vm.reason, sizeof vm.reason, is_well ? "" : e.reason);
-    if (vm_state_is_end(to)) {
+    if (vm_state_is_end(to) || to == VM_STATE_HIBERNATED) {
         vm.pid = 0;
         vm.pid_start = 0;
     }
@@ -197,7 +198,9 @@ static void on_probe(void *userdata, enum probe_answer answer, const char *words
         probe_later(m);
         return;
     }
-    if (m->vm.state == VM_STATE_BOOTING && ok) {
+    if (m->vm.state == VM_STATE_RESUMING && ok) {
+        resume_prove(m);
+    } else if (m->vm.state == VM_STATE_BOOTING && ok) {
         on_proven(m);
     } else if (m->vm.state == VM_STATE_RUNNING && ok) {
         machine_set_reachable(m, true, words);
@@ -213,7 +216,7 @@ static void start_probe(void *userdata) {
     const struct config_vm *config = &m->vms->config->vm;
     uint16_t port = config->type[m->vm.type].port;
     enum probe_kind kind = port == 0                                                          ? PROBE_ICMP
-                           : m->vm.type == VM_TYPE_BROWSER && m->vm.state == VM_STATE_BOOTING ? PROBE_DESKTOP
+                           : m->vm.type == VM_TYPE_BROWSER && m->vm.state != VM_STATE_RUNNING ? PROBE_DESKTOP
                                                                                               : PROBE_TCP;
     struct err err = {0};
     if (m->probe)
@@ -268,6 +271,10 @@ static void on_boot_deadline(void *userdata) {
         fail_late(m);
 }
 
+static void on_resume_deadline(void *userdata) {
+    resume_late(userdata);
+}
+
 static void on_lost(void *userdata) {
     machine_end(userdata, VM_EVENT_FAILED, "controller",
                 "its VMM runs, but hung up while it was told what the machine is", NULL);
@@ -303,6 +310,10 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
     struct machine *m = userdata;
     char reason[VM_REASON_MAX], words[96] = UNKNOWN_END;
     proc_reap(m->pidfd, words, sizeof words);
+    if (m->vm.state == VM_STATE_RESUMING) {
+        resume_lost(m, words);
+        return 0;
+    }
     if (m->vm.state == VM_STATE_STOPPING) {
         char actor[STORE_ACTOR_MAX];
         size_t len = strlen(words);
@@ -333,13 +344,16 @@ int machine_watch(struct machine *m, struct err *err) {
         int64_t left_ms = m->vms->config->vm.type[m->vm.type].boot_timeout_ms - proc_age_ms(m->vm.pid_start);
         r = loop_timer_new(m->vms->loop, left_ms, on_boot_deadline, m, &m->deadline);
     }
+    if (r >= 0 && m->vm.state == VM_STATE_RESUMING)
+        r = loop_timer_new(m->vms->loop, m->vms->config->vm.type[m->vm.type].boot_timeout_ms, on_resume_deadline, m,
+                           &m->deadline);
     if (r < 0)
         return err_sys(err, -r, "vm.watch", "watch %s", m->vm.id);
     machine_listen(m);
-    r = m->vm.state == VM_STATE_BOOTING ? attend(m, err) : 0;
+    r = m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RESUMING ? attend(m, err) : 0;
     if (r < 0 && m->is_fresh)
         return r;
-    if (m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING) {
+    if (machine_is_up(m)) {
         m->boot_begun_ms = time_monotonic_ms();
         machine_agent_start(m);
         probe_later(m);
@@ -359,6 +373,12 @@ static void on_stop_deadline(void *userdata) {
 /* A CLI VM holds a user's work: its guest is asked to shut down and has stop_timeout to do so. A browser VM is thrown
  * away. */
 void machine_stop(struct machine *m) {
+    if (m->pidfd < 0) {
+        char actor[STORE_ACTOR_MAX];
+        str_copy(actor, sizeof actor, m->stop_actor);
+        machine_end(m, VM_EVENT_ENDED, actor, m->vm.reason, "it had none: it was hibernated");
+        return;
+    }
     probe_free(m->probe);
     m->probe = NULL;
     loop_timer_free(m->again);

@@ -55,7 +55,17 @@ struct machine {
     int failures;                     /* probes that failed in a row */
     char last_probe[VMS_LINE_MAX];
     char stop_actor[STORE_ACTOR_MAX];
-    bool is_busy;             /* it is being made: a worker has it */
+    bool is_busy;   /* it is being made, put to rest or brought back: a worker has it */
+    bool is_wanted; /* to be brought back as soon as it is hibernated, by wanted_actor */
+    char wanted_actor[STORE_ACTOR_MAX];
+    int64_t resume_begun_ms; /* monotonic */
+    enum {
+        PREPARE_NOT,
+        PREPARE_BEGUN,
+        PREPARE_DONE,
+    } preparing; /* its guest is told that it was away: resume_prepare() */
+    struct agent_job *prepare_job;
+    char prepare_words[160];
     bool is_over;             /* it has ended or cannot go on: only removal, evidence and the record are left */
     bool is_killed;           /* by us, after it was asked to end */
     bool is_examined;         /* the doctor looks at it */
@@ -102,12 +112,12 @@ struct vms {
     bool image_is_busy;             /* a worker looks */
     struct confine *confine;
     struct examine examine;
-    struct workers *makers, *enders, *examiners; /* one kind never waits for another */
-    int endings;                                 /* under way */
+    struct workers *makers, *enders, *resters, *examiners; /* one kind never waits for another */
+    int endings;                                           /* under way */
     struct {
         char id[VM_ID_TEXT];
         struct err err;
-    } last_error;     /* of the last VM that could not be made: its slug and hint are not in its record */
+    } last_error; /* of the last VM that could not be made, kept or brought back: slug and hint are not in its record */
     bool is_starting; /* takes up what the last daemon left */
     bool is_removing; /* takes everything away, which needs no doctor */
 };
@@ -172,6 +182,17 @@ void machine_evidence_folder(const struct vms *vms, const char *id, char ret_pat
 
 /* The image for the next VM of a type, with the disk size that is configured. Errors: those of image_open_for(). */
 int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, struct err *err);
+
+/* The image of a VM that there is, whatever is built meanwhile. Error: "image.gone". */
+int vms_image_of(struct vms *vms, const struct vm *vm, struct image *ret_image, struct err *err);
+
+/* Why nothing can be done with a VM that has no machine: "vm.ended", or that there is none. */
+int vms_not_live(struct vms *vms, const char *id, struct err *err);
+
+/* Its machine runs, or is to. */
+static inline bool machine_is_up(const struct machine *m) {
+    return m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING || m->vm.state == VM_STATE_RESUMING;
+}
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);

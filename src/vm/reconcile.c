@@ -15,7 +15,7 @@
 #include "base/log.h"
 #include "base/proc.h"
 #include "base/str.h"
-#include "vm/machine.h"
+#include "vm/hibernate.h"
 
 #define GONE "not known: it ended while the controller was down"
 
@@ -46,6 +46,20 @@ static pid_t find_vmm(const struct vm *vm) {
     return found;
 }
 
+/* Takes that one for the machine's, where there is one. */
+static void open_unrecorded(struct machine *m) {
+    pid_t pid = find_vmm(&m->vm);
+    uint64_t start;
+    if (pid <= 0 || proc_start_time(pid, &start) < 0 || proc_open(pid, start, &m->pidfd) < 0)
+        return;
+    if (!is_vmm_of(pid, &m->vm)) {
+        fd_close(&m->pidfd);
+        return;
+    }
+    m->vm.pid = pid;
+    m->vm.pid_start = start;
+}
+
 /* The process of a VM's record, if it lives. */
 static int open_vmm(const struct vm *vm, int *ret_pidfd) {
     struct pollfd p = {.events = POLLIN};
@@ -63,11 +77,7 @@ static int open_vmm(const struct vm *vm, int *ret_pidfd) {
 /* A VM that was being made when the daemon died: nobody has been told that it exists. Who is in its control groups is
  * killed with it; where there are none, it is found by its uid and arguments. */
 static void end_half_made(struct machine *m) {
-    pid_t pid = find_vmm(&m->vm);
-    uint64_t start;
-    if (pid > 0 && proc_start_time(pid, &start) == 0 && proc_open(pid, start, &m->pidfd) == 0 &&
-        !is_vmm_of(pid, &m->vm))
-        fd_close(&m->pidfd);
+    open_unrecorded(m);
     machine_end(m, VM_EVENT_FAILED, "controller", "the controller ended while it was being created", NULL);
 }
 
@@ -105,6 +115,17 @@ static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
         }
         machine_stop(m);
         return machine_watch(m, err);
+    }
+    if (vm->state == VM_STATE_HIBERNATED)
+        return 0;
+    if (vm->state == VM_STATE_HIBERNATING || vm->state == VM_STATE_RESUMING) {
+        if (!alive)
+            open_unrecorded(m);
+        if (vm->state == VM_STATE_HIBERNATING)
+            hibernate_take_up(m);
+        else
+            resume_take_up(m);
+        return 0;
     }
     if (!alive) {
         machine_end(m, VM_EVENT_FAILED, "guest or host", "its VMM ended while the controller was down", GONE);

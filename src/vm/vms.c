@@ -22,7 +22,8 @@
 #define EXPIRE_RECORDS 500 /* at a time: it is the loop's thread */
 #define DAY_MS 86400000LL
 #define MAKERS 4
-#define ENDERS 4 /* they wait mostly, for processes and for the kernel to let a TAP go */
+#define RESTERS 2 /* they wait for the disk */
+#define ENDERS 4  /* they wait mostly, for processes and for the kernel to let a TAP go */
 #define REMOVE_REASON "the controller was asked to take everything away"
 
 void machine_user_folder(const struct vms *vms, const char *id, char ret_path[VMS_PATH_MAX]) {
@@ -103,9 +104,11 @@ int vms_start_network(struct store *store, const struct config_network *config, 
     _cleanup_free_ struct network_nic *nics = calloc(n + 1, sizeof *nics);
     if (!nics)
         return err_sys(err, ENOMEM, "vm.start", "start the network");
+    size_t count = 0;
     for (size_t i = 0; i < n; i++)
-        nics[i] = machine_nic(&live[i]);
-    return network_start(config, nics, n, ret_network, err);
+        if (live[i].state != VM_STATE_HIBERNATED) /* it gets its TAP, and these with it, when it is brought back */
+            nics[count++] = machine_nic(&live[i]);
+    return network_start(config, nics, count, ret_network, err);
 }
 
 static int start_helpers(struct vms *vms, struct err *err) {
@@ -114,6 +117,8 @@ static int start_helpers(struct vms *vms, struct err *err) {
         r = workers_new(vms->loop, "vm-make", MAKERS, &vms->makers, err);
     if (r == 0)
         r = workers_new(vms->loop, "vm-end", ENDERS, &vms->enders, err);
+    if (r == 0)
+        r = workers_new(vms->loop, "vm-rest", RESTERS, &vms->resters, err);
     if (r == 0)
         r = workers_new(vms->loop, "vm-examine", 1, &vms->examiners, err);
     if (r == 0 && (loop_timer_new(vms->loop, CONSOLE_TRIM_INTERVAL_MS, trim_consoles, vms, &vms->console_timer) < 0 ||
@@ -129,6 +134,21 @@ int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, 
     if (r == 0 && disk_bytes > ret_image->disk_bytes)
         ret_image->disk_bytes = disk_bytes;
     return r;
+}
+
+/* Its build is beside the one that is current now, or still is it. */
+int vms_image_of(struct vms *vms, const struct vm *vm, struct image *ret_image, struct err *err) {
+    const char *own = vms->config->vm.type[vm->type].image_dir, *build = strrchr(vm->image, '/');
+    for (int i = 0; build && i < 2; i++) {
+        char dir[CONFIG_TEXT + 128];
+        snprintf(dir, sizeof dir, "%s%s%s%s", *own ? own : vms->image_dir, i ? "" : "/",
+                 i ? "" : vm_type_name(vm->type), build);
+        if (image_load(dir, ret_image, NULL) == 0 && strcmp(ret_image->name, vm->image) == 0)
+            return 0;
+    }
+    err_set(err, ENOENT, "image.gone", "its image %s is not there any more: what was made of it cannot be started anew",
+            vm->image);
+    return err_hint(err, "put the image's folder back below %s", *own ? own : vms->image_dir);
 }
 
 /* To look into an image for the first time takes 100 ms and some 20 MB: now, not when the first VM is made. */
@@ -218,6 +238,7 @@ void vms_free(struct vms *vms) {
     /* What is being made is made, what ends has ended: in this order, as the one may lead to the other. */
     workers_free(vms->examiners);
     workers_free(vms->makers);
+    workers_free(vms->resters);
     workers_free(vms->enders);
     while (vms->first)
         machine_free(vms->first);
@@ -244,17 +265,20 @@ int vms_stuck(struct vms *vms, const char *id, struct err *err) {
                    "VM %s has ended, but not all of it can be removed or written: is the disk full?", id);
 }
 
+int vms_not_live(struct vms *vms, const char *id, struct err *err) {
+    struct vm vm;
+    int r = store_vm_get(vms->store, id, &vm, err);
+    if (r < 0)
+        return r;
+    err_set(err, EALREADY, "vm.ended", "VM %s is %s already", id, vm_state_name(vm.state));
+    return err_hint(err, "mctl vm why %s tells its story", id);
+}
+
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                 struct err *err) {
     struct machine *m = machine_find(vms, id);
-    if (!m) {
-        struct vm vm;
-        int r = store_vm_get(vms->store, id, &vm, err);
-        if (r < 0)
-            return r;
-        err_set(err, EALREADY, "vm.ended", "VM %s is %s already", id, vm_state_name(vm.state));
-        return err_hint(err, "mctl vm why %s tells its story", id);
-    }
+    if (!m)
+        return vms_not_live(vms, id, err);
     if (vms_stuck(vms, id, err) < 0)
         return -EIO;
     if (m->vm.state != VM_STATE_STOPPING && !m->is_over) {

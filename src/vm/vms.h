@@ -67,13 +67,30 @@ int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err);
 
-/* Why a VM could not be made, with slug and hint, while it is the last one that could not; else NULL. */
+/* Why a VM could not be made, put to rest or brought back, with slug and hint, while it is the last one that could not; else
+ * NULL. */
 const struct err *vms_create_error(struct vms *vms, const char *id);
 
 /* Begins the end of a live VM; vms_on_change() tells when it is stopped. A VM that is stopping already is no error.
  * Errors: -ENOENT; "vm.ended" (-EALREADY). */
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                 struct err *err);
+
+/* Puts a running VM to rest: its memory goes to the disk, its VMM ends, its record keeps what it is. On return it is
+ * "hibernating"; vms_on_change() tells when it is hibernated, or that it runs on. One that is hibernated, or about to be, is
+ * no error. Errors: -ENOENT; "vm.ended"; "vm.state", "vm.halted", "vmm.no-hibernation" (-EPROTO); "disk.no-room"
+ * (-ENOSPC); "image.gone". */
+int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
+                  struct err *err);
+
+/* Brings one back that is hibernated, or will be in a moment; a running one is no error. On return it is "resuming", and
+ * soon "running", or "hibernated" again with the reason. cold: from its disk alone, and what was in memory is dropped.
+ * Errors: -ENOENT; "vm.ended"; "vm.state", "saved.none", "vmm.other" (-EPROTO); "image.gone"; those of an admission. */
+int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, const char *reason, struct vm *ret_vm,
+               struct err *err);
+
+/* Whether it is about to be brought back though its record does not say so yet. */
+bool vms_is_wanted(struct vms *vms, const char *id);
 
 /* Whether a VM has ended or is about to, though its record does not say so yet. */
 bool vms_is_over(struct vms *vms, const char *id);

@@ -22,9 +22,10 @@
 #include "base/proc.h"
 #include "base/str.h"
 #include "vmm/qmp.h"
+#include "vmm/qmp_save.h"
 #include "vmm/vmm.h"
 
-#define ARG_COUNT_MAX 64
+#define ARG_COUNT_MAX 80
 #define TCG_CACHE_MIB 256 /* of translated code; QEMU's own default is up to 1 GiB, which a limit would have to allow */
 #define OVERHEAD_MIB 192
 #define FILES_MAX 1024
@@ -108,6 +109,13 @@ static void build_agent(struct args *a) {
     arg(a, "virtio-serial-pci,max_ports=2");
     arg(a, "-device");
     arg(a, "virtserialport,nr=1,chardev=agent,name=" VMM_AGENT_PORT);
+}
+
+/* It waits for its memory, and then stands still until it is told to go on: qmp_save.c. */
+static void build_wait(struct args *a) {
+    arg(a, "-incoming");
+    arg(a, "defer");
+    arg(a, "-S");
 }
 
 static void build_devices(struct args *a, const struct vmm_spec *spec) {
@@ -236,6 +244,8 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
     build_devices(&args, spec);
     if (spec->has_agent)
         build_agent(&args);
+    if (spec->is_to_load)
+        build_wait(&args);
     bool kvm = strcmp(spec->choice->accel, "kvm") == 0;
     struct proc_spec proc = {.argv = (const char *const *)args.item,
                              .uid = spec->vm->uid,
@@ -259,7 +269,7 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
 static int qemu_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                       struct err *err) {
     int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1, -1};
-    int r = write_config(spec, err);
+    int r = spec->is_furnished ? 0 : write_config(spec, err);
     if (r == 0)
         r = open_all(spec, fds, err);
     if (r == 0)
@@ -290,4 +300,7 @@ const struct vmm_ops vmm_qemu = {
     .watch = qmp_watch,
     .go_on = qemu_go_on,
     .ask_shutdown = qemu_ask_shutdown,
+    .save = qmp_save,
+    .load = qmp_load,
+    .go = qmp_go,
 };

@@ -11,6 +11,7 @@
 #include "model/vm.h"
 
 #define VMM_WORDS_MAX 256
+#define VMM_VERSION_MAX 96
 
 /* By this name the agent finds its port in the guest: the same as in agent/frame.h, a room that this one cannot see. */
 #define VMM_AGENT_PORT "org.master-controller.agent"
@@ -37,6 +38,15 @@ struct vmm_spec {
     int tap_fd;                  /* attached; -1 for a VMM that opens the TAP itself (opens_tap) */
     int netns_fd;                /* the network namespace in which the TAP is */
     const char *netns_path;      /* and its path; empty: the daemon's own */
+    bool is_furnished;           /* the folder is that of an earlier start of the same VM */
+    bool is_to_load;             /* the machine waits for load() */
+};
+
+/* The kept memory of a machine that does not run. */
+struct vmm_saved {
+    const char *folder;  /* of the VM */
+    const struct vm *vm; /* pid and uid are those of its VMM */
+    const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
 };
 
 /* A conversation with a VMM, under way on the loop. */
@@ -103,6 +113,18 @@ struct vmm_ops {
     /* Stops the machine's processors, or lets them go on; NULL where it cannot. As attend() otherwise. */
     int (*set_paused)(struct loop *loop, const char *folder, const struct vm *vm, bool paused, vmm_done_fn *done,
                       void *userdata, struct vmm_talk **ret_talk, struct err *err);
+
+    /* The next three keep a machine while it does not run, and bring it back; NULL where this driver cannot. They block,
+     * for as long as its memory needs; any thread. Nobody else may speak to the VMM meanwhile (watch, talk).
+     *
+     * save() stops the machine and writes what it is, synced; it stands still from then on, and go() lets it go on, as if
+     * nothing had been, after a failure too. ret_version is of this VMM: what saves and what loads are to be the same.
+     * load() gives a machine that start() began with is_to_load its memory; it stands still then, and go() begins. A
+     * failure leaves the files as they are, and a VMM that is good for nothing.
+     * Errors: "vmm.save", "vmm.load" with the VMM's words; "vmm.other-version". */
+    int (*save)(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err);
+    int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
+    int (*go)(const struct vmm_saved *saved, struct err *err);
 
     /* What its own counters say about the VM's network, in words ("the guest has not sent one frame"); empty where they
      * say nothing. NULL where it has none. They are those of its last flush: flush() asks for one. */

@@ -41,6 +41,10 @@ TABLE = {
     ("POST", "/api/users/{user}/vm"): (USER, {}),
     ("GET", "/api/users/{user}/vm"): (USER, None),
     ("DELETE", "/api/users/{user}/vm"): (USER, None),
+    ("POST", "/api/users/{user}/vm/hibernate"): (like(USER, 409), None),  # it has not booted
+    ("POST", "/api/users/{user}/vm/resume"): (like(USER, 409), None),
+    ("POST", "/api/vms/{id}/hibernate"): (like(USER, 409), None),
+    ("POST", "/api/vms/{id}/resume"): (like(USER, 409), None),
     ("GET", "/api/vms"): (LIST, None),
     ("GET", "/api/vms/{id}"): (USER, None),
     ("DELETE", "/api/vms/{id}"): (USER, None),

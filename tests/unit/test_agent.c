@@ -107,6 +107,8 @@ static void what_is_wrong_is_refused(void **state) {
         "{\"op\":\"connect\",\"address\":\"127.0.0.1\",\"port\":70000}",
         "{\"op\":\"ping\"}",
         "{\"op\":\"clock.set\",\"realtime_ms\":5}",
+        "{\"op\":\"random.seed\",\"seed\":\"00\"}",
+        "{\"op\":\"random.seed\",\"seed\":\"not hex, and as long as it has to be, or even longer than that\"}",
         "{\"op\":\"net.address\",\"link\":\"lo\",\"address\":\"1.2.3.4\"}",
         "{\"op\":\"net.address\",\"link\":\"lo\",\"address\":\"1.2.3.4/33\"}",
         "{\"op\":\"net.route\",\"to\":\"0.0.0.0/0\"}",

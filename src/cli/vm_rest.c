@@ -1,0 +1,61 @@
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/fd.h"
+#include "cli/cli.h"
+
+/* mctl vm hibernate and resume: one call, which is answered when it is done. */
+static int call(struct cli *cli, const char *id, const char *what, const char *doing, const char *reason, bool cold) {
+    char before[64];
+    snprintf(before, sizeof before, "/%s%s", what, cold ? "?cold=1" : "");
+    _cleanup_free_ char *plain = cli_path("/api/vms/", id, before);
+    _cleanup_free_ char *asking = cli_path(plain, "", cold ? "&reason=" : "?reason=");
+    _cleanup_free_ char *path = cli_path(reason ? asking : plain, reason ? reason : "", "");
+    json_t *answer;
+    cli_progress(cli, "%s %s …", doing, id);
+    int status = cli_call(cli, "POST", path, NULL, &answer);
+    cli_progress(cli, "%s", "");
+    if (status != CLI_DONE)
+        return status;
+    if (cli->json)
+        cli_print_json(answer);
+    else if (!cli->quiet)
+        printf("%s is %s\n", cli_text(json_object_get(answer, "vm"), "id"),
+               cli_text(json_object_get(answer, "vm"), "state"));
+    json_decref(answer);
+    return CLI_DONE;
+}
+
+int verb_vm_hibernate(struct cli *cli, int argc, char **argv) {
+    static const struct option longs[] = {{"reason", required_argument, NULL, 'r'}, {0}};
+    const char *reason = NULL;
+    opterr = 0;
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
+        if (c != 'r')
+            return cli_usage(cli, "mctl vm hibernate does not know %s, or it lacks its value", argv[optind - 1]);
+        reason = optarg;
+    }
+    if (optind + 1 != argc)
+        return cli_usage(cli, "mctl vm hibernate needs one ID");
+    return call(cli, argv[optind], "hibernate", "saving the memory of", reason, false);
+}
+
+int verb_vm_resume(struct cli *cli, int argc, char **argv) {
+    static const struct option longs[] = {
+        {"reason", required_argument, NULL, 'r'}, {"cold", no_argument, NULL, 'c'}, {0}};
+    const char *reason = NULL;
+    bool cold = false;
+    opterr = 0;
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
+        if (c == 'r')
+            reason = optarg;
+        else if (c == 'c')
+            cold = true;
+        else
+            return cli_usage(cli, "mctl vm resume does not know %s, or it lacks its value", argv[optind - 1]);
+    }
+    if (optind + 1 != argc)
+        return cli_usage(cli, "mctl vm resume needs one ID");
+    return call(cli, argv[optind], "resume", "bringing back", reason, cold);
+}

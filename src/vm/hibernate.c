@@ -1,0 +1,259 @@
+#include "vm/hibernate.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/fd.h"
+#include "base/log.h"
+#include "base/proc.h"
+#include "base/str.h"
+#include "base/time.h"
+
+#define AGAIN_MS 1000
+#define KILL_TIMEOUT_MS 5000
+
+struct hibernation {
+    struct vms *vms;
+    struct machine *m; /* for done() alone */
+    struct vm vm;
+    const struct vmm_ops *ops;
+    char folder[VMS_PATH_MAX], accel[8];
+    int pidfd;        /* the machine's */
+    bool is_taken_up; /* by a daemon that did not begin it */
+    int64_t begun_ms; /* monotonic */
+    uint64_t bytes;
+    bool is_saved, is_alive;
+    struct err err;
+};
+
+/* ---- what both ways share ---- */
+
+void hibernate_keep_error(struct machine *m, const struct err *err) {
+    str_copy(m->vms->last_error.id, sizeof m->vms->last_error.id, m->vm.id);
+    m->vms->last_error.err = *err;
+}
+
+void hibernate_forget_error(struct machine *m) {
+    if (strcmp(m->vms->last_error.id, m->vm.id) == 0)
+        m->vms->last_error.id[0] = '\0';
+}
+
+int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, int pidfd, struct err *err) {
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    char words[96];
+    if (pidfd >= 0) {
+        proc_signal(pidfd, SIGKILL);
+        if (poll(&p, 1, KILL_TIMEOUT_MS) == 0)
+            return err_set(err, EBUSY, "vm.release", "its VMM does not end though it was killed: the kernel holds it");
+        proc_reap(pidfd, words, sizeof words);
+    }
+    if (confine_kill(vms->confine, folder, vm->id, KILL_TIMEOUT_MS) < 0)
+        return err_set(err, EBUSY, "vm.release", "a process in its control group does not end: the kernel holds it");
+    int r = network_tap_remove(vms->network, vm->tap, vm->id, err);
+    if (r == 0 && confine_remove(vms->confine, folder, vm->id) < 0)
+        log_warning("%s: its control group could not be removed", vm->id);
+    return r;
+}
+
+static void settle_again(void *userdata) {
+    struct machine *m = userdata;
+    hibernate_settle(m, m->owed_event, m->owed_reason);
+}
+
+/* Who wants it back, or gone, while it was on its way has waited for this. */
+static void on_settled(struct machine *m) {
+    char actor[STORE_ACTOR_MAX];
+    struct err err = {0};
+    bool is_wanted = m->is_wanted;
+    m->is_wanted = false;
+    str_copy(actor, sizeof actor, m->stop_actor);
+    if (m->vm.state == VM_STATE_STOPPING)
+        machine_end(m, VM_EVENT_ENDED, actor, m->vm.reason, NULL);
+    else if (m->vm.state == VM_STATE_RUNNING && machine_watch(m, &err) < 0)
+        log_error("%s: %s", m->vm.id, err.detail);
+    else if (is_wanted && m->vm.state == VM_STATE_HIBERNATED &&
+             resume_begin(m, false, m->wanted_actor, "it was wanted while it was put to rest", &err) < 0) {
+        hibernate_keep_error(m, &err);
+        machine_tell(m); /* who waits for it hears why it does not come */
+    }
+}
+
+void hibernate_settle(struct machine *m, enum vm_event event, const char *reason) {
+    struct err err = {0};
+    char words[VM_REASON_MAX];
+    str_copy(words, sizeof words, reason);
+    m->is_busy = false;
+    int r = m->vm.state == VM_STATE_STOPPING ? 0 : machine_change(m, event, "controller", words, &err);
+    if (r == 0 || r == -EPROTO) {
+        on_settled(m);
+        return;
+    }
+    log_error("%s: %s; trying again", m->vm.id, err.detail);
+    m->is_busy = true;
+    m->owed_event = event;
+    str_copy(m->owed_reason, sizeof m->owed_reason, words);
+    loop_timer_free(m->again);
+    m->again = NULL;
+    if (loop_timer_new(m->vms->loop, AGAIN_MS, settle_again, m, &m->again) < 0)
+        log_error("%s: no timer to try again", m->vm.id);
+}
+
+/* ---- the worker ---- */
+
+static bool is_alive(int pidfd) {
+    struct pollfd p = {.fd = pidfd, .events = POLLIN};
+    return pidfd >= 0 && poll(&p, 1, 0) == 0;
+}
+
+static int save(struct hibernation *job) {
+    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
+    char version[VMM_VERSION_MAX];
+    int r = saved_begin(job->folder, &job->err);
+    if (r == 0)
+        r = job->ops->save(&saved, version, &job->err);
+    return r < 0 ? r : saved_finish(job->folder, &job->vm, version, job->accel, &job->bytes, &job->err);
+}
+
+static void go_on(struct hibernation *job) {
+    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
+    struct err err = {0};
+    saved_drop(job->folder, NULL);
+    if (job->ops->go(&saved, &err) < 0)
+        log_error("%s: it does not go on: %s", job->vm.id, err.detail);
+}
+
+static void work(void *userdata) {
+    struct hibernation *job = userdata;
+    struct err err = {0};
+    if (!job->is_taken_up)
+        save(job);
+    job->is_saved = saved_is_whole(job->folder);
+    if (!job->is_saved && is_alive(job->pidfd))
+        go_on(job);
+    job->is_alive = !job->is_saved && is_alive(job->pidfd);
+    if (!job->is_alive && hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err) < 0)
+        log_error("%s: %s", job->vm.id, err.detail); /* its resume does it again */
+}
+
+/* ---- the loop ---- */
+
+static void stays(struct hibernation *job) {
+    struct machine *m = job->m;
+    char reason[VM_REASON_MAX];
+    snprintf(reason, sizeof reason, "it runs on: %.360s",
+             job->is_taken_up ? "the controller ended before its memory was saved" : job->err.detail);
+    hibernate_keep_error(m, &job->err);
+    hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
+}
+
+static void done(void *userdata) {
+    struct hibernation *job = userdata;
+    struct machine *m = job->m;
+    char reason[VM_REASON_MAX];
+    if (job->is_alive) {
+        stays(job);
+        free(job);
+        return;
+    }
+    fd_close(&m->pidfd);
+    if (!job->is_saved)
+        snprintf(reason, sizeof reason,
+                 "its VMM ended while its memory was being saved (%.200s): what was in memory is gone, its disk is "
+                 "there; it can be started cold",
+                 *job->err.detail ? job->err.detail : "the controller had ended too");
+    else if (job->is_taken_up)
+        snprintf(reason, sizeof reason, "its memory had been saved when the controller ended");
+    else
+        snprintf(reason, sizeof reason, "its memory, %llu MiB, was saved in %.1f s",
+                 (unsigned long long)(job->bytes >> 20), (double)(time_monotonic_ms() - job->begun_ms) / 1000);
+    hibernate_settle(m, VM_EVENT_HIBERNATED, reason);
+    free(job);
+}
+
+static int begin(struct machine *m, bool is_taken_up, struct err *err) {
+    struct vmm_choice choice = {0};
+    struct hibernation *job = calloc(1, sizeof *job);
+    if (!job)
+        return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
+    *job = (struct hibernation){.vms = m->vms,
+                                .m = m,
+                                .vm = m->vm,
+                                .ops = vmm_find(m->vm.vmm),
+                                .pidfd = m->pidfd,
+                                .is_taken_up = is_taken_up,
+                                .begun_ms = time_monotonic_ms()};
+    vmm_choose(&m->vms->config->vm, &choice, NULL);
+    str_copy(job->accel, sizeof job->accel, choice.accel);
+    machine_user_folder(m->vms, m->vm.id, job->folder);
+    m->is_busy = true;
+    hibernate_forget_error(m);
+    if (workers_submit(m->vms->resters, work, done, job) == 0)
+        return 0;
+    m->is_busy = false;
+    free(job);
+    return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
+}
+
+void hibernate_take_up(struct machine *m) {
+    struct err err = {0};
+    if (begin(m, true, &err) < 0)
+        log_error("%s: %s", m->vm.id, err.detail);
+}
+
+/* ---- what callers want ---- */
+
+static int check(struct machine *m, struct err *err) {
+    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
+    char folder[VMS_PATH_MAX];
+    struct image image;
+    if (m->vm.state != VM_STATE_RUNNING || m->is_over || m->is_busy) {
+        err_set(err, EPROTO, "vm.state", "VM %s is %s: only one that is running can be hibernated", m->vm.id,
+                vm_state_name(m->vm.state));
+        return err_hint(err, "mctl vm why %s tells its story", m->vm.id);
+    }
+    if (m->halt.is_halted)
+        return err_set(err, EPROTO, "vm.halted", "VM %s stands still: %.300s", m->vm.id, m->halt.words);
+    if (!ops || !ops->save)
+        return err_set(err, EPROTO, "vmm.no-hibernation", "VM %s runs in %s, which this controller cannot hibernate",
+                       m->vm.id, m->vm.vmm);
+    int r = vms_image_of(m->vms, &m->vm, &image, err);
+    machine_user_folder(m->vms, m->vm.id, folder);
+    if (r == 0)
+        r = saved_check_room(folder, &m->vm, err);
+    if (r < 0)
+        err_prefix(err, "hibernate %s", m->vm.id);
+    return r;
+}
+
+bool vms_is_wanted(struct vms *vms, const char *id) {
+    struct machine *m = machine_find(vms, id);
+    return m && m->is_wanted;
+}
+
+int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
+                  struct err *err) {
+    struct machine *m = machine_find(vms, id);
+    if (!m)
+        return vms_not_live(vms, id, err);
+    if (m->vm.state == VM_STATE_HIBERNATED || m->vm.state == VM_STATE_HIBERNATING) {
+        m->is_wanted = false;
+        *ret_vm = m->vm;
+        return 0;
+    }
+    int r = check(m, err);
+    if (r == 0)
+        r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
+    if (r < 0)
+        return r;
+    machine_unwatch(m);
+    if (begin(m, false, err) < 0) {
+        hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");
+        return -ENOMEM;
+    }
+    *ret_vm = m->vm;
+    return 0;
+}

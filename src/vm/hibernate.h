@@ -1,0 +1,48 @@
+/* Inside of vm/: VMs that cost no memory for a while. Theory of operation:
+ *
+ * To hibernate is one job of a worker: the VMM stops its machine and writes memory and devices (vmm_ops.save) into saved.tmp,
+ * which gets its digests, its manifest, and then the name saved (saved.h). That rename decides: before it the machine goes on
+ * whatever fails, behind it the VMM is killed, and TAP, firewall elements and control groups go. The record keeps
+ * id, TAP name, MAC, address and uid, which are nobody else's as long as it has not ended.
+ *
+ * To resume is another: saved is held against its manifest, groups, TAP and VMM are made anew, the VMM loads the memory and
+ * stands still, saved is dropped, the machine goes on. The drop decides: before it the VMM is killed whatever fails and the
+ * VM is hibernated as it was; behind it the guest may have written to its disk, and the memory is never loaded again. A cold
+ * start drops saved at its beginning.
+ *
+ * So after a crash state and folder say what is true (hibernate_take_up, resume_take_up):
+ *
+ *     hibernating   saved there: it is hibernated, once its VMM is killed. Else: its VMM lives: it goes on. Else: its disk alone
+ *     resuming      saved there: it is hibernated, once its VMM is killed. Else: its VMM lives: it goes on. Else: its disk alone
+ *
+ * A VM of which only its disk is left is hibernated too: it can be started cold, and is not lost. */
+#pragma once
+
+#include "vm/machine.h"
+#include "vm/saved.h"
+
+/* What was begun when the last daemon died; m->pidfd is its VMM where that lives. */
+void hibernate_take_up(struct machine *m);
+void resume_take_up(struct machine *m);
+
+/* Begins to bring back a VM that is hibernated: vms_resume(). */
+int resume_begin(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err);
+
+/* Of a VM that is resuming. The agent answers: its clock is set and its random numbers are renewed. */
+void resume_prepare(struct machine *m);
+void resume_stop_preparing(struct machine *m);
+/* A probe was answered: whether the VM is running now. */
+bool resume_prove(struct machine *m);
+/* Not proven in time, and its VMM has ended. */
+void resume_late(struct machine *m);
+void resume_lost(struct machine *m, const char *how);
+
+/* Nobody is left who could use what it has, and TAP and control groups go; its folder stays. Any thread. pidfd -1: none. */
+int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, int pidfd, struct err *err);
+
+/* What vms_create_error() tells of it, from an attempt's failure to the next attempt. */
+void hibernate_keep_error(struct machine *m, const struct err *err);
+void hibernate_forget_error(struct machine *m);
+
+/* Changes the state, and tries again each second while the store cannot take it: until then the machine is busy. */
+void hibernate_settle(struct machine *m, enum vm_event event, const char *reason);

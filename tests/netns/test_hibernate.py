@@ -1,0 +1,339 @@
+"""Hibernation with a VMM that has no machine (tests/vm/resting_vmm.c): what is left when the daemon or the VMM is killed at any
+step, what is refused, what a memory that does not fit leads to. Real guests: tests/vm/test_hibernate.py."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+import crash
+import harness
+from harness import daemon, wait_for
+from test_crash import ask
+
+RESTING_VMM = harness.BUILD / "tests/vm/resting-vmm"
+CYCLES = int(os.environ.get("MC_HIBERNATE_CYCLES", "40"))
+CONFIG = {"accel": "tcg", "stop_timeout": "0.3", "quota_per_user": "100", "probe_interval": "0.05"}
+
+
+def image_without_agent(folder):
+    """The test guest's image, whose guest is never asked for an agent: the VMM has none."""
+    build = folder / "base" / "20260101T000000Z-0"
+    shutil.copytree((harness.TEST_GUEST / "current").resolve(), build, copy_function=os.link)
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest.pop("agent", None)
+    (build / "manifest.json").unlink()
+    (build / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "base" / "current").symlink_to(build.name)
+    return folder / "base"
+
+
+@contextlib.contextmanager
+def resting(start=True, **vm):
+    with daemon(start=False) as d:
+        shutil.copy(RESTING_VMM, d.dir / "resting-vmm")
+        cache = harness.HERE / ".cache" / f"hibernate-{d.name}"
+        d.config["image"] = {"directory": image_without_agent(cache)}
+        d.config["vm"] = {**d.config["vm"], "qemu_binary": d.dir / "resting-vmm", **CONFIG, **vm}
+        try:
+            if start:
+                d.start()
+            yield d
+        finally:
+            shutil.rmtree(cache)
+
+
+def lives(d, vm_id):
+    """(life, run) as the machine said them, each time that it went on."""
+    lines = d.mctl("vm", "console", vm_id).out.splitlines()
+    return [(words[1], int(words[3])) for words in map(str.split, lines) if words[:1] == ["life"]]
+
+
+def folder_of(d, vm):
+    return d.state / "users" / vm["id"]
+
+
+def says_nothing_bad(d, vm):
+    log = (folder_of(d, vm) / "vmm.log").read_text()
+    assert not any(word in log for word in ("STALE", "HALF", "BROKEN")), log
+
+
+def check(d, what):
+    """After a crash each VM runs or is hibernated, with all that belongs to that and nothing else."""
+    wait_for(lambda: all(v["state"] in ("running", "hibernated") for v in crash.live(d)), 30)
+    vms = crash.live(d)
+    awake = [v for v in vms if v["state"] == "running"]
+    assert d.folders() == sorted(v["id"] for v in vms), what
+    assert d.taps() == sorted(v["tap"] for v in awake), (what, d.log.read_text()[-3000:])
+    wait_for(lambda: crash.elements(d) == sorted(v["tap"] for v in awake), 15, 0.1)
+    wait_for(lambda: len(d.processes()) == len(awake), 5)
+    assert set(crash.groups([v["id"] for v in vms])) <= {v["id"] for v in awake}, what
+    for vm in vms:
+        says_nothing_bad(d, vm)
+        kept = (folder_of(d, vm) / "saved").exists()
+        assert kept == (vm["state"] == "hibernated"), (what, vm)
+    return vms
+
+
+def test_hibernate_and_resume():
+    with resting() as d:
+        vm = d.create(wait=True)
+        (first,) = lives(d, vm["id"])
+        r = d.admin("POST", f"/api/users/u1/vm/hibernate?reason=idle").json["vm"]
+        assert r["state"] == "hibernated" and r["reachable"] is None
+        check(d, "hibernated")
+        manifest = json.loads((folder_of(d, vm) / "saved" / "saved.json").read_text())
+        assert manifest["vmm"] == "qemu" and manifest["version"] == "0.1.0 double" and manifest["image"] == vm["image"]
+        assert manifest["files"]["memory"]["bytes"] == 524288 and list(manifest["disks"]) == ["disk.qcow2"]
+        # What is there already is no error, and changes nothing.
+        assert d.mctl("--json", "vm", "hibernate", vm["id"]).json["vm"]["state"] == "hibernated"
+        assert d.admin("POST", "/api/users/u1/vm/resume").json["vm"]["state"] == "running"
+        assert d.admin("POST", "/api/users/u1/vm/resume").json["vm"]["state"] == "running"
+        check(d, "resumed")
+        assert lives(d, vm["id"]) == [first, (first[0], first[1] + 1)]
+        d.mctl("vm", "hibernate", vm["id"])
+        d.mctl("vm", "destroy", vm["id"], "--reason", "done")
+        assert d.folders() == [] and d.taps() == []
+        assert not list((d.state / "evidence" / vm["id"]).rglob("memory")), "a user's memory is no evidence"
+
+
+def test_it_is_kept_over_a_restart_and_costs_no_promised_memory():
+    with resting(memory_percent="1", cli_memory="128") as d:
+        d.stop()
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+        d.config["vm"]["memory_percent"] = str((128 + 500) * 100 // total + 1)  # room for one, not for two
+        d.start()
+        one = d.create(user="a", wait=True)
+        assert d.mctl("vm", "create", "--user", "b", "--type", "cli", check=5).out == ""
+        d.mctl("vm", "hibernate", one["id"])
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            d.stop(sig)
+            d.start()
+            check(d, sig)
+        two = d.create(user="b", wait=True)
+        refused = d.admin("POST", f"/api/vms/{one['id']}/resume")
+        assert refused.status == 507 and refused.json["code"] == "quota.memory"
+        assert d.state_of(one["id"]) == "hibernated"
+        d.mctl("vm", "destroy", two["id"], "--reason", "x")
+        d.mctl("vm", "resume", one["id"])
+
+
+def test_what_is_refused_changes_nothing():
+    with resting(cli_memory="1000000", memory_percent="100000") as d:
+        vm = d.create(wait=True)
+        r = d.admin("POST", f"/api/vms/{vm['id']}/hibernate")
+        assert (r.status, r.json["code"]) == (507, "disk.no-room") and "MiB free" in r.json["detail"]
+        assert d.state_of(vm["id"]) == "running"
+        for path in ("hibernate?cold=1", "hibernate?reason=", "resume?cold=2"):
+            assert d.admin("POST", f"/api/vms/{vm['id']}/{path}").status == 400
+        assert d.admin("POST", "/api/users/nobody/vm/resume").status == 404
+        d.mctl("vm", "hibernate", "vm-00000000", check=4)
+        d.mctl("vm", "hibernate", check=2)
+        d.mctl("vm", "resume", vm["id"], "--warm", check=2)
+        d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+        r = d.admin("POST", f"/api/vms/{vm['id']}/resume")
+        assert (r.status, r.json["code"]) == (409, "vm.ended")
+        check(d, "refused")
+
+
+def test_when_the_disk_is_full_in_the_middle_it_runs_on():
+    with resting(start=False) as d:
+        d.state.mkdir()
+        harness.run("mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", d.state)
+        try:
+            d.config["vm"]["cli_memory"] = "128"
+            d.start()
+            vm = d.create(wait=True)
+            before = lives(d, vm["id"])
+            # There is room when it is looked for, and none when it is written.
+            limit = folder_of(d, vm) / "saved.tmp"
+            os.kill(d.processes()[0], signal.SIGSTOP)
+            caller = subprocess.Popen([harness.MCTL, "--json", "--socket", d.socket, "vm", "hibernate", vm["id"]],
+                                      stdout=subprocess.PIPE, text=True)
+            wait_for(lambda: (limit / "memory").exists())
+            with contextlib.suppress(OSError), open(d.state / "filler", "wb", buffering=0) as f:
+                while f.write(bytes(65536)):
+                    pass
+            os.kill(d.processes()[0], signal.SIGCONT)
+            out = json.loads(caller.communicate(timeout=60)[0])
+            (d.state / "filler").unlink()
+            assert "could not" in out["error"]["detail"] or "Input/output" in out["error"]["detail"], out
+            d.wait_state(vm["id"], "running")
+            check(d, "full disk")
+            assert [life for life, _ in lives(d, vm["id"])] == [before[0][0]] * 2, "it does not run on"
+            d.mctl("vm", "hibernate", vm["id"])
+            d.mctl("vm", "resume", vm["id"])
+            check(d, "room again")
+        finally:
+            d.stop()
+            harness.run(*d.command("--remove"), check=False)
+            harness.run("umount", "-l", d.state)
+
+
+def damage(d, vm, what):
+    saved = folder_of(d, vm) / "saved"
+    manifest = json.loads((saved / "saved.json").read_text())
+    if what == "cut":
+        os.truncate(saved / "memory", 1000)
+    elif what == "flipped":
+        with open(saved / "memory", "r+b") as f:
+            f.seek(300000)
+            f.write(b"x")
+    elif what == "disk":
+        os.utime(folder_of(d, vm) / "disk.qcow2")
+    elif what == "manifest":
+        (saved / "saved.json").write_text("{")
+    else:
+        manifest[what] = "another"
+        (saved / "saved.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("what,code", [("cut", "saved.broken"), ("flipped", "saved.broken"), ("disk", "saved.broken"),
+                                       ("manifest", "saved.broken"), ("image", "saved.other"), ("vmm", "saved.other"),
+                                       ("accel", "saved.other"), ("version", "vmm.other-version")])
+def test_a_memory_that_does_not_fit_is_kept_and_a_cold_start_offered(what, code):
+    with resting() as d:
+        vm = d.create(wait=True)
+        d.mctl("vm", "hibernate", vm["id"])
+        damage(d, vm, what)
+        r = d.admin("POST", f"/api/vms/{vm['id']}/resume")
+        assert r.status in (409, 503) and r.json["code"] == code and "--cold" in r.json["hint"], r.json
+        check(d, what)
+        told = d.vm(vm["id"])
+        assert told["state"] == "hibernated" and told["reason"] == r.json["detail"]
+        assert len(lives(d, vm["id"])) == 1
+        assert d.mctl("--json", "vm", "resume", vm["id"], "--cold").json["vm"]["state"] == "running"
+        check(d, what)
+        (first, second) = lives(d, vm["id"])
+        assert first[0] != second[0] and second[1] == first[1] + 1, "not from its disk"
+
+
+@pytest.mark.parametrize("when", ["hibernate", "resume"])
+def test_a_vmm_that_is_killed_in_the_middle_loses_no_vm(when):
+    with resting() as d:
+        vm = d.create(wait=True)
+        if when == "hibernate":
+            os.kill(d.processes()[0], signal.SIGSTOP)
+            caller = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "hibernate", vm["id"]])
+            wait_for(lambda: d.state_of(vm["id"]) == "hibernating")
+            os.kill(d.processes()[0], signal.SIGKILL)
+            caller.wait(60)
+            assert d.state_of(vm["id"]) == "hibernated"
+            assert "its disk is there" in d.vm(vm["id"])["reason"]
+            r = d.admin("POST", f"/api/vms/{vm['id']}/resume")
+            assert (r.status, r.json["code"]) == (409, "saved.none") and "--cold" in r.json["hint"]
+        else:
+            d.mctl("vm", "hibernate", vm["id"])
+            d.netns("ip", "link", "set", "br0", "down")  # so that it is not proven at once
+            caller = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "resume", vm["id"]])
+            wait_for(lambda: any(e["event"] == "memory-loaded" for e in d.events(vm["id"])))
+            os.kill(d.processes()[0], signal.SIGKILL)
+            caller.wait(60)
+            d.netns("ip", "link", "set", "br0", "up")
+            told = d.vm(vm["id"])
+            assert told["state"] == "hibernated" and "killed by signal 9" in told["reason"]
+        assert d.taps() == [] and d.processes() == []
+        d.mctl("vm", "resume", vm["id"], "--cold")
+        check(d, when)
+
+
+def test_who_wants_it_while_it_is_put_to_rest_waits_and_is_served():
+    with resting() as d:
+        vm = d.create(wait=True)
+        pid = d.processes()[0]
+        os.kill(pid, signal.SIGSTOP)
+        sleeper = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "hibernate", vm["id"]])
+        wait_for(lambda: d.state_of(vm["id"]) == "hibernating")
+        waker = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "resume", vm["id"]])
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGCONT)
+        assert sleeper.wait(60) == 0 and waker.wait(60) == 0
+        assert d.state_of(vm["id"]) == "running"
+        check(d, "woken")
+
+
+# ---- kill -9 of the daemon ----
+
+def bring(d, state):
+    """The one VM, in that state."""
+    vms = crash.live(d)
+    vm = vms[0] if vms else d.create(wait=True)
+    d.wait_state(vm["id"], "running" if vm["state"] == "booting" else vm["state"])
+    if d.state_of(vm["id"]) != state:
+        d.mctl("vm", {"running": "resume", "hibernated": "hibernate"}[state], vm["id"])
+    return vm
+
+
+def die_at_each(d, countdown, state, verb):
+    vm = bring(d, state)
+    life = lives(d, vm["id"])[0][0]
+    countdown.set(0)
+    ask(d, "POST", f"/api/vms/{vm['id']}/{verb}")
+    count = countdown.passed()
+    assert count > 20, f"{verb}: {count} steps are too few: is die_at.so preloaded?"
+    died = 0
+    for n in range(1, count + 1):
+        bring(d, state)
+        countdown.set(n)
+        ask(d, "POST", f"/api/vms/{vm['id']}/{verb}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            d.process.wait(1 if n > count * 0.7 else 20)
+        countdown.set(0)
+        if d.process.poll() is None:
+            continue
+        died += 1
+        d.start(countdown.wrapper)
+        check(d, f"{verb}: killed at step {n} of {count}")
+        assert {one for one, _ in lives(d, vm["id"])} == {life}, f"{verb}: killed at step {n}: its memory was lost"
+    assert died > count * 0.6, f"{verb}: died at {died} of {count} steps"
+
+
+@pytest.mark.parametrize("state,verb", [("running", "hibernate"), ("hibernated", "resume")])
+def test_the_daemon_is_killed_at_every_step(state, verb):
+    with resting(start=False) as d:
+        countdown = crash.Countdown(d)
+        d.start(countdown.wrapper)
+        die_at_each(d, countdown, state, verb)
+
+
+def test_random_cycles_with_kills():
+    """Hibernate, resume, and kill -9 of daemon or VMM at any moment: no VM is lost that was not told to go."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    with resting() as d:
+        vm = d.create(wait=True)
+        for cycle in range(CYCLES):
+            what = f"seed {seed} cycle {cycle}"
+            state = d.state_of(vm["id"])
+            verb = "resume" if state == "hibernated" else "hibernate"
+            caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],
+                                      stderr=subprocess.DEVNULL)
+            time.sleep(rng.random() * 0.15)
+            victim = rng.choice(["daemon", "daemon", "vmm", "nobody"])
+            pids = d.processes([vm["id"]])
+            if victim == "vmm" and pids and d.state_of(vm["id"]) != "running":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pids[0], signal.SIGKILL)
+            elif victim == "daemon":
+                d.stop(signal.SIGKILL)
+            caller.wait(60)
+            if d.process is None:
+                d.start()
+            wait_for(lambda: d.state_of(vm["id"]) in ("running", "hibernated", "failed"), 30)
+            told = d.vm(vm["id"])
+            if told["state"] == "failed":  # its VMM was killed just when it ran
+                assert "ended by itself: killed by signal 9" in told["reason"] or "while the controller was down" in told[
+                    "reason"], (what, told)
+                assert victim == "vmm", (what, told, d.events(vm["id"]))
+                vm = d.create(wait=True)
+                continue
+            if told["state"] == "hibernated" and not (folder_of(d, vm) / "saved").exists():
+                assert victim == "vmm", (what, told, d.events(vm["id"]))
+                d.mctl("vm", "resume", vm["id"], "--cold")
+            check(d, what)
