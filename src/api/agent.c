@@ -72,6 +72,8 @@ static struct agent *agent_of(struct api *api, struct http_request *req, const s
     struct agent *agent = r == 0 ? vms_agent(api->vms, vm.id) : NULL;
     if (r == 0 && !agent && vm_state_is_end(vm.state))
         err_set(&err, EALREADY, "vm.ended", "VM %s is %s", vm.id, vm_state_name(vm.state));
+    else if (r == 0 && !agent && vm.state != VM_STATE_RUNNING && vm.state != VM_STATE_BOOTING)
+        err_set(&err, EALREADY, "vm.hibernated", "VM %s is %s: its guest does not run", vm.id, vm_state_name(vm.state));
     else if (r == 0 && !agent)
         err_set(&err, EALREADY, "agent.none", "the image of VM %s has no agent", vm.id);
     if (!agent)
@@ -238,6 +240,9 @@ static void ask(struct http_request *req, struct agent *agent, json_t *body, int
 }
 
 void route_vm_agent_ask(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct vm vm;
+    if (api_vm_find(userdata, match, &vm, NULL) == 0 && api_wake(userdata, req, &vm, "its agent is asked"))
+        return;
     struct agent *agent = agent_of(userdata, req, match);
     json_t *body = agent ? parse_body(req) : NULL;
     int timeout_ms = 0;

@@ -237,7 +237,10 @@ void route_vm_exec(struct http_request *req, const struct http_match *match, voi
     const char *upgrade = http_request_header(req, "Upgrade");
     struct err err = {0};
     struct vm vm;
-    if (api_vm_find(api, match, &vm, &err) < 0 || check(api, &vm, &err) < 0) {
+    int r = api_vm_find(api, match, &vm, &err);
+    if (r == 0 && upgrade && strcmp(upgrade, PROTOCOL) == 0 && api_wake(api, req, &vm, "a program is to run in it"))
+        return;
+    if (r < 0 || check(api, &vm, &err) < 0) {
         api_fail(req, &err);
         return;
     }

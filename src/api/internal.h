@@ -139,6 +139,9 @@ enum wait_for {
 void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status,
               json_t *body);
 void api_wait_changed(struct api *api, const struct vm *vm);
+/* Brings a VM back that is hibernated, or about to be, for a request that needs it: the request is handled anew when it runs,
+ * or told why it does not come. Return: whether that was necessary; the handler returns then. */
+bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, const char *why);
 
 /* follow.c */
 void api_follow_console(struct api *api, struct http_request *req, const struct vm *vm);

@@ -4,6 +4,7 @@
 
 #include "api/internal.h"
 #include "base/fd.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
 
@@ -193,6 +194,19 @@ void route_session_cancel(struct http_request *req, const struct http_match *mat
         api_json(req, 200, json_pack("{s:o}", "session", api_session_json(api, &session)));
 }
 
+/* Somebody has opened the page: its desktop is wanted, and the page waits for it. */
+static void wake_desktop(struct api *api, const char *session_id) {
+    struct session session;
+    struct vm vm;
+    struct err err = {0};
+    if (sessions_get(api->sessions, session_id, &session, NULL) < 0 || session_status_is_end(session.status) ||
+        store_vm_get(api->store, session.vm_id, &vm, NULL) < 0 ||
+        (vm.state != VM_STATE_HIBERNATED && vm.state != VM_STATE_HIBERNATING))
+        return;
+    if (vms_resume(api->vms, vm.id, false, "the session's page", "its page was opened", &vm, &err) < 0)
+        log_warning("%s: %s", vm.id, err.detail);
+}
+
 void route_session_ticket(struct http_request *req, const struct http_match *match, void *userdata) {
     static const char *const known[] = {"ticket", NULL};
     struct api *api = userdata;
@@ -223,6 +237,7 @@ void route_session_ticket(struct http_request *req, const struct http_match *mat
     struct http_header header = {"Set-Cookie", value};
     struct http_response response = {.headers = &header, .n_headers = 1};
     http_respond(req, 204, &response);
+    wake_desktop(api, id);
     sodium_memzero(cookie, sizeof cookie);
     sodium_memzero(value, sizeof value);
 }

@@ -91,7 +91,7 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
     }
     if (r < 0)
         api_fail(req, &err);
-    else
+    else if (!api_wake(api, req, &vm, "its user asks for it"))
         api_wait(api, req, vm.id, wait ? WAIT_READY : WAIT_MADE, status, NULL);
 }
 

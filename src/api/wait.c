@@ -13,7 +13,8 @@ struct waiter {
     char vm_id[VM_ID_TEXT];
     enum wait_for what;
     int status;
-    json_t *body; /* the answer when all went well; NULL: the VM */
+    json_t *body;  /* the answer when all went well; NULL: the VM */
+    bool is_again; /* the request is handled anew then, in the place of an answer */
 };
 
 static void drop(struct waiter *w) {
@@ -72,6 +73,38 @@ static void answer(struct api *api, struct http_request *req, const struct vm *v
     api_json(req, status, body ? body : json_pack("{s:o}", "vm", api_vm_json(vm)));
 }
 
+static struct waiter *add(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what) {
+    struct waiter *w = calloc(1, sizeof *w);
+    if (!w)
+        return NULL;
+    *w = (struct waiter){.next = api->waiters, .api = api, .req = req, .what = what};
+    str_copy(w->vm_id, sizeof w->vm_id, vm_id);
+    api->waiters = w;
+    http_request_defer(req, on_gone, w);
+    return w;
+}
+
+bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, const char *why) {
+    char actor[STORE_ACTOR_MAX];
+    struct vm coming;
+    struct err err = {0};
+    bool is_away =
+        vm->state == VM_STATE_HIBERNATING || vm->state == VM_STATE_HIBERNATED || vm->state == VM_STATE_RESUMING;
+    if (!is_away || vms_is_over(api->vms, vm->id))
+        return false;
+    api_actor(api, req, actor);
+    if (vms_resume(api->vms, vm->id, false, actor, why, &coming, &err) < 0) {
+        api_fail(req, &err);
+        return true;
+    }
+    struct waiter *w = add(api, req, vm->id, WAIT_READY);
+    if (w)
+        w->is_again = true;
+    else
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
+    return true;
+}
+
 void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status,
               json_t *body) {
     struct vm vm;
@@ -85,16 +118,14 @@ void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum
         answer(api, req, &vm, what, status, body);
         return;
     }
-    struct waiter *w = calloc(1, sizeof *w);
+    struct waiter *w = add(api, req, vm_id, what);
     if (!w) {
         json_decref(body);
         http_problem(req, 500, "internal", NULL, "out of memory", NULL);
         return;
     }
-    *w = (struct waiter){.next = api->waiters, .api = api, .req = req, .what = what, .status = status, .body = body};
-    str_copy(w->vm_id, sizeof w->vm_id, vm_id);
-    api->waiters = w;
-    http_request_defer(req, on_gone, w);
+    w->status = status;
+    w->body = body;
 }
 
 void api_wait_changed(struct api *api, const struct vm *vm) {
@@ -107,8 +138,14 @@ void api_wait_changed(struct api *api, const struct vm *vm) {
         struct http_request *req = w->req;
         enum wait_for what = w->what;
         int status = w->status;
+        bool is_again = w->is_again && !is_stuck && !is_other(vm, what);
         json_t *body = json_incref(w->body);
         drop(w);
+        if (is_again) {
+            api_handle(req, api);
+            next = api->waiters; /* it may have added and ended others */
+            continue;
+        }
         if (!is_stuck) {
             answer(api, req, vm, what, status, body);
             continue;

@@ -258,6 +258,31 @@ def test_who_wants_it_while_it_is_put_to_rest_waits_and_is_served():
         check(d, "woken")
 
 
+def test_who_needs_it_wakes_it():
+    with resting() as d:
+        vm = d.create(wait=True)
+        needs = [("POST", "/api/users/u1/vm", {}, 200), ("POST", "/api/users/u1/vm?wait=ready", {}, 200),
+                 ("POST", f"/api/vms/{vm['id']}/agent", {"op": "health"}, 409)]  # it has no agent, and tells that awake
+        for method, path, body, status in needs:
+            d.mctl("vm", "hibernate", vm["id"])
+            answer = d.admin(method, path, body)
+            assert answer.status == status, answer.json
+            assert d.state_of(vm["id"]) == "running"
+            assert status != 200 or answer.json["vm"]["state"] == "running"
+            assert status != 409 or answer.json["code"] == "agent.none"
+        reasons = [e["reason"] for e in d.events(vm["id"]) if e["event"] == "resume"]
+        assert reasons == ["its user asks for it"] * 2 + ["its agent is asked"]
+        # What only looks wakes nobody.
+        d.mctl("vm", "hibernate", vm["id"])
+        for path in ("", "/events", "/console", "/diagnostics"):
+            assert d.admin("GET", f"/api/vms/{vm['id']}{path}").status == 200, path
+        assert d.admin("GET", f"/api/vms/{vm['id']}/agent").json["code"] == "vm.hibernated"
+        damage(d, vm, "flipped")
+        answer = d.admin("POST", "/api/users/u1/vm?wait=ready", {})
+        assert (answer.status, answer.json["code"]) == (503, "saved.broken")
+        assert d.state_of(vm["id"]) == "hibernated"
+
+
 # ---- kill -9 of the daemon ----
 
 def bring(d, state):
