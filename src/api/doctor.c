@@ -241,6 +241,10 @@ void route_vm_diagnostics(struct http_request *req, const struct http_match *mat
                 vm_state_name(vm.state));
         r = err_hint(&err, "mctl vm why %s tells its story", vm.id);
     }
+    if (r == 0 && vm.state == VM_STATE_HIBERNATED) {
+        err_set(&err, EALREADY, "vm.hibernated", "VM %s is hibernated: it has no TAP until it is brought back", vm.id);
+        r = err_hint(&err, "mctl vm resume %s", vm.id);
+    }
     if (r == 0)
         r = begin_words(api, &words, &err);
     if (r < 0) {

@@ -101,6 +101,12 @@ static int add_target(struct doctor_case *c, const char *tap, const struct docto
     return 0;
 }
 
+/* Put to rest, or on its way to it or back: it has no TAP, and misses none. */
+static bool is_away(const struct snap_vm *vm) {
+    return strcmp(vm->state, "hibernated") == 0 || strcmp(vm->state, "hibernating") == 0 ||
+           strcmp(vm->state, "resuming") == 0;
+}
+
 static int find_vm(struct doctor_case *c, const struct doctor_options *o, struct err *err) {
     const struct snap_vm *found = NULL;
     for (uint32_t i = 0; i < c->before->vms_count; i++) {
@@ -114,6 +120,11 @@ static int find_vm(struct doctor_case *c, const struct doctor_options *o, struct
     if (!found) {
         err_set(err, ENOENT, "doctor.no-such-vm", "no living VM is recorded whose id begins with %s", o->vm);
         return err_hint(err, "--state-dir says where the controller keeps its records; --tap and --guest-ip need none");
+    }
+    if (is_away(found) && !snap_link_by_name(c->before, found->tap)) {
+        err_set(err, EALREADY, "vm.hibernated", "VM %s is %s: it has no TAP until it is brought back", found->id,
+                found->state);
+        return err_hint(err, "mctl vm resume %s", found->id);
     }
     return add_target(c, found->tap, o, true) < 0 ? err_sys(err, ENOMEM, "doctor.failed", "find the VM") : 0;
 }
@@ -143,7 +154,7 @@ static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
             str_starts(s->links[i].name, "fc-vm-") && c->count < TARGETS_MAX)
             r = add_target(c, s->links[i].name, o, false);
     for (uint32_t i = 0; r == 0 && i < s->vms_count && c->count < TARGETS_MAX; i++)
-        if (!snap_link_by_name(s, s->vms[i].tap) && s->vms[i].pid)
+        if (!snap_link_by_name(s, s->vms[i].tap) && s->vms[i].pid && !is_away(&s->vms[i]))
             r = add_target(c, s->vms[i].tap, o, false);
     for (uint32_t i = 0; r == 0 && i < o->keep_count && c->count < TARGETS_MAX; i++)
         if (!is_target(c, o->keep[i].tap))

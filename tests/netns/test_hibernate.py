@@ -274,9 +274,15 @@ def test_who_needs_it_wakes_it():
         assert reasons == ["its user asks for it"] * 2 + ["its agent is asked"]
         # What only looks wakes nobody.
         d.mctl("vm", "hibernate", vm["id"])
-        for path in ("", "/events", "/console", "/diagnostics"):
+        for path in ("", "/events", "/console"):
             assert d.admin("GET", f"/api/vms/{vm['id']}{path}").status == 200, path
-        assert d.admin("GET", f"/api/vms/{vm['id']}/agent").json["code"] == "vm.hibernated"
+        for path in ("agent", "diagnostics"):
+            answer = d.admin("GET", f"/api/vms/{vm['id']}/{path}")
+            assert (answer.status, answer.json["code"]) == (409, "vm.hibernated")
+        assert d.doctor()[0] == 0, "the doctor misses the TAP of one that is at rest"
+        told = harness.run(harness.MCTL, "doctor", "--netns", d.name, "--state-dir", d.state, "--vm", vm["id"],
+                           check=False)
+        assert told.returncode == 1 and "hibernated" in told.stderr and "mctl vm resume" in told.stderr
         damage(d, vm, "flipped")
         answer = d.admin("POST", "/api/users/u1/vm?wait=ready", {})
         assert (answer.status, answer.json["code"]) == (503, "saved.broken")
