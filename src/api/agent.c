@@ -241,8 +241,12 @@ static void ask(struct http_request *req, struct agent *agent, json_t *body, int
 
 void route_vm_agent_ask(struct http_request *req, const struct http_match *match, void *userdata) {
     struct vm vm;
-    if (api_vm_find(userdata, match, &vm, NULL) == 0 && api_wake(userdata, req, &vm, "its agent is asked"))
-        return;
+    struct api *api = userdata;
+    if (api_vm_find(api, match, &vm, NULL) == 0) {
+        vms_used(api->vms, vm.id);
+        if (api_wake(api, req, &vm, "its agent is asked"))
+            return;
+    }
     struct agent *agent = agent_of(userdata, req, match);
     json_t *body = agent ? parse_body(req) : NULL;
     int timeout_ms = 0;

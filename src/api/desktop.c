@@ -379,6 +379,13 @@ bool api_desktop_is_watched(struct api *api, const char *session_id) {
     return false;
 }
 
+bool api_desktop_shows(const struct api *api, const char *vm_id) {
+    for (const struct desktop *d = api->desktops; d; d = d->next)
+        if (d->conn && strcmp(d->vm_id, vm_id) == 0)
+            return true;
+    return false;
+}
+
 static void on_stop_timer(void *userdata) {
     struct api *api = userdata;
     loop_quit(api->loop);

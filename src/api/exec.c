@@ -265,3 +265,10 @@ void api_exec_free(struct api *api) {
     while (api->execs)
         drop(api->execs);
 }
+
+bool api_exec_runs(const struct api *api, const char *vm_id) {
+    for (const struct exec *x = api->execs; x; x = x->next)
+        if (strcmp(x->vm_id, vm_id) == 0)
+            return true;
+    return false;
+}

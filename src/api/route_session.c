@@ -57,6 +57,11 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
     int r = vm_user_check(user, user_len, &err);
     if (r == 0 && !api_may_see(api, user))
         r = err_set(&err, ENOENT, "user.not-found", "there is no such user");
+    bool is_there = r == 0 && store_session_find(api->store, user, provider, &session, NULL) == 0;
+    if (r == 0 && !is_there && api_make_room(api, req, api->config->vm.type[VM_TYPE_BROWSER].memory_mib)) {
+        json_decref(body);
+        return;
+    }
     if (r == 0)
         r = sessions_start(api->sessions, user, provider, actor, &session, &is_new, &err);
     json_decref(body);

@@ -136,6 +136,7 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
         return r;
     }
     vms_on_change(params->vms, on_vm_changed, api);
+    vms_set_use(params->vms, api_in_use, api);
     sessions_listen(params->sessions,
                     &(struct sessions_listener){.watched = is_watched, .ended = on_session_ended, .userdata = api});
     *ret_api = api;
@@ -145,6 +146,7 @@ int api_new(const struct api_params *params, struct api **ret_api, struct err *e
 void api_free(struct api *api) {
     if (!api)
         return;
+    vms_set_use(api->vms, NULL, NULL);
     api_relay_stop(api);
     api_follow_free(api);
     api_exec_free(api);

@@ -84,6 +84,26 @@ static struct waiter *add(struct api *api, struct http_request *req, const char 
     return w;
 }
 
+bool api_make_room(struct api *api, struct http_request *req, uint32_t memory_mib) {
+    char id[VM_ID_TEXT];
+    if (vms_make_room(api->vms, memory_mib, id) == 0)
+        return false;
+    struct waiter *w = add(api, req, id, WAIT_AT_REST);
+    if (w)
+        w->is_again = true;
+    else
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
+    return true;
+}
+
+bool api_in_use(void *userdata, const struct vm *vm) {
+    struct api *api = userdata;
+    struct session session;
+    return api_exec_runs(api, vm->id) || api_desktop_shows(api, vm->id) ||
+           (vm->type == VM_TYPE_BROWSER && store_session_of_vm(api->store, vm->id, &session, NULL) == 0 &&
+            !session_status_is_end(session.status));
+}
+
 bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, const char *why) {
     char actor[STORE_ACTOR_MAX];
     struct vm coming;
@@ -92,6 +112,8 @@ bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, co
         vm->state == VM_STATE_HIBERNATING || vm->state == VM_STATE_HIBERNATED || vm->state == VM_STATE_RESUMING;
     if (!is_away || vms_is_over(api->vms, vm->id))
         return false;
+    if (vm->state == VM_STATE_HIBERNATED && api_make_room(api, req, vm->memory_mib))
+        return true;
     api_actor(api, req, actor);
     if (vms_resume(api->vms, vm->id, false, actor, why, &coming, &err) < 0) {
         api_fail(req, &err);
@@ -138,7 +160,7 @@ void api_wait_changed(struct api *api, const struct vm *vm) {
         struct http_request *req = w->req;
         enum wait_for what = w->what;
         int status = w->status;
-        bool is_again = w->is_again && !is_stuck && !is_other(vm, what);
+        bool is_again = w->is_again && !is_stuck && (what == WAIT_AT_REST || !is_other(vm, what));
         json_t *body = json_incref(w->body);
         drop(w);
         if (is_again) {

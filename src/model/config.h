@@ -37,6 +37,7 @@ struct config_vm_type {
     char image_dir[CONFIG_TEXT]; /* folder of the image's builds; empty: [image] directory */
     uint32_t boot_timeout_ms;    /* from the start of the VMM until the path works */
     uint16_t port;               /* TCP port by which the path is proven; 0: an ICMP echo */
+    uint32_t idle_after_ms;      /* without use, after which it is hibernated; 0: never */
 };
 
 struct config_vm {
@@ -57,6 +58,7 @@ struct config_vm {
     uint32_t probe_interval_ms;
     uint32_t probe_timeout_ms;
     uint32_t reach_interval_ms; /* between two looks at a running VM */
+    uint32_t idle_yields_ms;    /* without use, after which a VM may be hibernated to make room for another; 0: never */
     uint32_t stop_timeout_ms;   /* from the request to stop until the VMM is killed */
     struct config_vm_type type[VM_TYPE_COUNT];
 };

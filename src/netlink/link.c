@@ -145,6 +145,33 @@ int link_get_by_index(struct rtnl *rtnl, int index, struct link *ret, struct err
     return rtnl_ask(rtnl, &msg, link_parse, ret, err);
 }
 
+static void parse_stats(const struct nlattr *attr, void *data) {
+    struct rtnl_link_stats64 stats;
+    if (mnl_attr_get_type(attr) != IFLA_STATS64 ||
+        mnl_attr_get_payload_len(attr) < offsetof(struct rtnl_link_stats64, rx_errors))
+        return;
+    memcpy(&stats, mnl_attr_get_payload(attr), offsetof(struct rtnl_link_stats64, rx_errors));
+    *(uint64_t *)data = stats.rx_bytes + stats.tx_bytes;
+}
+
+static int traffic_parse(const struct nlmsghdr *nlh, void *ret_bytes) {
+    uint64_t bytes = 0;
+    if (nlh->nlmsg_type != RTM_NEWLINK)
+        return 0;
+    if (!rtnl_each_msg_attr(nlh, sizeof(struct ifinfomsg), parse_stats, &bytes))
+        return -EBADMSG;
+    *(uint64_t *)ret_bytes = bytes;
+    return 1;
+}
+
+/* ip -s link show NAME */
+int link_traffic(struct rtnl *rtnl, const char *name, uint64_t *ret_bytes, struct err *err) {
+    struct rtnl_msg msg;
+    rtnl_msg_begin(&msg, RTM_GETLINK, 0, sizeof(struct ifinfomsg));
+    rtnl_put_text(&msg, IFLA_IFNAME, name);
+    return rtnl_ask(rtnl, &msg, traffic_parse, ret_bytes, err);
+}
+
 /* ip link show */
 int link_dump(struct rtnl *rtnl, struct link **ret, size_t *ret_count, struct err *err) {
     struct rtnl_msg msg;

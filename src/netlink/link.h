@@ -43,6 +43,9 @@ bool link_name_is_valid(const char *name);
 int link_get_by_name(struct rtnl *rtnl, const char *name, struct link *ret, struct err *err);
 int link_get_by_index(struct rtnl *rtnl, int index, struct link *ret, struct err *err);
 
+/* Bytes that it has carried, both ways. Error also: -ENODEV. */
+int link_traffic(struct rtnl *rtnl, const char *name, uint64_t *ret_bytes, struct err *err);
+
 /* All links of the namespace; the caller frees *ret. */
 int link_dump(struct rtnl *rtnl, struct link **ret, size_t *ret_count, struct err *err);
 

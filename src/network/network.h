@@ -130,6 +130,9 @@ struct network_stopped {
 int network_stopped(struct network *network, const char *tap, struct network_stopped ret[RULESET_REASONS],
                     struct err *err);
 
+/* Bytes that a VM's TAP has carried, both ways, since it was made. For an event loop, as the one above. */
+int network_traffic(struct network *network, const char *tap, uint64_t *ret_bytes, struct err *err);
+
 /* A descriptor that becomes readable when somebody changes nftables in the namespace: network_heard() is to be called
  * then, and now and then. */
 int network_watch_fd(const struct network *network);

@@ -275,3 +275,8 @@ int network_tap_list(struct network *network, struct network_tap **ret, size_t *
         err_prefix(err, "list the TAPs of bridge %s", network->cfg.bridge);
     return r;
 }
+
+int network_traffic(struct network *network, const char *tap, uint64_t *ret_bytes, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock_asking(network);
+    return link_traffic(network->asking_rtnl, tap, ret_bytes, err);
+}

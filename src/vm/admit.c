@@ -13,26 +13,42 @@ static int check_count(struct vms *vms, struct err *err) {
 }
 
 /* What VMs have been promised, whether or not they use it: the kernel gives memory out when it is touched, and ends one
- * of them when there is none left. */
-static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
+ * of them when there is none left. Return: false where the host does not say how much it has. */
+struct promises {
+    uint64_t host_mib, limit_mib, promised_mib, need_mib;
+};
+
+static bool count_promises(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct promises *ret) {
     struct sysinfo info;
-    uint64_t promised = 0;
     if (sysinfo(&info) < 0)
-        return 0;
-    uint64_t host = ((uint64_t)info.totalram * info.mem_unit) >> 20;
-    uint64_t limit = host * vms->config->vm.memory_percent / 100;
+        return false;
+    *ret = (struct promises){.host_mib = ((uint64_t)info.totalram * info.mem_unit) >> 20,
+                             .need_mib = (uint64_t)vm->memory_mib + overhead_mib};
+    ret->limit_mib = ret->host_mib * vms->config->vm.memory_percent / 100;
     for (struct machine *m = vms->first; m; m = m->next)
         if (m->vm.state != VM_STATE_HIBERNATED)
-            promised += m->vm.memory_mib + overhead_mib;
-    uint64_t need = (uint64_t)vm->memory_mib + overhead_mib;
-    if (promised + need <= limit)
+            ret->promised_mib += m->vm.memory_mib + overhead_mib;
+    return true;
+}
+
+uint64_t vms_missing_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib) {
+    struct promises p;
+    if (!count_promises(vms, vm, overhead_mib, &p) || p.promised_mib + p.need_mib <= p.limit_mib)
+        return 0;
+    return p.promised_mib + p.need_mib - p.limit_mib;
+}
+
+static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
+    struct promises p;
+    if (vms_missing_mib(vms, vm, overhead_mib) == 0 || !count_promises(vms, vm, overhead_mib, &p))
         return 0;
     err_set(err, ENOSPC, "quota.memory",
             "a VM of %u MiB needs %llu MiB with its VMM; of the host's %llu MiB VMs may have %llu, and %u VMs have been"
             " promised %llu: %llu are left",
-            vm->memory_mib, (unsigned long long)need, (unsigned long long)host, (unsigned long long)limit, vms->count,
-            (unsigned long long)promised, (unsigned long long)(promised < limit ? limit - promised : 0));
-    return err_hint(err, "end some VMs, ask for less memory, or raise [vm] memory_percent");
+            vm->memory_mib, (unsigned long long)p.need_mib, (unsigned long long)p.host_mib,
+            (unsigned long long)p.limit_mib, vms->count, (unsigned long long)p.promised_mib,
+            (unsigned long long)(p.promised_mib < p.limit_mib ? p.limit_mib - p.promised_mib : 0));
+    return err_hint(err, "end or hibernate some VMs, ask for less memory, or raise [vm] memory_percent");
 }
 
 static uint32_t count_awake(const struct vms *vms) {

@@ -147,6 +147,7 @@ static void stays(struct hibernation *job) {
     snprintf(reason, sizeof reason, "it runs on: %.360s",
              job->is_taken_up ? "the controller ended before its memory was saved" : job->err.detail);
     hibernate_keep_error(m, &job->err);
+    m->rest_failed_ms = time_monotonic_ms();
     hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
 }
 

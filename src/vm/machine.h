@@ -58,7 +58,9 @@ struct machine {
     bool is_busy;   /* it is being made, put to rest or brought back: a worker has it */
     bool is_wanted; /* to be brought back as soon as it is hibernated, by wanted_actor */
     char wanted_actor[STORE_ACTOR_MAX];
-    int64_t resume_begun_ms; /* monotonic */
+    int64_t resume_begun_ms;                          /* monotonic */
+    int64_t idle_since_ms, looked_ms, rest_failed_ms; /* monotonic; 0: not yet (idle.c) */
+    uint64_t traffic_bytes;                           /* of its TAP, at the last look */
     enum {
         PREPARE_NOT,
         PREPARE_BEGUN,
@@ -98,6 +100,8 @@ struct vms {
     uint32_t count; /* machines */
     struct listener listeners[4];
     int listener_count;
+    vms_in_use_fn *in_use;
+    void *in_use_data;
     struct loop_timer *console_timer, *expire_timer;
     sd_event_source *guard; /* of the firewall */
     struct loop_timer *guard_timer;
@@ -193,6 +197,12 @@ int vms_not_live(struct vms *vms, const char *id, struct err *err);
 static inline bool machine_is_up(const struct machine *m) {
     return m->vm.state == VM_STATE_BOOTING || m->vm.state == VM_STATE_RUNNING || m->vm.state == VM_STATE_RESUMING;
 }
+
+/* idle.c: hibernates what nobody uses. To be called now and then. */
+void idle_check(struct vms *vms);
+
+/* admit.c: how many MiB are missing for a VM of that size; 0: there is room. */
+uint64_t vms_missing_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);

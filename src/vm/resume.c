@@ -377,6 +377,7 @@ int resume_begin(struct machine *m, bool cold, const char *actor, const char *re
     job->jail_fd =
         job->choice.ops->is_jailed ? confine_jail(m->vms->confine, job->choice.binary, job->choice.ops->opens_tap) : 0;
     m->prepare_words[0] = '\0';
+    m->traffic_bytes = 0; /* its TAP is another */
     hibernate_forget_error(m);
     if (submit(job) == 0)
         return 0;

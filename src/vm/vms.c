@@ -49,6 +49,7 @@ static void trim_consoles(void *userdata) {
         log_trim(path);
     }
     halt_check(vms);
+    idle_check(vms);
     look_for_image(vms);
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }

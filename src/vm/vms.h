@@ -89,6 +89,18 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
 int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, const char *reason, struct vm *ret_vm,
                struct err *err);
 
+/* Asks who is outside whether a VM is in use there: then it is not idle. */
+typedef bool vms_in_use_fn(void *userdata, const struct vm *vm);
+void vms_set_use(struct vms *vms, vms_in_use_fn *fn, void *userdata);
+
+/* Somebody has just used it. */
+void vms_used(struct vms *vms, const char *id);
+
+/* Begins to hibernate the VM that is idle for the longest time, where a VM of that size has no room and would have, if all that
+ * are idle long enough ([vm] idle_yields_after) were hibernated. Return: 1 with which, and who asked tries again when it is
+ * hibernated; 0: nothing can or need be done. */
+int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]);
+
 /* Whether it is about to be brought back though its record does not say so yet. */
 bool vms_is_wanted(struct vms *vms, const char *id);
 
