@@ -42,7 +42,8 @@ void cli_print_vm(json_t *vm) {
 }
 
 static bool is_settled(const char *state) {
-    return strcmp(state, "running") == 0 || strcmp(state, "stopped") == 0 || strcmp(state, "failed") == 0;
+    return strcmp(state, "running") == 0 || strcmp(state, "hibernated") == 0 || strcmp(state, "stopped") == 0 ||
+           strcmp(state, "failed") == 0;
 }
 
 int cli_wait_vm(struct cli *cli, json_t **vm) {

@@ -61,6 +61,8 @@ int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, 
 
 static void settle_again(void *userdata) {
     struct machine *m = userdata;
+    loop_timer_free(m->again); /* the next one may be of a probe */
+    m->again = NULL;
     hibernate_settle(m, m->owed_event, m->owed_reason);
 }
 
@@ -146,7 +148,8 @@ static void stays(struct hibernation *job) {
     char reason[VM_REASON_MAX];
     snprintf(reason, sizeof reason, "it runs on: %.360s",
              job->is_taken_up ? "the controller ended before its memory was saved" : job->err.detail);
-    hibernate_keep_error(m, &job->err);
+    if (!job->is_taken_up)
+        hibernate_keep_error(m, &job->err);
     m->rest_failed_ms = time_monotonic_ms();
     hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
 }

@@ -330,6 +330,8 @@ int64_t vms_boot_deadline_ms(struct vms *vms, const struct vm *vm) {
 
 int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
     vms->is_removing = true;
+    workers_finish(vms->makers);
+    workers_finish(vms->resters);
     for (struct machine *m = vms->first, *next; m; m = next) {
         next = m->next;
         if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)
