@@ -1,10 +1,12 @@
 #include "vm/hibernate.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -15,12 +17,14 @@
 
 #define AGAIN_MS 1000
 #define KILL_TIMEOUT_MS 5000
+#define LOST_GRACE_MS 2000
 
 struct hibernation {
     struct vms *vms;
     struct machine *m; /* for done() alone */
     struct vm vm;
     const struct vmm_ops *ops;
+    struct image image;
     char folder[VMS_PATH_MAX], accel[8];
     int pidfd;        /* the machine's */
     bool is_taken_up; /* by a daemon that did not begin it */
@@ -106,26 +110,50 @@ void hibernate_settle(struct machine *m, enum vm_event event, const char *reason
 
 /* ---- the worker ---- */
 
-static bool is_alive(int pidfd) {
+static bool is_alive(int pidfd, int wait_ms) {
     struct pollfd p = {.fd = pidfd, .events = POLLIN};
-    return pidfd >= 0 && poll(&p, 1, 0) == 0;
+    return pidfd >= 0 && poll(&p, 1, wait_ms) == 0;
+}
+
+/* Old builds of an image are removed some day; a VM is started with its own kernel, though, as often as that may be. Where the
+ * image is on another file system, it has to stay. */
+static void keep_boot_files(struct hibernation *job) {
+    const struct image *image = &job->image;
+    const struct {
+        const char *from, *name;
+    } files[] = {{image->kernel, "kernel"}, {image->initrd, "initrd"}, {image->vmlinux, "vmlinux"}};
+    char path[VMS_PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/" MACHINE_BOOT_FOLDER, job->folder);
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/" MACHINE_BOOT_FOLDER "/%s", job->folder, files[i].name);
+        if (*files[i].from && link(files[i].from, path) < 0 && errno != EEXIST && errno != EXDEV)
+            log_warning("%s: link %s: %s", job->vm.id, path, strerror(errno));
+    }
 }
 
 static int save(struct hibernation *job) {
     struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
     char version[VMM_VERSION_MAX];
+    keep_boot_files(job);
     int r = saved_begin(job->folder, &job->err);
     if (r == 0)
         r = job->ops->save(&saved, version, &job->err);
     return r < 0 ? r : saved_finish(job->folder, &job->vm, version, job->accel, &job->bytes, &job->err);
 }
 
-static void go_on(struct hibernation *job) {
+/* Return: whether it still lives. One that does not answer is mostly about to end: its sockets go first. */
+static bool go_on(struct hibernation *job) {
     struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
     struct err err = {0};
     saved_drop(job->folder, NULL);
-    if (job->ops->go(&saved, &err) < 0)
-        log_error("%s: it does not go on: %s", job->vm.id, err.detail);
+    if (job->ops->go(&saved, &err) == 0)
+        return is_alive(job->pidfd, 0);
+    if (!is_alive(job->pidfd, LOST_GRACE_MS))
+        return false;
+    log_error("%s: it does not go on: %s", job->vm.id, err.detail);
+    return true;
 }
 
 static void work(void *userdata) {
@@ -134,9 +162,7 @@ static void work(void *userdata) {
     if (!job->is_taken_up)
         save(job);
     job->is_saved = saved_is_whole(job->folder);
-    if (!job->is_saved && is_alive(job->pidfd))
-        go_on(job);
-    job->is_alive = !job->is_saved && is_alive(job->pidfd);
+    job->is_alive = !job->is_saved && is_alive(job->pidfd, 0) && go_on(job);
     if (!job->is_alive && hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err) < 0)
         log_error("%s: %s", job->vm.id, err.detail); /* its resume does it again */
 }
@@ -178,7 +204,8 @@ static void done(void *userdata) {
     free(job);
 }
 
-static int begin(struct machine *m, bool is_taken_up, struct err *err) {
+/* image: NULL where it is taken up. */
+static int begin(struct machine *m, const struct image *image, struct err *err) {
     struct vmm_choice choice = {0};
     struct hibernation *job = calloc(1, sizeof *job);
     if (!job)
@@ -188,8 +215,10 @@ static int begin(struct machine *m, bool is_taken_up, struct err *err) {
                                 .vm = m->vm,
                                 .ops = vmm_find(m->vm.vmm),
                                 .pidfd = m->pidfd,
-                                .is_taken_up = is_taken_up,
+                                .is_taken_up = !image,
                                 .begun_ms = time_monotonic_ms()};
+    if (image)
+        job->image = *image;
     vmm_choose(&m->vms->config->vm, &choice, NULL);
     str_copy(job->accel, sizeof job->accel, choice.accel);
     machine_user_folder(m->vms, m->vm.id, job->folder);
@@ -204,16 +233,15 @@ static int begin(struct machine *m, bool is_taken_up, struct err *err) {
 
 void hibernate_take_up(struct machine *m) {
     struct err err = {0};
-    if (begin(m, true, &err) < 0)
+    if (begin(m, NULL, &err) < 0)
         log_error("%s: %s", m->vm.id, err.detail);
 }
 
 /* ---- what callers want ---- */
 
-static int check(struct machine *m, struct err *err) {
+static int check(struct machine *m, struct image *ret_image, struct err *err) {
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     char folder[VMS_PATH_MAX];
-    struct image image;
     if (m->vm.state != VM_STATE_RUNNING || m->is_over || m->is_busy) {
         err_set(err, EPROTO, "vm.state", "VM %s is %s: only one that is running can be hibernated", m->vm.id,
                 vm_state_name(m->vm.state));
@@ -224,7 +252,7 @@ static int check(struct machine *m, struct err *err) {
     if (!ops || !ops->save)
         return err_set(err, EPROTO, "vmm.no-hibernation", "VM %s runs in %s, which this controller cannot hibernate",
                        m->vm.id, m->vm.vmm);
-    int r = vms_image_of(m->vms, &m->vm, &image, err);
+    int r = vms_image_of(m->vms, &m->vm, ret_image, err);
     machine_user_folder(m->vms, m->vm.id, folder);
     if (r == 0)
         r = saved_check_room(folder, &m->vm, err);
@@ -248,13 +276,14 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
         *ret_vm = m->vm;
         return 0;
     }
-    int r = check(m, err);
+    struct image image;
+    int r = check(m, &image, err);
     if (r == 0)
         r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
     if (r < 0)
         return r;
     machine_unwatch(m);
-    if (begin(m, false, err) < 0) {
+    if (begin(m, &image, err) < 0) {
         hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");
         return -ENOMEM;
     }

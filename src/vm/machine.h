@@ -187,7 +187,9 @@ void machine_evidence_folder(const struct vms *vms, const char *id, char ret_pat
 /* The image for the next VM of a type, with the disk size that is configured. Errors: those of image_open_for(). */
 int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, struct err *err);
 
-/* The image of a VM that there is, whatever is built meanwhile. Error: "image.gone". */
+/* The image of a VM that there is, whatever is built meanwhile; of one whose build was removed, what was kept of it in the VM's
+ * folder, which is enough to start a VMM. Error: "image.gone". */
+#define MACHINE_BOOT_FOLDER "boot" /* in the VM's folder: kernel, initrd, vmlinux as hard links */
 int vms_image_of(struct vms *vms, const struct vm *vm, struct image *ret_image, struct err *err);
 
 /* Why nothing can be done with a VM that has no machine: "vm.ended", or that there is none. */

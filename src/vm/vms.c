@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "base/log.h"
@@ -137,6 +138,22 @@ int vms_open_image(struct vms *vms, enum vm_type type, struct image *ret_image, 
     return r;
 }
 
+static bool kept_boot_files(struct vms *vms, const struct vm *vm, struct image *ret_image) {
+    struct image image = {0};
+    char folder[VMS_PATH_MAX];
+    machine_user_folder(vms, vm->id, folder);
+    str_copy(image.name, sizeof image.name, vm->image);
+    snprintf(image.kernel, sizeof image.kernel, "%s/" MACHINE_BOOT_FOLDER "/kernel", folder);
+    snprintf(image.initrd, sizeof image.initrd, "%s/" MACHINE_BOOT_FOLDER "/initrd", folder);
+    snprintf(image.vmlinux, sizeof image.vmlinux, "%s/" MACHINE_BOOT_FOLDER "/vmlinux", folder);
+    if (access(image.vmlinux, R_OK) < 0)
+        image.vmlinux[0] = '\0';
+    if (access(image.kernel, R_OK) < 0 || access(image.initrd, R_OK) < 0)
+        return false;
+    *ret_image = image;
+    return true;
+}
+
 /* Its build is beside the one that is current now, or still is it. */
 int vms_image_of(struct vms *vms, const struct vm *vm, struct image *ret_image, struct err *err) {
     const char *own = vms->config->vm.type[vm->type].image_dir, *build = strrchr(vm->image, '/');
@@ -147,6 +164,8 @@ int vms_image_of(struct vms *vms, const struct vm *vm, struct image *ret_image, 
         if (image_load(dir, ret_image, NULL) == 0 && strcmp(ret_image->name, vm->image) == 0)
             return 0;
     }
+    if (kept_boot_files(vms, vm, ret_image))
+        return 0;
     err_set(err, ENOENT, "image.gone", "its image %s is not there any more: what was made of it cannot be started anew",
             vm->image);
     return err_hint(err, "put the image's folder back below %s", *own ? own : vms->image_dir);

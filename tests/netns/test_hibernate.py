@@ -4,6 +4,7 @@ step, what is refused, what a memory that does not fit leads to. Real guests: te
 import contextlib
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -123,6 +124,22 @@ def test_it_is_kept_over_a_restart_and_costs_no_promised_memory():
         assert d.state_of(one["id"]) == "hibernated"
         d.mctl("vm", "destroy", two["id"], "--reason", "x")
         d.mctl("vm", "resume", one["id"])
+
+
+def test_an_image_that_was_removed_meanwhile_is_not_missed():
+    with resting() as d:
+        vm = d.create(wait=True)
+        d.mctl("vm", "hibernate", vm["id"])
+        base = pathlib.Path(d.config["image"]["directory"])
+        newer = base / "20270101T000000Z-1"
+        (base / "20260101T000000Z-0").rename(newer)
+        (base / "current").unlink()
+        (base / "current").symlink_to(newer.name)
+        d.mctl("vm", "resume", vm["id"])
+        d.mctl("vm", "hibernate", vm["id"])
+        d.mctl("vm", "resume", vm["id"])
+        assert d.vm(vm["id"])["image"] != d.create(user="u2")["image"]
+        says_nothing_bad(d, vm)
 
 
 def test_what_is_refused_changes_nothing():
