@@ -18,12 +18,14 @@
 #define LINE_MAX_BYTES (256U << 10)
 #define ANSWER_MS 30000 /* for one that is busy, or whose host is */
 #define STILL_MS 60000  /* without a byte more, it has got stuck */
+#define DEVICES_MIB 64  /* beside its memory */
 #define PAUSE_US 10000  /* between two looks at how far it is */
 #define LOG_TAIL 400
 
 struct qmp {
     const struct vmm_saved *saved;
     int fd;
+    int64_t answer_by_ms; /* monotonic; whatever else is said meanwhile */
     struct strbuf in;
 };
 
@@ -35,11 +37,10 @@ static void hang_up(struct qmp *q) {
 
 /* A line as JSON; the caller decrefs. Return: 0 or -errno. */
 static int read_line(struct qmp *q, json_t **ret_message) {
-    int64_t end_ms = time_monotonic_ms() + ANSWER_MS;
     char chunk[4096], *end;
     while (!(end = q->in.len ? memchr(q->in.data, '\n', q->in.len) : NULL)) {
         struct pollfd p = {.fd = q->fd, .events = POLLIN};
-        int64_t left_ms = end_ms - time_monotonic_ms();
+        int64_t left_ms = q->answer_by_ms - time_monotonic_ms();
         if (left_ms <= 0 || poll(&p, 1, (int)left_ms) == 0)
             return -ETIMEDOUT;
         ssize_t n = recv(q->fd, chunk, sizeof chunk, MSG_DONTWAIT);
@@ -98,6 +99,7 @@ static int ask(struct qmp *q, const char *command, const char *arguments, int fd
     char text[256];
     snprintf(text, sizeof text, "{\"execute\":\"%s\",\"arguments\":%s,\"id\":1}\n", command, arguments);
     json_t *message = NULL, *answer = NULL;
+    q->answer_by_ms = time_monotonic_ms() + ANSWER_MS;
     int r = send_line(q, text, fd);
     while (r == 0 && !answer) {
         json_decref(message);
@@ -136,7 +138,8 @@ static int take_version(json_t *greeting, char ret_version[VMM_VERSION_MAX]) {
 static int dial(struct qmp *q, const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err) {
     _cleanup_close_ int dir = open(saved->folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     json_t *greeting = NULL;
-    *q = (struct qmp){.saved = saved, .fd = -1, .in = {.max = LINE_MAX_BYTES}};
+    *q = (struct qmp){
+        .saved = saved, .fd = -1, .answer_by_ms = time_monotonic_ms() + ANSWER_MS, .in = {.max = LINE_MAX_BYTES}};
     int r = dir < 0 ? -errno : fd_connect_unix(dir, QMP_SOCKET, 0, 0, &q->fd); /* a daemon has made it, as root */
     if (r == 0)
         r = read_line(q, &greeting);
@@ -172,6 +175,9 @@ static int wait_until_done(struct qmp *q, int memory_fd, struct err *err) {
             seen = at;
             seen_ms = now_ms;
         }
+        /* Pages that are zero take no room, so it is less than that; more is not memory. */
+        if (at > ((off_t)q->saved->vm->memory_mib + DEVICES_MIB) << 20)
+            return err_set(err, EFBIG, "vmm.talk", "it is more than the VM's memory");
         if (now_ms - seen_ms > STILL_MS)
             return err_set(err, ETIMEDOUT, "vmm.talk", "it stands still at %lld bytes", (long long)at);
     }
