@@ -1,10 +1,18 @@
 """VMs that are put to rest and brought back, with a real guest: what was in it goes on, and it is told that it was away."""
 
+import contextlib
+import os
+import random
+import signal
+import subprocess
 import time
 
+import harness
 from harness import daemon, wait_for
 from test_agent import ask as ask_agent
 from test_guest import echoes, pings
+
+CYCLES = int(os.environ.get("MC_GUEST_CYCLES", "20"))
 
 
 def ask(d, vm, op, **more):
@@ -79,3 +87,40 @@ def test_exec_wakes_it():
         assert run(d, vm, "sh", "-c", KEPT) == "kept memory lives"
         assert d.state_of(vm["id"]) == "running"
         assert [e["reason"] for e in d.events(vm["id"]) if e["event"] == "resume"] == ["a program is to run in it"]
+
+
+def settle(d, vm, what):
+    wait_for(lambda: d.state_of(vm["id"]) in ("running", "hibernated"), 90, 0.2)
+    told = d.vm(vm["id"])
+    if told["state"] == "running":
+        return
+    assert d.taps() == [] and d.processes() == [], what
+    assert (d.state / "users" / vm["id"] / "saved" / "saved.json").exists(), (what, told)
+    d.mctl("vm", "resume", vm["id"])
+
+
+def test_cycles_with_kills_of_the_daemon():
+    """Nothing that was in the guest is ever lost, whenever the daemon dies."""
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    with daemon() as d:
+        vm = d.create(wait=True)
+        leave_something(d, vm)
+        for cycle in range(CYCLES):
+            what = f"seed {seed} cycle {cycle}"
+            verb = "hibernate" if d.state_of(vm["id"]) == "running" else "resume"
+            caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],
+                                      stderr=subprocess.DEVNULL)
+            if rng.random() < 0.6:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    caller.wait(rng.random() * 2.5)
+                d.stop(signal.SIGKILL)
+                caller.wait(60)
+                d.start()
+                settle(d, vm, what)
+            else:
+                assert caller.wait(120) == 0, (what, d.log.read_text()[-3000:])
+            if d.state_of(vm["id"]) == "running":
+                # A daemon that has just started takes a moment to find it.
+                wait_for(lambda: d.admin("GET", f"/api/vms/{vm['id']}/agent").json["agent"]["state"] == "ready", 60, 0.1)
+                assert run(d, vm, "sh", "-c", KEPT) == "kept memory lives", what
