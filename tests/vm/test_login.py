@@ -194,8 +194,9 @@ def test_other_flows_and_a_daemon_that_is_killed_meanwhile(host):
         assert give(begun["paste"], bad).status == 400
     assert begun["paste"].get().json["login"]["takes_code"] is True
     assert give(begun["paste"], f"{SECRET}-pasted").json == {"given": True}
-    for login in begun.values():
-        login.consent()
+    for tool, login in begun.items():
+        if tool != "paste":  # which is done already
+            login.consent()
         login.wait("completed")
         assert login.get("/credentials/status").json["stored"] is True
 
