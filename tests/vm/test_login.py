@@ -221,8 +221,7 @@ def test_nothing_secret_is_left(host):
         wait_for(lambda: d.state_of(vm["id"]) in ("stopped", "failed"), 60, 0.2)
     # What tools and pages had. The word alone is in the profiles that the test wrote, and so in the daemon's memory.
     needles = [f"{SECRET}-{what}".encode() for what in ("token", "state", "challenge", "pasted", "error", "check")]
-    sealed = list((d.state / "evidence").glob("*/session.json"))
-    assert len(sealed) >= 11
+    assert list((d.state / "evidence").glob("*/session.json")), "there is something to search"
     found = [(path, n) for path in places_of(d) for n in needles if n in path.read_bytes()]
     found += [(where, n) for where, data in memory_of(d.process.pid) for n in needles if n in data]
     assert not found
