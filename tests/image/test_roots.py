@@ -17,12 +17,13 @@ BARE = {"systemd", "systemd-sysv", "udev", "acpid", "kmod", "linux-image-cloud-a
 # what else must be found, but what every one of them lacks.
 KINDS = {
     "debootstrap-foreign": (["debootstrap", "--foreign", "--variant=minbase"], BARE | {"libc6"},
-                            {"root.folder-missing", "root.init", "account.no-passwd"}),
-    "mmdebstrap-essential": ([*MMDEBSTRAP, "--variant=essential"], BARE, {"root.init", "kernel.modules-missing"}),
+                            {"root.folder-missing", "root.init", "account.no-passwd", "files.hosts-missing"}),
+    "debootstrap": (["debootstrap"], {"acpid", "linux-image-cloud-amd64"}, {"kernel.modules-missing", "identity.machine-id"}),
+    "mmdebstrap-essential": ([*MMDEBSTRAP, "--variant=essential"], BARE, {"root.init", "kernel.modules-missing", "files.hosts-missing"}),
     "mmdebstrap-server": ([*MMDEBSTRAP, "--variant=apt", f"--include={SERVER}", "--customize-hook=chroot $1 systemctl enable nftables"],
-                          {"acpid", "linux-image-cloud-amd64"}, {"ssh.server", "identity.secret", "network.firewall"}),
+                          {"acpid", "linux-image-cloud-amd64"}, {"ssh.server", "identity.secret", "network.firewall", "files.hosts-missing"}),
 }
-ALL = {"unit.missing", "files.hosts-missing", "files.resolver-fixed", "package.missing"}
+ALL = {"unit.missing", "files.resolver-fixed", "package.missing"}
 
 
 def make_root(name):
