@@ -134,7 +134,7 @@ static void keep_boot_files(struct hibernation *job) {
 }
 
 static int save(struct hibernation *job) {
-    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
+    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN, .accel = job->accel};
     char version[VMM_VERSION_MAX];
     keep_boot_files(job);
     int r = saved_begin(job->folder, &job->err);
@@ -177,6 +177,7 @@ static void stays(struct hibernation *job) {
     if (!job->is_taken_up)
         hibernate_keep_error(m, &job->err);
     m->rest_failed_ms = time_monotonic_ms();
+    m->is_unloadable = strcmp(job->err.code, "vmm.other") == 0;
     hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
 }
 
@@ -204,9 +205,8 @@ static void done(void *userdata) {
     free(job);
 }
 
-/* image: NULL where it is taken up. */
-static int begin(struct machine *m, const struct image *image, struct err *err) {
-    struct vmm_choice choice = {0};
+/* image, accel: NULL where it is taken up. */
+static int begin(struct machine *m, const struct image *image, const char *accel, struct err *err) {
     struct hibernation *job = calloc(1, sizeof *job);
     if (!job)
         return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
@@ -219,8 +219,7 @@ static int begin(struct machine *m, const struct image *image, struct err *err) 
                                 .begun_ms = time_monotonic_ms()};
     if (image)
         job->image = *image;
-    vmm_choose(&m->vms->config->vm, &choice, NULL);
-    str_copy(job->accel, sizeof job->accel, choice.accel);
+    str_copy(job->accel, sizeof job->accel, accel ? accel : "");
     machine_user_folder(m->vms, m->vm.id, job->folder);
     m->is_busy = true;
     hibernate_forget_error(m);
@@ -233,13 +232,22 @@ static int begin(struct machine *m, const struct image *image, struct err *err) 
 
 void hibernate_take_up(struct machine *m) {
     struct err err = {0};
-    if (begin(m, NULL, &err) < 0)
+    if (begin(m, NULL, NULL, &err) < 0)
         log_error("%s: %s", m->vm.id, err.detail);
 }
 
 /* ---- what callers want ---- */
 
-static int check(struct machine *m, struct image *ret_image, struct err *err) {
+/* It is of no use to save what this host would not load. */
+static int check_vmm(struct machine *m, struct vmm_choice *ret_choice, struct err *err) {
+    int r = vmm_choose(&m->vms->config->vm, ret_choice, err);
+    if (r < 0 || strcmp(ret_choice->ops->name, m->vm.vmm) == 0)
+        return r;
+    return err_set(err, EPROTO, "vmm.other", "it was made by %s, and this host has %s now", m->vm.vmm,
+                   ret_choice->ops->name);
+}
+
+static int check(struct machine *m, struct image *ret_image, struct vmm_choice *ret_choice, struct err *err) {
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     char folder[VMS_PATH_MAX];
     if (m->vm.state != VM_STATE_RUNNING || m->is_over || m->is_busy) {
@@ -252,7 +260,9 @@ static int check(struct machine *m, struct image *ret_image, struct err *err) {
     if (!ops || !ops->save)
         return err_set(err, EPROTO, "vmm.no-hibernation", "VM %s runs in %s, which this controller cannot hibernate",
                        m->vm.id, m->vm.vmm);
-    int r = vms_image_of(m->vms, &m->vm, ret_image, err);
+    int r = check_vmm(m, ret_choice, err);
+    if (r == 0)
+        r = vms_image_of(m->vms, &m->vm, ret_image, err);
     machine_user_folder(m->vms, m->vm.id, folder);
     if (r == 0)
         r = saved_check_room(folder, &m->vm, err);
@@ -277,13 +287,14 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
         return 0;
     }
     struct image image;
-    int r = check(m, &image, err);
+    struct vmm_choice choice;
+    int r = check(m, &image, &choice, err);
     if (r == 0)
         r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
     if (r < 0)
         return r;
     machine_unwatch(m);
-    if (begin(m, &image, err) < 0) {
+    if (begin(m, &image, choice.accel, err) < 0) {
         hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");
         return -ENOMEM;
     }

@@ -183,6 +183,22 @@ static int wait_until_done(struct qmp *q, int memory_fd, struct err *err) {
     }
 }
 
+/* The machine's state is that of what runs it, and the host may have come to something else since it was started. */
+static int check_accel(struct qmp *q, struct err *err) {
+    json_t *answer = NULL;
+    int is_kvm = -1;
+    int r = ask(q, "query-kvm", "{}", -1, &answer, err);
+    if (r < 0)
+        return r;
+    json_unpack(answer, "{s?b}", "enabled", &is_kvm);
+    json_decref(answer);
+    if (is_kvm == (strcmp(q->saved->accel, "kvm") == 0))
+        return 0;
+    err_set(err, EPROTO, "vmm.other", "it is run by %s, and this host would load its memory into one that %s runs",
+            is_kvm ? "KVM" : "TCG", strcmp(q->saved->accel, "kvm") == 0 ? "KVM" : "TCG");
+    return err_hint(err, "set [vm] accel to what it was started with; the VM runs on");
+}
+
 static int open_memory(const struct vmm_saved *saved, int flags, int *ret_fd, struct err *err) {
     char path[640];
     snprintf(path, sizeof path, "%s/%s/" MEMORY_FILE, saved->folder, saved->name);
@@ -200,6 +216,8 @@ int qmp_save(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], s
     int r = open_memory(saved, O_WRONLY | O_CREAT | O_EXCL, &fd, err);
     if (r == 0)
         r = dial(&q, saved, ret_version, err);
+    if (r == 0)
+        r = check_accel(&q, err);
     if (r == 0)
         r = ask(&q, "stop", "{}", -1, NULL, err);
     if (r == 0)

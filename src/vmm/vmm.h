@@ -47,6 +47,7 @@ struct vmm_saved {
     const char *folder;  /* of the VM */
     const struct vm *vm; /* pid and uid are those of its VMM */
     const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
+    const char *accel;   /* what will run it when it is loaded: save() refuses a machine that something else runs */
 };
 
 /* A conversation with a VMM, under way on the loop. */
@@ -121,7 +122,7 @@ struct vmm_ops {
      * nothing had been, after a failure too. ret_version is of this VMM: what saves and what loads are to be the same.
      * load() gives a machine that start() began with is_to_load its memory; it stands still then, and go() begins. A
      * failure leaves the files as they are, and a VMM that is good for nothing.
-     * Errors: "vmm.save", "vmm.load" with the VMM's words; "vmm.other-version". */
+     * Errors: "vmm.talk" with the VMM's words; "vmm.other" of save(); "vmm.other-version" of load(). */
     int (*save)(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err);
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);

@@ -160,6 +160,31 @@ def test_what_is_refused_changes_nothing():
         check(d, "refused")
 
 
+def test_what_this_host_would_not_load_is_not_saved():
+    with resting(cli_idle_after="3") as d:
+        vm = d.admin("POST", "/api/users/u1/vm?wait=ready", {"vcpus": 3}).json["vm"]  # run by KVM, says the double
+        (first,) = lives(d, vm["id"])
+        r = d.admin("POST", f"/api/vms/{vm['id']}/hibernate")
+        assert (r.status, r.json["code"]) == (409, "vmm.other") and "run by KVM" in r.json["detail"], r.json
+        d.wait_state(vm["id"], "running")
+        check(d, "another accelerator")
+        assert lives(d, vm["id"]) == [first], "it was stopped"
+        d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+        d.stop()
+        d.config["vm"].pop("cli_idle_after")
+        d.start()
+        vm = d.create(wait=True)
+        for code, status, config in (("vmm.unusable", 503, {"vmm": "qemu", "accel": "kvm"}),
+                                     ("vmm.other", 409, {"vmm": "firecracker", "firecracker_binary": "/bin/true"})):
+            d.stop()
+            d.config["vm"].update(config)
+            d.start()
+            r = d.admin("POST", f"/api/vms/{vm['id']}/hibernate")
+            assert (r.status, r.json["code"]) == (status, code), r.json
+            assert d.state_of(vm["id"]) == "running"
+        check(d, "another VMM")
+
+
 def test_when_the_disk_is_full_in_the_middle_it_runs_on():
     with resting(start=False) as d:
         d.state.mkdir()
@@ -221,7 +246,8 @@ def test_a_memory_that_does_not_fit_is_kept_and_a_cold_start_offered(what, code)
         d.mctl("vm", "hibernate", vm["id"])
         damage(d, vm, what)
         r = d.admin("POST", f"/api/vms/{vm['id']}/resume")
-        assert r.status in (409, 503) and r.json["code"] == code and "--cold" in r.json["hint"], r.json
+        assert (r.status, r.json["code"]) == (503 if code == "saved.broken" else 409, code), r.json
+        assert "--cold" in r.json["hint"]
         check(d, what)
         told = d.vm(vm["id"])
         assert told["state"] == "hibernated" and told["reason"] == r.json["detail"]

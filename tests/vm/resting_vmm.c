@@ -24,6 +24,7 @@ static struct { uint64_t life, runs; } memory;
 static uint8_t mac[6], ip[4];
 static int client = -1, handed = -1;
 static bool runs, waits; /* waits: for its memory */
+static bool is_kvms;     /* by its own word, where it has 3 processors */
 static const char *migration = "";
 static uint64_t saved_words;
 
@@ -91,6 +92,9 @@ static void on_command(const char *line) {
         snprintf(answer, sizeof answer, "{\"return\": {\"status\": \"%s\"%s}, \"id\": 1}\n",
                  *migration ? migration : "none",
                  strcmp(migration, "failed") == 0 ? ", \"error-desc\": \"Input/output error\"" : "");
+    else if (strstr(line, "query-kvm"))
+        snprintf(answer, sizeof answer, "{\"return\": {\"enabled\": %s, \"present\": true}, \"id\": 1}\n",
+                 is_kvms ? "true" : "false");
     else if (strstr(line, "query-status"))
         snprintf(answer, sizeof answer, "{\"return\": {\"running\": %s, \"status\": \"%s\"}, \"id\": \"status\"}\n",
                  runs ? "true" : "false", runs ? "running" : "paused");
@@ -188,6 +192,7 @@ static void take_arguments(int argc, char **argv) {
         if (at && sscanf(at, " ip=%15[0-9.]", text) == 1)
             inet_pton(AF_INET, text, ip);
         waits |= strcmp(argv[i], "-incoming") == 0;
+        is_kvms |= strcmp(argv[i], "-smp") == 0 && i + 1 < argc && strcmp(argv[i + 1], "3") == 0;
     }
 }
 
