@@ -102,7 +102,7 @@ static void wait_for_agent(struct login *l) {
 static void begin_again(struct login *l, const char *why) {
     stop_guest(l);
     forget_page(l);
-    if (++l->again > AGAIN_MAX) {
+    if (!vms_is_at_rest(l->vms, l->vm_id) && ++l->again > AGAIN_MAX) {
         fail_with(l, "login.lost", "the agent in the VM was lost again and again, and the login with it");
         return;
     }
@@ -398,7 +398,9 @@ static void look_for_agent(struct login *l) {
     struct agent *agent = vms_agent(l->vms, l->vm_id);
     struct err err = {0};
     l->had_agent = l->had_agent || agent;
-    if (!l->had_agent) {
+    if (vms_is_at_rest(l->vms, l->vm_id)) { /* for as long as the session may last */
+        wait_for_agent(l);
+    } else if (!l->had_agent) {
         fail_with(l, "agent.none", "the image of its VM has no agent: no tool can be logged in there");
     } else if (agent && agent_state(agent) == AGENT_READY) {
         if (l->checks_first)

@@ -276,6 +276,12 @@ bool vms_is_wanted(struct vms *vms, const char *id) {
     return m && m->is_wanted;
 }
 
+bool vms_is_at_rest(struct vms *vms, const char *id) {
+    struct machine *m = machine_find(vms, id);
+    return m && (m->vm.state == VM_STATE_HIBERNATING || m->vm.state == VM_STATE_HIBERNATED ||
+                 m->vm.state == VM_STATE_RESUMING);
+}
+
 int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                   struct err *err) {
     struct machine *m = machine_find(vms, id);
@@ -289,10 +295,14 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
     struct image image;
     struct vmm_choice choice;
     int r = check(m, &image, &choice, err);
-    if (r == 0)
-        r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
     if (r < 0)
         return r;
+    m->is_busy = true; /* who hears of it, or loses the agent by it, may end the VM */
+    r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
+    if (r < 0) {
+        m->is_busy = false;
+        return r;
+    }
     machine_unwatch(m);
     if (begin(m, &image, choice.accel, err) < 0) {
         hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");

@@ -104,6 +104,9 @@ int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT])
 /* Whether it is about to be brought back though its record does not say so yet. */
 bool vms_is_wanted(struct vms *vms, const char *id);
 
+/* Whether it is hibernated, or on its way there or back: its agent is away then. */
+bool vms_is_at_rest(struct vms *vms, const char *id);
+
 /* Whether a VM has ended or is about to, though its record does not say so yet. */
 bool vms_is_over(struct vms *vms, const char *id);
 

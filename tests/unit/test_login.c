@@ -14,12 +14,18 @@
 
 static struct {
     struct agent *agent;
+    bool is_at_rest;
     char home[96], user[64];
 } fake;
 
 struct agent *__wrap_vms_agent(struct vms *vms, const char *id);
 struct agent *__wrap_vms_agent(struct vms *vms, const char *id) {
     return fake.agent;
+}
+
+bool __wrap_vms_is_at_rest(struct vms *vms, const char *id);
+bool __wrap_vms_is_at_rest(struct vms *vms, const char *id) {
+    return fake.is_at_rest;
 }
 
 struct guest_home __wrap_guest_home(enum vm_type type);
@@ -343,6 +349,42 @@ static void a_lost_agent_begins_it_anew(void **state) {
     ended_well(f);
 }
 
+/* Its agent is away as often and as long as that is. */
+static void a_hibernated_vm_is_waited_for(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, false);
+    for (unsigned i = 0; i < 6; i++) {
+        wait_url(f);
+        assert_int_equal(f->again, i);
+        fake.is_at_rest = true;
+        stop_guest(f);
+        for (int64_t end_ms = time_monotonic_ms() + 600; time_monotonic_ms() < end_ms;)
+            sd_event_run(loop_event(f->rig.loop), 20000);
+        assert_false(f->is_over);
+        start_guest(f);
+        fake.is_at_rest = false;
+    }
+    wait_url(f);
+    touch("consent");
+    wait_end(f);
+    ended_well(f);
+}
+
+/* One that was begun by an earlier daemon has never seen its agent. */
+static void a_hibernated_vm_may_still_get_its_agent(void **state) {
+    struct fixture *f = *state;
+    struct agent *agent = fake.agent;
+    fake.agent = NULL;
+    fake.is_at_rest = true;
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, true);
+    for (int64_t end_ms = time_monotonic_ms() + 600; time_monotonic_ms() < end_ms;)
+        sd_event_run(loop_event(f->rig.loop), 20000);
+    assert_false(f->is_over);
+    fake.agent = agent;
+    fake.is_at_rest = false;
+    wait_url(f);
+}
+
 static void a_new_daemon_looks_whether_it_is_done(void **state) {
     struct fixture *f = *state;
     /* An earlier one had it done, and died before it was in the vault. */
@@ -464,6 +506,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(a_code_is_pasted, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_tool_that_goes_on_is_ended, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_lost_agent_begins_it_anew, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_hibernated_vm_is_waited_for, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_hibernated_vm_may_still_get_its_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_looks_whether_it_is_done, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_image_without_an_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_login_can_be_left_at_any_time, set_up, tear_down),
