@@ -247,6 +247,15 @@ static int check_vmm(struct machine *m, struct vmm_choice *ret_choice, struct er
                    ret_choice->ops->name);
 }
 
+/* With what is being written, or waits for a worker: all of them have the same room. */
+static uint64_t memory_on_its_way(const struct machine *m) {
+    uint64_t mib = m->vm.memory_mib;
+    for (const struct machine *other = m->vms->first; other; other = other->next)
+        if (other->vm.state == VM_STATE_HIBERNATING)
+            mib += other->vm.memory_mib;
+    return mib;
+}
+
 static int check(struct machine *m, struct image *ret_image, struct vmm_choice *ret_choice, struct err *err) {
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     char folder[VMS_PATH_MAX];
@@ -265,7 +274,7 @@ static int check(struct machine *m, struct image *ret_image, struct vmm_choice *
         r = vms_image_of(m->vms, &m->vm, ret_image, err);
     machine_user_folder(m->vms, m->vm.id, folder);
     if (r == 0)
-        r = saved_check_room(folder, &m->vm, err);
+        r = saved_check_room(folder, memory_on_its_way(m), err);
     if (r < 0)
         err_prefix(err, "hibernate %s", m->vm.id);
     return r;

@@ -17,7 +17,7 @@
 #include "vm/hibernate.h"
 
 #define LOOK_MS 5000         /* between two looks at one VM */
-#define FRESH_MS 1000        /* a look that old is not relied on when one is to yield */
+#define FRESH_MS 1000        /* a look that old is not relied on when one is to rest */
 #define TRAFFIC_BYTES_S 1000 /* and more is use; our own probes are some 200 at their quickest */
 #define LOAD_MAX 0.3         /* of one processor, over a minute */
 #define AFTER_FAILURE_MS 60000
@@ -73,16 +73,24 @@ static int put_to_rest(struct machine *m, const char *why, struct err *err) {
     return r;
 }
 
+static bool is_one_on_its_way(const struct vms *vms) {
+    for (const struct machine *m = vms->first; m; m = m->next)
+        if (m->vm.state == VM_STATE_HIBERNATING)
+            return true;
+    return false;
+}
+
+/* One after the other: nobody waits for their memory, and until its turn came a VM would be away for those who want it. */
 void idle_check(struct vms *vms) {
     int64_t now_ms = time_monotonic_ms();
     for (struct machine *m = vms->first, *next; m; m = next) {
         struct err err = {0};
         int64_t after_ms = vms->config->vm.type[m->vm.type].idle_after_ms;
         next = m->next;
-        if (m->looked_ms && now_ms - m->looked_ms < LOOK_MS)
-            continue;
-        look(m, now_ms);
-        if (after_ms > 0 && idle_ms(m, now_ms) >= after_ms && put_to_rest(m, "", &err) < 0)
+        bool is_ripe = after_ms > 0 && idle_ms(m, now_ms) >= after_ms && !is_one_on_its_way(vms);
+        if (!m->looked_ms || now_ms - m->looked_ms >= (is_ripe ? FRESH_MS : LOOK_MS))
+            look(m, now_ms);
+        if (is_ripe && idle_ms(m, now_ms) >= after_ms && put_to_rest(m, "", &err) < 0)
             log_warning("%s", err.detail);
     }
 }

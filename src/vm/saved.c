@@ -38,16 +38,17 @@ static int sync_path(const char *path, struct err *err) {
     return fd < 0 || fsync(fd) < 0 ? err_sys(err, errno, "saved.write", "write %s to the disk", path) : 0;
 }
 
-int saved_check_room(const char *folder, const struct vm *vm, struct err *err) {
+int saved_check_room(const char *folder, uint64_t memory_mib, struct err *err) {
     struct statvfs st;
     if (statvfs(folder, &st) < 0)
         return err_sys(err, errno, "saved.write", "look at the file system of %s", folder);
-    uint64_t free_bytes = (uint64_t)st.f_bavail * st.f_frsize, need = ((uint64_t)vm->memory_mib << 20) + SPARE_BYTES;
+    uint64_t free_bytes = (uint64_t)st.f_bavail * st.f_frsize, need = (memory_mib << 20) + SPARE_BYTES;
     if (free_bytes >= need)
         return 0;
-    err_set(err, ENOSPC, "disk.no-room",
-            "its memory may take %llu MiB with what is left to others, and the file system of %s has %llu MiB free",
-            (unsigned long long)(need >> 20), folder, (unsigned long long)(free_bytes >> 20));
+    err_set(
+        err, ENOSPC, "disk.no-room",
+        "its memory may take %llu MiB with what others take and are left, and the file system of %s has %llu MiB free",
+        (unsigned long long)(need >> 20), folder, (unsigned long long)(free_bytes >> 20));
     return err_hint(err, "free some space there; the VM runs on");
 }
 

@@ -17,9 +17,9 @@
 #define SAVED_WHOLE "saved"
 #define SAVED_BEGUN "saved.tmp"
 
-/* Whether there is room for the memory of this VM in folder, all of it, with some to spare for the others' disks.
+/* Whether there is room for that much memory in folder, all of it, with some to spare for the others' disks.
  * Error: "disk.no-room" -ENOSPC. */
-int saved_check_room(const char *folder, const struct vm *vm, struct err *err);
+int saved_check_room(const char *folder, uint64_t memory_mib, struct err *err);
 
 /* Makes an empty SAVED_BEGUN, in the place of one that a crash left. Any thread, as all of these. */
 int saved_begin(const char *folder, struct err *err);

@@ -355,6 +355,22 @@ def test_what_nobody_uses_is_hibernated_and_what_somebody_uses_is_not():
         assert d.admin("POST", "/api/users/b/vm", {}).json["vm"]["state"] == "running"
 
 
+def test_the_idle_go_one_after_the_other_and_each_counts_those_on_their_way():
+    with resting(cli_idle_after="4") as d:
+        vms = [d.create(user=u, wait=True) for u in "abc"]
+        pids = d.processes()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that a save takes as long as this test wants
+        wait_for(lambda: any(d.state_of(v["id"]) == "hibernating" for v in vms), 40)
+        time.sleep(9)  # another look at all of them
+        assert sorted(d.state_of(v["id"]) for v in vms) == ["hibernating", "running", "running"]
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        for vm in vms:
+            d.wait_state(vm["id"], "hibernated", 40)
+        check(d, "one after the other")
+
+
 def test_the_idle_make_room_before_a_vm_is_refused():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     size = max(512, total // 40)
