@@ -273,6 +273,10 @@ int saved_drop(const char *folder, struct err *err) {
     if (rename(whole, begun) < 0)
         return errno == ENOENT ? 0 : err_sys(err, errno, "saved.write", "rename %s", whole);
     r = sync_path(folder, err);
+    if (r < 0) { /* a crash could bring the name back */
+        rename(begun, whole);
+        return r;
+    }
     dir_remove(begun); /* what stays of it is not whole */
-    return r;
+    return 0;
 }

@@ -1,4 +1,5 @@
 /* Saved memory: what is whole, what is not, and what is refused. */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +10,16 @@
 #include "base/fd.h"
 #include "cmocka_all.h"
 #include "vm/saved.h"
+
+static bool is_disk_broken;
+
+/* The C library's, but for a disk that is broken. */
+int __wrap_fsync(int fd);
+int __real_fsync(int fd);
+int __wrap_fsync(int fd) {
+    errno = EIO;
+    return is_disk_broken ? -1 : __real_fsync(fd);
+}
 
 struct fixture {
     char folder[64];
@@ -83,6 +94,20 @@ static void what_was_saved_is_whole_and_checks(void **state) {
     assert_int_equal(saved_drop(f->folder, &err), 0);
 }
 
+static void what_cannot_be_dropped_for_certain_stays_whole(void **state) {
+    struct fixture *f = *state;
+    char version[VMM_VERSION_MAX] = "";
+    struct err err = {0};
+    save(f);
+    is_disk_broken = true;
+    assert_int_equal(saved_drop(f->folder, &err), -EIO);
+    is_disk_broken = false;
+    assert_true(saved_is_whole(f->folder));
+    assert_int_equal(saved_check(f->folder, &f->vm, "tcg", version, &err), 0);
+    assert_int_equal(saved_drop(f->folder, &err), 0);
+    assert_false(saved_is_whole(f->folder));
+}
+
 static void what_a_crash_left_is_never_whole(void **state) {
     struct fixture *f = *state;
     struct err err = {0};
@@ -131,6 +156,7 @@ static void a_full_disk_is_told_before(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_was_saved_is_whole_and_checks, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_cannot_be_dropped_for_certain_stays_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(what_a_crash_left_is_never_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(what_does_not_fit_is_refused_and_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(a_full_disk_is_told_before, setup, teardown),
