@@ -26,6 +26,7 @@
 #include "base/time.h"
 #include "vm/evidence.h"
 #include "vm/machine.h"
+#include "vm/saved.h"
 
 #define AGAIN_MS 1000
 #define KILL_TIMEOUT_MS 5000
@@ -89,6 +90,7 @@ static void remove_parts(struct ending *job) {
         snprintf(path, sizeof path, "%s/%s", job->folder, names[i]);
         unlink(path);
     }
+    saved_drop(job->folder, NULL); /* a user's memory is no evidence, and this is all that stays on a full disk */
     r = confine_remove(job->vms->confine, job->folder, job->e.vm.id);
     if (r < 0)
         log_warning("%s: remove its control group: %s", job->e.vm.id, strerror(-r));

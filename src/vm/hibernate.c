@@ -165,6 +165,8 @@ static void work(void *userdata) {
     job->is_alive = !job->is_saved && is_alive(job->pidfd, 0) && go_on(job);
     if (!job->is_alive && hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err) < 0)
         log_error("%s: %s", job->vm.id, err.detail); /* its resume does it again */
+    if (!job->is_saved)
+        saved_drop(job->folder, NULL); /* what it had written of it */
 }
 
 /* ---- the loop ---- */

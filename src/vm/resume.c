@@ -121,6 +121,7 @@ static int take_up(struct resumption *job, struct err *err) {
     struct pollfd p = {.fd = job->pidfd, .events = POLLIN};
     if (saved_is_whole(job->folder))
         return err_set(err, EINTR, "vm.resume", "the controller ended before its memory was loaded: it is kept");
+    saved_drop(job->folder, NULL); /* the rest of it */
     if (job->is_gone || job->pidfd < 0 || poll(&p, 1, 0) != 0)
         return err_set(err, EIO, "vm.resume", "its VMM ended before it was reached%s%s: " MEMORY_GONE,
                        *job->how ? ", " : "", job->how);

@@ -78,6 +78,7 @@ def check(d, what):
     assert set(crash.groups([v["id"] for v in vms])) <= {v["id"] for v in awake}, what
     for vm in vms:
         says_nothing_bad(d, vm)
+        assert not (folder_of(d, vm) / "saved.tmp").exists(), (what, vm)
         kept = (folder_of(d, vm) / "saved").exists()
         assert kept == (vm["state"] == "hibernated"), (what, vm)
     return vms
@@ -219,6 +220,23 @@ def test_when_the_disk_is_full_in_the_middle_it_runs_on():
             harness.run("umount", "-l", d.state)
 
 
+def test_where_its_evidence_cannot_be_kept_its_memory_goes_all_the_same():
+    with resting(start=False) as d:
+        (d.state / "evidence").mkdir(parents=True)
+        harness.run("mount", "-t", "tmpfs", "-o", "ro,size=1m,mode=700", "tmpfs", d.state / "evidence")
+        try:
+            d.start()
+            vm = d.create(wait=True)
+            d.mctl("vm", "hibernate", vm["id"])
+            assert list(folder_of(d, vm).rglob("memory"))
+            d.mctl("vm", "destroy", vm["id"], "--reason", "x")
+            assert (folder_of(d, vm) / "console.log").exists(), "its evidence was sealed"
+            assert not list(folder_of(d, vm).rglob("memory"))
+        finally:
+            d.stop()
+            harness.run("umount", "-l", d.state / "evidence")
+
+
 def damage(d, vm, what):
     saved = folder_of(d, vm) / "saved"
     manifest = json.loads((saved / "saved.json").read_text())
@@ -285,6 +303,42 @@ def test_a_vmm_that_is_killed_in_the_middle_loses_no_vm(when):
         assert d.taps() == [] and d.processes() == []
         d.mctl("vm", "resume", vm["id"], "--cold")
         check(d, when)
+
+
+def die_while_it_saves(d):
+    """The one VM, whose VMM stands still before it has written anything, and its pid."""
+    vm = d.create(wait=True)
+    (pid,) = d.processes()
+    os.kill(pid, signal.SIGSTOP)
+    caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", "hibernate", vm["id"]],
+                              stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder_of(d, vm) / "saved.tmp" / "memory").exists())
+    d.stop(signal.SIGKILL)
+    caller.wait(60)
+    return vm, pid
+
+
+def test_half_a_memory_is_not_kept():
+    with resting() as d:
+        vm, pid = die_while_it_saves(d)
+        os.kill(pid, signal.SIGKILL)
+        d.start()
+        d.wait_state(vm["id"], "hibernated")
+        assert not (folder_of(d, vm) / "saved.tmp").exists()
+        d.mctl("vm", "resume", vm["id"], "--cold")
+        check(d, "cold")
+
+
+def test_a_tap_that_was_taken_off_meanwhile_is_put_back():
+    with resting() as d:
+        vm, pid = die_while_it_saves(d)
+        d.netns("ip", "link", "set", vm["tap"], "nomaster", "down")
+        os.kill(pid, signal.SIGCONT)
+        d.start()
+        d.wait_state(vm["id"], "running")
+        assert "master br0" in d.netns("ip", "link", "show", vm["tap"]).stdout
+        d.netns("ping", "-c1", "-W10", vm["ip"])
+        check(d, "its TAP")
 
 
 def test_who_wants_it_while_it_is_put_to_rest_waits_and_is_served():
