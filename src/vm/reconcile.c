@@ -121,6 +121,9 @@ static int take_up(struct vms *vms, const struct vm *vm, struct err *err) {
     if (vm->state == VM_STATE_HIBERNATING || vm->state == VM_STATE_RESUMING) {
         if (!alive)
             open_unrecorded(m);
+        /* Its disk is kept whatever comes of it: without a TAP too. */
+        if (m->pidfd >= 0 && network_tap_restore(vms->network, vm->tap, vm->id, err) < 0)
+            log_warning("%s: %s", vm->id, err->detail);
         if (vm->state == VM_STATE_HIBERNATING)
             hibernate_take_up(m);
         else
