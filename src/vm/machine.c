@@ -174,6 +174,8 @@ static void on_proven(struct machine *m) {
         log_error("%s: %s", m->vm.id, err.detail);
         return;
     }
+    if (m->vm.state != VM_STATE_RUNNING) /* who was told of it has ended it: the deadline is the stop's */
+        return;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
 }

@@ -255,6 +255,8 @@ static int go_on(struct machine *m, const char *more) {
         log_error("%s: %s", m->vm.id, err.detail); /* the next probe tries again */
         return r;
     }
+    if (m->vm.state != VM_STATE_RUNNING) /* who was told of it has ended it: the deadline is the stop's */
+        return 0;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
     return 0;
@@ -277,9 +279,10 @@ void resume_late(struct machine *m) {
         return;
     }
     str_copy(probe, sizeof probe, *m->last_probe ? m->last_probe : "no probe was answered");
-    if (go_on(m, probe) == 0)
+    int r = go_on(m, probe);
+    if (r == 0 && m->vm.state == VM_STATE_RUNNING)
         machine_set_reachable(m, false, probe);
-    else if (m->deadline)
+    else if (r < 0 && m->deadline)
         loop_timer_again(m->deadline, PREPARE_TIMEOUT_MS);
 }
 
