@@ -179,6 +179,8 @@ static void stays(struct hibernation *job) {
     if (!job->is_taken_up)
         hibernate_keep_error(m, &job->err);
     m->rest_failed_ms = time_monotonic_ms();
+    m->was_away = true;
+    m->preparing = PREPARE_NOT;
     m->is_unloadable = strcmp(job->err.code, "vmm.other") == 0;
     hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
 }

@@ -28,9 +28,11 @@ void resume_take_up(struct machine *m);
 /* Begins to bring back a VM that is hibernated: vms_resume(). */
 int resume_begin(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err);
 
-/* Of a VM that is resuming. The agent answers: its clock is set and its random numbers are renewed. */
+/* The agent answers: where the guest was away, its clock is set and its random numbers are renewed. */
 void resume_prepare(struct machine *m);
 void resume_stop_preparing(struct machine *m);
+
+/* Of a VM that is resuming. */
 /* A probe was answered: whether the VM is running now. */
 bool resume_prove(struct machine *m);
 /* Not proven in time, and its VMM has ended. */

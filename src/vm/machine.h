@@ -62,6 +62,7 @@ struct machine {
     int64_t resume_begun_ms;                          /* monotonic */
     int64_t idle_since_ms, looked_ms, rest_failed_ms; /* monotonic; 0: not yet (idle.c) */
     uint64_t traffic_bytes;                           /* of its TAP, at the last look */
+    bool was_away;                                    /* its guest stood still, and has not been told */
     enum {
         PREPARE_NOT,
         PREPARE_BEGUN,

@@ -174,6 +174,7 @@ static void done(void *userdata) {
     struct machine *m = job->m;
     m->is_busy = false;
     m->resume_begun_ms = job->begun_ms;
+    m->was_away = true;
     m->preparing = PREPARE_NOT;
     if (job->result == 0) {
         if (m->pidfd != job->pidfd)
@@ -290,14 +291,27 @@ void resume_late(struct machine *m) {
 
 static void prepared(struct machine *m) {
     m->preparing = PREPARE_DONE;
+    m->was_away = false;
+    if (m->vm.state == VM_STATE_RUNNING)
+        machine_note(m, LOG_LEVEL_INFO, "guest-told", m->prepare_words);
     if (m->again && !m->probe)
         loop_timer_again(m->again, 0);
+}
+
+/* Whether the agent went meanwhile: then all of it is done when it is there again. */
+static bool is_to_be_told_again(struct machine *m, const struct err *err) {
+    if (!err || (strcmp(err->code, "agent.gone") != 0 && strcmp(err->code, "agent.not-ready") != 0))
+        return false;
+    m->preparing = PREPARE_NOT;
+    return true;
 }
 
 static void on_seeded(void *userdata, json_t *ok, const struct err *err) {
     struct machine *m = userdata;
     size_t len = strlen(m->prepare_words);
     m->prepare_job = NULL;
+    if (is_to_be_told_again(m, err))
+        return;
     snprintf(m->prepare_words + len, sizeof m->prepare_words - len,
              ok ? ", random numbers renewed" : ", random numbers not renewed (%.60s)", err ? err->detail : "");
     prepared(m);
@@ -307,11 +321,13 @@ static void renew_random(struct machine *m) {
     static const struct agent_handler handler = {.done = on_seeded};
     uint8_t seed[SEED_BYTES];
     char hex[2 * SEED_BYTES + 1];
+    struct err err = {0};
     if (getrandom(seed, sizeof seed, 0) != sizeof seed)
         memset(seed, 0, sizeof seed); /* worth nothing to the guest, and no harm */
     str_hex(seed, sizeof seed, hex);
     if (agent_begin(m->agent, json_pack("{s:s, s:s}", "op", "random.seed", "seed", hex), PREPARE_TIMEOUT_MS, &handler,
-                    m, &m->prepare_job, NULL) < 0)
+                    m, &m->prepare_job, &err) < 0 &&
+        !is_to_be_told_again(m, &err))
         prepared(m);
     explicit_bzero(seed, sizeof seed);
     explicit_bzero(hex, sizeof hex);
@@ -321,6 +337,8 @@ static void on_clock(void *userdata, json_t *ok, const struct err *err) {
     struct machine *m = userdata;
     json_int_t by_ms = 0;
     m->prepare_job = NULL;
+    if (is_to_be_told_again(m, err))
+        return;
     if (ok && json_unpack(ok, "{s:I}", "changed_by_ms", &by_ms) == 0)
         snprintf(m->prepare_words, sizeof m->prepare_words, "clock set, %.1f s on", (double)by_ms / 1000);
     else
@@ -330,7 +348,7 @@ static void on_clock(void *userdata, json_t *ok, const struct err *err) {
 
 void resume_prepare(struct machine *m) {
     static const struct agent_handler handler = {.done = on_clock};
-    if (m->vm.state != VM_STATE_RESUMING || m->preparing != PREPARE_NOT)
+    if (!m->was_away || m->preparing != PREPARE_NOT)
         return;
     m->preparing = PREPARE_BEGUN;
     if (agent_begin(m->agent, json_pack("{s:s, s:I}", "op", "clock.set", "realtime_ms", (json_int_t)time_realtime_ms()),
