@@ -18,6 +18,11 @@ struct promises {
     uint64_t host_mib, limit_mib, promised_mib, need_mib;
 };
 
+/* Hibernated, or it was when it was told to end: it has no VMM. */
+static bool is_asleep(const struct machine *m) {
+    return m->vm.state == VM_STATE_HIBERNATED || (m->vm.state == VM_STATE_STOPPING && m->pidfd < 0 && !m->is_busy);
+}
+
 static bool count_promises(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct promises *ret) {
     struct sysinfo info;
     if (sysinfo(&info) < 0)
@@ -26,7 +31,7 @@ static bool count_promises(struct vms *vms, const struct vm *vm, uint32_t overhe
                              .need_mib = (uint64_t)vm->memory_mib + overhead_mib};
     ret->limit_mib = ret->host_mib * vms->config->vm.memory_percent / 100;
     for (struct machine *m = vms->first; m; m = m->next)
-        if (m->vm.state != VM_STATE_HIBERNATED)
+        if (!is_asleep(m))
             ret->promised_mib += m->vm.memory_mib + overhead_mib;
     return true;
 }
@@ -54,7 +59,7 @@ static int check_memory(struct vms *vms, const struct vm *vm, uint32_t overhead_
 static uint32_t count_awake(const struct vms *vms) {
     uint32_t n = 0;
     for (const struct machine *m = vms->first; m; m = m->next)
-        n += m->vm.state != VM_STATE_HIBERNATED;
+        n += !is_asleep(m);
     return n;
 }
 
