@@ -40,8 +40,6 @@ static void resume(struct api *api, struct http_request *req, const struct vm *v
         http_problem(req, 400, "query.bad-value", NULL, "the parameter cold is 1 or not there", NULL);
         return;
     }
-    if (vm->state == VM_STATE_HIBERNATED && api_make_room(api, req, vm->memory_mib))
-        return;
     api_actor(api, req, actor);
     if (vms_resume(api->vms, vm->id, *cold != '\0', actor, reason, &coming, &err) < 0)
         api_fail(req, &err);

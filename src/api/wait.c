@@ -112,8 +112,6 @@ bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, co
         vm->state == VM_STATE_HIBERNATING || vm->state == VM_STATE_HIBERNATED || vm->state == VM_STATE_RESUMING;
     if (!is_away || vms_is_over(api->vms, vm->id))
         return false;
-    if (vm->state == VM_STATE_HIBERNATED && api_make_room(api, req, vm->memory_mib))
-        return true;
     api_actor(api, req, actor);
     if (vms_resume(api->vms, vm->id, false, actor, why, &coming, &err) < 0) {
         api_fail(req, &err);

@@ -70,22 +70,18 @@ static void settle_again(void *userdata) {
     hibernate_settle(m, m->owed_event, m->owed_reason);
 }
 
-/* Who wants it back, or gone, while it was on its way has waited for this. */
+/* Who wants it gone while it was on its way has waited for this; who wants it back, or its room, too. */
 static void on_settled(struct machine *m) {
     char actor[STORE_ACTOR_MAX];
+    struct vms *vms = m->vms;
     struct err err = {0};
-    bool is_wanted = m->is_wanted;
-    m->is_wanted = false;
+    m->is_wanted = m->is_wanted && m->vm.state == VM_STATE_HIBERNATED;
     str_copy(actor, sizeof actor, m->stop_actor);
     if (m->vm.state == VM_STATE_STOPPING)
         machine_end(m, VM_EVENT_ENDED, actor, m->vm.reason, NULL);
     else if (m->vm.state == VM_STATE_RUNNING && machine_watch(m, &err) < 0)
         log_error("%s: %s", m->vm.id, err.detail);
-    else if (is_wanted && m->vm.state == VM_STATE_HIBERNATED &&
-             resume_begin(m, false, m->wanted_actor, "it was wanted while it was put to rest", &err) < 0) {
-        hibernate_keep_error(m, &err);
-        machine_tell(m); /* who waits for it hears why it does not come */
-    }
+    resume_wanted(vms);
 }
 
 void hibernate_settle(struct machine *m, enum vm_event event, const char *reason) {

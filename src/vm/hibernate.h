@@ -25,8 +25,8 @@
 void hibernate_take_up(struct machine *m);
 void resume_take_up(struct machine *m);
 
-/* Begins to bring back a VM that is hibernated: vms_resume(). */
-int resume_begin(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err);
+/* Begins to bring back those that are wanted and hibernated, or to make room for them. To be called when one has settled. */
+void resume_wanted(struct vms *vms);
 
 /* The agent answers: where the guest was away, its clock is set and its random numbers are renewed. */
 void resume_prepare(struct machine *m);

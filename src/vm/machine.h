@@ -57,8 +57,9 @@ struct machine {
     char stop_actor[STORE_ACTOR_MAX];
     bool is_busy;       /* it is being made, put to rest or brought back: a worker has it */
     bool is_unloadable; /* this host would not load what its VMM saves */
-    bool is_wanted;     /* to be brought back as soon as it is hibernated, by wanted_actor */
-    char wanted_actor[STORE_ACTOR_MAX];
+    bool is_wanted;     /* to be brought back as soon as it is hibernated, and others are that make room for it */
+    bool wanted_cold;
+    char wanted_actor[STORE_ACTOR_MAX], wanted_reason[VM_REASON_MAX];
     int64_t resume_begun_ms;                          /* monotonic */
     int64_t idle_since_ms, looked_ms, rest_failed_ms; /* monotonic; 0: not yet (idle.c) */
     uint64_t traffic_bytes;                           /* of its TAP, at the last look */

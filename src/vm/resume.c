@@ -365,6 +365,13 @@ void resume_stop_preparing(struct machine *m) {
 
 /* ---- what callers want ---- */
 
+static void want(struct machine *m, bool cold, const char *actor, const char *reason) {
+    m->is_wanted = true;
+    m->wanted_cold = cold;
+    str_copy(m->wanted_actor, sizeof m->wanted_actor, actor);
+    str_copy(m->wanted_reason, sizeof m->wanted_reason, reason);
+}
+
 static int choose(struct machine *m, struct resumption *job, struct err *err) {
     struct vms *vms = m->vms;
     int r = vmm_choose(&vms->config->vm, &job->choice, err);
@@ -378,7 +385,7 @@ static int choose(struct machine *m, struct resumption *job, struct err *err) {
     return r;
 }
 
-int resume_begin(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err) {
+static int begin(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err) {
     struct resumption *job = new_resumption(m);
     if (!job)
         return err_sys(err, ENOMEM, "vm.resume", "resume %s", m->vm.id);
@@ -408,6 +415,40 @@ int resume_begin(struct machine *m, bool cold, const char *actor, const char *re
     return err_sys(err, ENOMEM, "vm.resume", "resume %s", m->vm.id);
 }
 
+/* Where room is being made for it, it comes when that is there. */
+static int begin_or_wait(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err) {
+    char id[VM_ID_TEXT];
+    if (vms_make_room(m->vms, m->vm.memory_mib, id) > 0) {
+        want(m, cold, actor, reason);
+        return 0;
+    }
+    return begin(m, cold, actor, reason, err);
+}
+
+static struct machine *find_wanted(struct vms *vms) {
+    struct machine *m = vms->first;
+    while (m && (!m->is_wanted || m->vm.state != VM_STATE_HIBERNATED || m->is_busy || m->is_over))
+        m = m->next;
+    return m;
+}
+
+void resume_wanted(struct vms *vms) {
+    char actor[STORE_ACTOR_MAX], reason[VM_REASON_MAX];
+    struct err err = {0};
+    struct machine *m;
+    while ((m = find_wanted(vms))) {
+        str_copy(actor, sizeof actor, m->wanted_actor);
+        str_copy(reason, sizeof reason, m->wanted_reason);
+        m->is_wanted = false;
+        if (begin_or_wait(m, m->wanted_cold, actor, reason, &err) < 0) {
+            hibernate_keep_error(m, &err);
+            machine_tell(m); /* who waits for it hears why it does not come */
+        }
+        if (m->is_wanted)
+            return; /* with the next that settles */
+    }
+}
+
 int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, const char *reason, struct vm *ret_vm,
                struct err *err) {
     struct machine *m = machine_find(vms, id);
@@ -415,10 +456,9 @@ int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, co
         return vms_not_live(vms, id, err);
     int r = 0;
     if (m->vm.state == VM_STATE_HIBERNATING) {
-        m->is_wanted = true;
-        str_copy(m->wanted_actor, sizeof m->wanted_actor, actor);
+        want(m, cold, actor, reason);
     } else if (m->vm.state == VM_STATE_HIBERNATED && !m->is_busy) {
-        r = resume_begin(m, cold, actor, reason, err);
+        r = m->is_wanted ? 0 : begin_or_wait(m, cold, actor, reason, err);
     } else if (m->vm.state != VM_STATE_RESUMING && m->vm.state != VM_STATE_RUNNING) {
         r = err_set(err, EPROTO, "vm.state", "VM %s is %s: only one that is hibernated can be resumed", id,
                     vm_state_name(m->vm.state));

@@ -84,7 +84,8 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
                   struct err *err);
 
 /* Brings one back that is hibernated, or will be in a moment; a running one is no error. On return it is "resuming", and
- * soon "running", or "hibernated" again with the reason. cold: from its disk alone, and what was in memory is dropped.
+ * soon "running", or "hibernated" again with the reason; or it is wanted (vms_is_wanted()) until there is room for it, where
+ * that is being made (vms_make_room()). cold: from its disk alone, and what was in memory is dropped.
  * Errors: -ENOENT; "vm.ended"; "vm.state", "saved.none", "vmm.other" (-EPROTO); "image.gone"; those of an admission. */
 int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, const char *reason, struct vm *ret_vm,
                struct err *err);
@@ -101,7 +102,8 @@ void vms_used(struct vms *vms, const char *id);
  * hibernated; 0: nothing can or need be done. */
 int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]);
 
-/* Whether it is about to be brought back though its record does not say so yet. */
+/* Whether it is about to be brought back though its record does not say so yet: it is on its way to be hibernated, or waits for
+ * room. */
 bool vms_is_wanted(struct vms *vms, const char *id);
 
 /* Whether it is hibernated, or on its way there or back: its agent is away then. */

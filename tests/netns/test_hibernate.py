@@ -441,7 +441,10 @@ def test_the_idle_make_room_before_a_vm_is_refused():
         # And back: now the others have to be idle.
         assert d.admin("POST", f"/api/vms/{first['id']}/resume").status == 507
         time.sleep(8)
+        others = [subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", "resume", first["id"]])
+                  for _ in range(3)]
         d.mctl("vm", "resume", first["id"])
+        assert [other.wait(60) for other in others] == [0, 0, 0]
         assert sorted(d.state_of(v["id"]) for v in (second, third)) == ["hibernated", "running"]
         check(d, "room was made")
 
