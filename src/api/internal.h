@@ -139,9 +139,9 @@ enum wait_for {
 void api_wait(struct api *api, struct http_request *req, const char *vm_id, enum wait_for what, int status,
               json_t *body);
 void api_wait_changed(struct api *api, const struct vm *vm);
-/* Where a VM of that size has no room, and would have if idle ones were hibernated: begins that, and the request is handled anew
+/* Where that VM lacks nothing but room, and would have if idle ones were hibernated: begins that, and the request is handled anew
  * when one of them is. Return: whether that was so; the handler returns then. */
-bool api_make_room(struct api *api, struct http_request *req, uint32_t memory_mib);
+bool api_make_room(struct api *api, struct http_request *req, const struct vms_request *request);
 /* Whether somebody uses a VM through this API, or for a session. */
 bool api_in_use(void *userdata, const struct vm *vm);
 bool api_exec_runs(const struct api *api, const char *vm_id);

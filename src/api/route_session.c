@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "session/providers.h"
 
 #define TICKET_MAX_S 3600
 
@@ -38,6 +39,7 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
     size_t user_len = 0, provider_len = 0;
     json_int_t lifetime_s = api->config->session.ticket_ms / 1000;
     struct session session;
+    struct provider profile;
     struct err err = {0};
     char actor[STORE_ACTOR_MAX], ticket[SESSIONS_SECRET_TEXT], url[CONFIG_TEXT + 192];
     bool is_new;
@@ -58,7 +60,10 @@ void route_auth_start(struct http_request *req, const struct http_match *match, 
     if (r == 0 && !api_may_see(api, user))
         r = err_set(&err, ENOENT, "user.not-found", "there is no such user");
     bool is_there = r == 0 && store_session_find(api->store, user, provider, &session, NULL) == 0;
-    if (r == 0 && !is_there && api_make_room(api, req, api->config->vm.type[VM_TYPE_BROWSER].memory_mib)) {
+    struct vms_request request = {.user = user, .type = VM_TYPE_BROWSER};
+    if (r == 0)
+        r = provider_use(api->config->session.providers, provider, &profile, &err);
+    if (r == 0 && !is_there && api_make_room(api, req, &request)) {
         json_decref(body);
         return;
     }

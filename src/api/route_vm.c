@@ -85,8 +85,7 @@ void route_user_vm_create(struct http_request *req, const struct http_match *mat
     int r = request.type == VM_TYPE_CLI ? find_cli_vm(api, user, &vm, &err) : -ENOENT;
     if (r == -ENOENT || (r == 0 && vms_is_over(api->vms, vm.id))) {
         char actor[STORE_ACTOR_MAX];
-        if (api_make_room(api, req,
-                          request.memory_mib ? request.memory_mib : api->config->vm.type[request.type].memory_mib))
+        if (api_make_room(api, req, &request))
             return;
         api_actor(api, req, actor);
         status = 201;

@@ -84,9 +84,9 @@ static struct waiter *add(struct api *api, struct http_request *req, const char 
     return w;
 }
 
-bool api_make_room(struct api *api, struct http_request *req, uint32_t memory_mib) {
+bool api_make_room(struct api *api, struct http_request *req, const struct vms_request *request) {
     char id[VM_ID_TEXT];
-    if (vms_make_room(api->vms, memory_mib, id) == 0)
+    if (vms_make_room(api->vms, request, id) == 0)
         return false;
     struct waiter *w = add(api, req, id, WAIT_AT_REST);
     if (w)

@@ -36,6 +36,9 @@ void store_close(struct store *store);
  * user has `quota` live VMs already. */
 int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err);
 
+/* Whether the user may have one more: as store_vm_claim(). */
+int store_vm_check_quota(struct store *store, const char *user, uint32_t quota, struct err *err);
+
 /* Return: 0 or -ENOENT, or another -errno with err. */
 int store_vm_get(struct store *store, const char *id, struct vm *ret_vm, struct err *err);
 

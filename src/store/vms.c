@@ -55,7 +55,7 @@ static int trim_events(struct store *store, const char *vm_id, struct err *err) 
     return query_step(&q, err);
 }
 
-static int check_quota(struct store *store, const char *user, uint32_t quota, struct err *err) {
+int store_vm_check_quota(struct store *store, const char *user, uint32_t quota, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store, "SELECT count(*) FROM vm WHERE user = ? AND ended = 0", err);
     if (r < 0)
@@ -109,7 +109,7 @@ int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, con
     int r = store_begin(store, err);
     if (r < 0)
         return r;
-    r = check_quota(store, vm->user, quota, err);
+    r = store_vm_check_quota(store, vm->user, quota, err);
     if (r == 0)
         r = insert_vm(store, vm, err);
     if (r == 0)

@@ -4,7 +4,7 @@
 
 #include "vm/machine.h"
 
-static int check_count(struct vms *vms, struct err *err) {
+int vms_check_count(const struct vms *vms, struct err *err) {
     uint32_t limit = vms->config->vm.quota_host;
     if (vms->count < limit)
         return 0;
@@ -64,7 +64,7 @@ static uint32_t count_awake(const struct vms *vms) {
 }
 
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err) {
-    int r = machine_find(vms, vm->id) ? 0 : check_count(vms, err); /* one that is brought back is counted */
+    int r = machine_find(vms, vm->id) ? 0 : vms_check_count(vms, err); /* one that is brought back is counted */
     if (r == 0)
         r = check_memory(vms, vm, overhead_mib, err);
     return r == 0 ? network_check_room(vms->network, count_awake(vms), err) : r;

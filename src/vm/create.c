@@ -262,6 +262,17 @@ static int begin(struct vms *vms, const struct creation *template, struct err *e
     return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
 }
 
+/* Nobody is hibernated for what is refused anyway. */
+int vms_make_room(struct vms *vms, const struct vms_request *request, char ret_id[VM_ID_TEXT]) {
+    struct image image;
+    struct vm vm;
+    if (fill_request(vms, request, &vm, NULL) < 0 || vms_open_image(vms, vm.type, &image, NULL) < 0 ||
+        vms_check_count(vms, NULL) < 0 ||
+        store_vm_check_quota(vms->store, vm.user, vms->config->vm.quota_per_user, NULL) < 0)
+        return 0;
+    return idle_make_room(vms, vm.memory_mib, ret_id);
+}
+
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
     struct creation c = {.vms = vms, .tap_fd = -1, .pidfd = -1};
@@ -271,6 +282,8 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
         r = vmm_choose(&vms->config->vm, &c.choice, err);
     if (r == 0)
         r = vms_open_image(vms, vm->type, &c.image, err);
+    if (r == 0)
+        r = store_vm_check_quota(vms->store, vm->user, vms->config->vm.quota_per_user, err);
     if (r == 0)
         r = vms_admit(vms, vm, c.choice.ops->overhead_mib(&c.choice), err);
     if (r < 0)

@@ -6,7 +6,7 @@
  * daemon that has just started has seen nothing, and begins at its start.
  *
  * What is idle for [vm] <type>_idle_after is hibernated. And when a VM cannot be admitted for lack of memory, those that are
- * idle for at least idle_yields_after are, the longest idle one first, and only if that is enough (vms_make_room()). */
+ * idle for at least idle_yields_after are, the longest idle one first, and only if that is enough (idle_make_room()). */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -124,7 +124,7 @@ static struct machine *find_idle(struct vms *vms, uint32_t overhead_mib, uint64_
     return found;
 }
 
-int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]) {
+int idle_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]) {
     struct vmm_choice choice;
     struct vm wanted = {.memory_mib = memory_mib};
     struct err err = {0};
@@ -138,7 +138,7 @@ int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT])
         return 0;
     if (put_to_rest(m, ", and its memory is wanted for another VM", &err) < 0) {
         log_warning("%s", err.detail);
-        return vms_make_room(vms, memory_mib, ret_id); /* that one is not idle for a while */
+        return idle_make_room(vms, memory_mib, ret_id); /* that one is not idle for a while */
     }
     memcpy(ret_id, m->vm.id, VM_ID_TEXT);
     return 1;

@@ -206,6 +206,13 @@ static inline bool machine_is_up(const struct machine *m) {
 /* idle.c: hibernates what nobody uses. To be called now and then. */
 void idle_check(struct vms *vms);
 
+/* idle.c: begins to hibernate the VM that is idle for the longest time, where a VM of that size has no room and would have, if
+ * all that are idle long enough ([vm] idle_yields_after) were hibernated. Return: as vms_make_room(). */
+int idle_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]);
+
+/* admit.c. Error: "quota.host". */
+int vms_check_count(const struct vms *vms, struct err *err);
+
 /* admit.c: how many MiB are missing for a VM of that size; 0: there is room. */
 uint64_t vms_missing_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 

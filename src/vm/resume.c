@@ -418,7 +418,7 @@ static int begin(struct machine *m, bool cold, const char *actor, const char *re
 /* Where room is being made for it, it comes when that is there. */
 static int begin_or_wait(struct machine *m, bool cold, const char *actor, const char *reason, struct err *err) {
     char id[VM_ID_TEXT];
-    if (vms_make_room(m->vms, m->vm.memory_mib, id) > 0) {
+    if (idle_make_room(m->vms, m->vm.memory_mib, id) > 0) {
         want(m, cold, actor, reason);
         return 0;
     }

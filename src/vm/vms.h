@@ -85,7 +85,7 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
 
 /* Brings one back that is hibernated, or will be in a moment; a running one is no error. On return it is "resuming", and
  * soon "running", or "hibernated" again with the reason; or it is wanted (vms_is_wanted()) until there is room for it, where
- * that is being made (vms_make_room()). cold: from its disk alone, and what was in memory is dropped.
+ * that is being made. cold: from its disk alone, and what was in memory is dropped.
  * Errors: -ENOENT; "vm.ended"; "vm.state", "saved.none", "vmm.other" (-EPROTO); "image.gone"; those of an admission. */
 int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, const char *reason, struct vm *ret_vm,
                struct err *err);
@@ -97,10 +97,10 @@ void vms_set_use(struct vms *vms, vms_in_use_fn *fn, void *userdata);
 /* Somebody has just used it. */
 void vms_used(struct vms *vms, const char *id);
 
-/* Begins to hibernate the VM that is idle for the longest time, where a VM of that size has no room and would have, if all that
- * are idle long enough ([vm] idle_yields_after) were hibernated. Return: 1 with which, and who asked tries again when it is
+/* Where only room is missing for vms_create(), and would be there if all VMs that are idle long enough ([vm] idle_yields_after)
+ * were hibernated: begins that with the longest idle one. Return: 1 with which, and who asked tries again when it is
  * hibernated; 0: nothing can or need be done. */
-int vms_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]);
+int vms_make_room(struct vms *vms, const struct vms_request *request, char ret_id[VM_ID_TEXT]);
 
 /* Whether it is about to be brought back though its record does not say so yet: it is on its way to be hibernated, or waits for
  * room. */

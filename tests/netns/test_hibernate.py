@@ -429,11 +429,17 @@ def test_the_idle_make_room_before_a_vm_is_refused():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     size = max(512, total // 40)
     percent = (size + 448) * 5 // 2 * 100 // total  # with what a QEMU needs beside it: room for two and a half
-    with resting(cli_memory=str(size), idle_yields_after="6", memory_percent=str(percent)) as d:
+    with resting(cli_memory=str(size), browser_memory=str(size), idle_yields_after="6", memory_percent=str(percent),
+                 quota_per_user="1") as d:
         first, second = d.create(user="a", wait=True), d.create(user="b", wait=True)
         refused = d.mctl("--json", "vm", "create", "--user", "c", "--type", "cli", check=5)
         assert refused.json["error"]["code"] == "quota.memory", "nobody is idle for long enough yet"
         time.sleep(8)
+        for path, body, code in (("/api/users/a/vm", {"type": "browser"}, "quota.user"),
+                                 ("/api/users/c/vm", {"vcpus": 33}, "vm.bad-size"),
+                                 ("/api/auth/start", {"userId": "c", "provider": "nobody"}, "provider.unknown")):
+            assert d.admin("POST", path, body).json["code"] == code
+            assert [d.state_of(v["id"]) for v in (first, second)] == ["running"] * 2, "for what is refused anyway"
         d.admin("POST", f"/api/vms/{second['id']}/agent", {"op": "health"})  # that is use
         third = d.create(user="c", wait=True)
         assert d.state_of(first["id"]) == "hibernated" and d.state_of(second["id"]) == "running"
