@@ -17,9 +17,10 @@
 #define MEMORY_FILE "memory"
 #define LINE_MAX_BYTES (256U << 10)
 #define ANSWER_MS 30000 /* for one that is busy, or whose host is */
-#define STILL_MS 60000  /* without a byte more, it has got stuck */
-#define DEVICES_MIB 64  /* beside its memory */
-#define PAUSE_US 10000  /* between two looks at how far it is */
+#define STILL_MS 60000  /* without a step more, it has got stuck */
+#define STEP_BYTES (1 << 20)
+#define DEVICES_MIB 64 /* beside its memory */
+#define PAUSE_US 10000 /* between two looks at how far it is */
 #define LOG_TAIL 400
 
 struct qmp {
@@ -152,7 +153,7 @@ static int dial(struct qmp *q, const struct vmm_saved *saved, char ret_version[V
 /* Waits until a migration, out or in, has come to its end. */
 static int wait_until_done(struct qmp *q, int memory_fd, struct err *err) {
     char status[24] = "";
-    off_t seen = -1;
+    off_t seen = 0;
     int64_t seen_ms = time_monotonic_ms();
     for (;; usleep(PAUSE_US)) {
         json_t *answer = NULL;
@@ -171,7 +172,7 @@ static int wait_until_done(struct qmp *q, int memory_fd, struct err *err) {
             return err_set(err, EIO, "vmm.talk", "%s", *shown ? shown : "QEMU could not do it, and does not say why");
         off_t at = lseek(memory_fd, 0, SEEK_CUR); /* QEMU's descriptor is the same open file */
         int64_t now_ms = time_monotonic_ms();
-        if (at != seen) {
+        if (at >= seen + STEP_BYTES) { /* and never back: so this ends, whatever a VMM does with it */
             seen = at;
             seen_ms = now_ms;
         }
