@@ -117,10 +117,14 @@ class Dashboard {
   async #hello(reset) {
     if (!reset && this.#inventory.status) {
       this.#loadNetworkSoon();
-    } else if (!(await this.#loadAll())) {
-      this.#stream.retry();
-      this.#lost();
-      return;
+    } else {
+      const came = await this.#loadAll();
+      if (came === null) return; // the hello that came meanwhile does it
+      if (!came) {
+        this.#stream.retry();
+        this.#lost();
+        return;
+      }
     }
     if (document.documentElement.dataset.state === 'login') return;
     this.#set('live');
@@ -130,14 +134,15 @@ class Dashboard {
     this.#followAddress();
   }
 
-  /* Return: whether all of it came. */
+  /* Return: whether all of it came; null where another one has begun meanwhile. */
   async #loadAll() {
-    this.#waiting = [];
+    const waiting = this.#waiting = [];
     const [vms, sessions, status] = await Promise.all([
       call('/api/vms'), call('/api/auth/sessions'), this.#loadNetwork()]);
+    if (this.#waiting !== waiting) return null;
     if (vms.kind === 'ok') this.#inventory.setVms(vms.body.vms);
     if (sessions.kind === 'ok') this.#inventory.setSessions(sessions.body.sessions);
-    for (const change of this.#waiting) this.#inventory.apply(change);
+    for (const change of waiting) this.#inventory.apply(change);
     this.#waiting = null;
     return [vms, sessions, status].every(({ kind }) => kind === 'ok');
   }
