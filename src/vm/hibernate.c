@@ -31,6 +31,7 @@ struct hibernation {
     int64_t begun_ms; /* monotonic */
     uint64_t bytes;
     bool is_saved, is_alive;
+    bool is_held; /* its VMM, by the kernel, though it was killed */
     struct err err;
 };
 
@@ -61,6 +62,13 @@ int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, 
     if (r == 0 && confine_remove(vms->confine, folder, vm->id) < 0)
         log_warning("%s: its control group could not be removed", vm->id);
     return r;
+}
+
+void hibernate_again(struct machine *m, loop_fn *fn, void *userdata) {
+    loop_timer_free(m->again);
+    m->again = NULL;
+    if (loop_timer_new(m->vms->loop, AGAIN_MS, fn, userdata, &m->again) < 0)
+        log_error("%s: no timer to try again", m->vm.id);
 }
 
 static void settle_again(void *userdata) {
@@ -98,10 +106,7 @@ void hibernate_settle(struct machine *m, enum vm_event event, const char *reason
     m->is_busy = true;
     m->owed_event = event;
     str_copy(m->owed_reason, sizeof m->owed_reason, words);
-    loop_timer_free(m->again);
-    m->again = NULL;
-    if (loop_timer_new(m->vms->loop, AGAIN_MS, settle_again, m, &m->again) < 0)
-        log_error("%s: no timer to try again", m->vm.id);
+    hibernate_again(m, settle_again, m);
 }
 
 /* ---- the worker ---- */
@@ -152,15 +157,23 @@ static bool go_on(struct hibernation *job) {
     return true;
 }
 
-static void work(void *userdata) {
+static void release(void *userdata) {
     struct hibernation *job = userdata;
     struct err err = {0};
+    int r = hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err);
+    job->is_held = r < 0 && strcmp(err.code, "vm.release") == 0;
+    if (r < 0)
+        log_error("%s: %s", job->vm.id, err.detail); /* a TAP that cannot be removed: its resume does it again */
+}
+
+static void work(void *userdata) {
+    struct hibernation *job = userdata;
     if (!job->is_taken_up)
         save(job);
     job->is_saved = saved_is_whole(job->folder);
     job->is_alive = !job->is_saved && is_alive(job->pidfd, 0) && go_on(job);
-    if (!job->is_alive && hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err) < 0)
-        log_error("%s: %s", job->vm.id, err.detail); /* its resume does it again */
+    if (!job->is_alive)
+        release(job);
     if (!job->is_saved)
         saved_drop(job->folder, NULL); /* what it had written of it */
 }
@@ -181,10 +194,24 @@ static void stays(struct hibernation *job) {
     hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, reason);
 }
 
+static void done(void *userdata);
+
+static void release_again(void *userdata) {
+    struct hibernation *job = userdata;
+    loop_timer_free(job->m->again);
+    job->m->again = NULL;
+    if (workers_submit(job->vms->resters, release, done, job) < 0)
+        hibernate_again(job->m, release_again, job);
+}
+
 static void done(void *userdata) {
     struct hibernation *job = userdata;
     struct machine *m = job->m;
     char reason[VM_REASON_MAX];
+    if (job->is_held) { /* until it is gone, its memory is not free, and its disk has a writer */
+        hibernate_again(m, release_again, job);
+        return;
+    }
     if (job->is_alive) {
         stays(job);
         free(job);

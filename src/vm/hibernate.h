@@ -39,8 +39,12 @@ bool resume_prove(struct machine *m);
 void resume_late(struct machine *m);
 void resume_lost(struct machine *m, const char *how);
 
-/* Nobody is left who could use what it has, and TAP and control groups go; its folder stays. Any thread. pidfd -1: none. */
+/* Nobody is left who could use what it has, and TAP and control groups go; its folder stays. Any thread. pidfd -1: none.
+ * Error: "vm.release" -EBUSY where the kernel holds a process: it is to be done again (hibernate_again()). */
 int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, int pidfd, struct err *err);
+
+/* Calls fn in a second, by m->again, which it frees. */
+void hibernate_again(struct machine *m, loop_fn *fn, void *userdata);
 
 /* What vms_create_error() tells of it, from an attempt's failure to the next attempt. */
 void hibernate_keep_error(struct machine *m, const struct err *err);

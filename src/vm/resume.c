@@ -24,6 +24,7 @@ struct resumption {
     struct image image;
     char folder[VMS_PATH_MAX];
     bool is_cold, is_taken_up, is_gone; /* is_gone: its VMM has ended by itself */
+    bool is_held;                       /* as in a hibernation */
     char how[160];                      /* how that was */
     int jail_fd;                        /* 0: none */
     int group_fds[CGROUP_HIERARCHIES], group_count;
@@ -128,12 +129,20 @@ static int take_up(struct resumption *job, struct err *err) {
     return job->choice.ops->go ? job->choice.ops->go(&saved, err) : 0;
 }
 
-static void work(void *userdata) {
+static void release(void *userdata) {
     struct resumption *job = userdata;
     struct err err = {0};
-    job->result = job->is_taken_up ? take_up(job, &job->err) : bring_back(job, &job->err);
-    if (job->result < 0 && hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err) < 0)
+    int r = hibernate_release(job->vms, &job->vm, job->folder, job->pidfd, &err);
+    job->is_held = r < 0 && strcmp(err.code, "vm.release") == 0;
+    if (r < 0)
         log_error("%s: %s", job->vm.id, err.detail);
+}
+
+static void work(void *userdata) {
+    struct resumption *job = userdata;
+    job->result = job->is_taken_up ? take_up(job, &job->err) : bring_back(job, &job->err);
+    if (job->result < 0)
+        release(job);
 }
 
 /* ---- the loop ---- */
@@ -169,9 +178,23 @@ static void loaded(struct resumption *job) {
     }
 }
 
+static void done(void *userdata);
+
+static void release_again(void *userdata) {
+    struct resumption *job = userdata;
+    loop_timer_free(job->m->again);
+    job->m->again = NULL;
+    if (workers_submit(job->vms->resters, release, done, job) < 0)
+        hibernate_again(job->m, release_again, job);
+}
+
 static void done(void *userdata) {
     struct resumption *job = userdata;
     struct machine *m = job->m;
+    if (job->is_held) {
+        hibernate_again(m, release_again, job);
+        return;
+    }
     m->is_busy = false;
     m->resume_begun_ms = job->begun_ms;
     m->was_away = true;

@@ -329,6 +329,38 @@ def test_half_a_memory_is_not_kept():
         check(d, "cold")
 
 
+@contextlib.contextmanager
+def held(pid, folder):
+    """The kernel does not let go of it, whatever signal it is sent."""
+    folder.mkdir()
+    harness.run("mount", "-t", "cgroup", "-o", "freezer", "freezer", folder)
+    group = folder / f"test-{pid}"
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        wait_for(lambda: (group / "freezer.state").read_text() == "FROZEN\n")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        wait_for(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+        harness.run("umount", folder)
+
+
+def test_a_vmm_that_does_not_end_is_not_forgotten():
+    with resting() as d:
+        vm, pid = die_while_it_saves(d)
+        (folder_of(d, vm) / "saved.tmp").rename(folder_of(d, vm) / "saved")
+        (folder_of(d, vm) / "saved" / "saved.json").write_text("{}")
+        with held(pid, d.dir / "freezer"):
+            d.start()
+            wait_for(lambda: d.log.read_text().count("the kernel holds it") >= 2, 40)
+            assert d.state_of(vm["id"]) == "hibernating" and d.taps() == [vm["tap"]]
+        d.wait_state(vm["id"], "hibernated", 30)
+        check(d, "let go")
+
+
 def test_a_tap_that_was_taken_off_meanwhile_is_put_back():
     with resting() as d:
         vm, pid = die_while_it_saves(d)
