@@ -23,7 +23,9 @@ struct held {
     struct custody *all;
     char vm_id[VM_ID_TEXT], user[VM_USER_MAX + 1], provider[SESSION_PROVIDER_MAX + 1];
     bool is_there;    /* its files are in the VM; else they are to be put there */
-    bool is_unsure;   /* an earlier daemon may have died before it put them there */
+    bool is_written;  /* they are, but that it owns them could not be stored yet */
+    bool is_owned;    /* the VM had them before this daemon was there: never written over before they are looked at */
+    bool is_unsure;   /* they have not been looked at since */
     bool is_last;     /* the VM is about to stop or sleep: what it has is taken at once */
     bool has_failed;  /* and that was told */
     uint64_t version; /* that is there */
@@ -68,15 +70,46 @@ static void tell(const struct held *h, const char *event, const char *what) {
               "of user %s for %s, version %llu: %s", h->user, h->provider, (unsigned long long)h->version, what);
 }
 
+static bool is_code(const struct err *err, const char *code) {
+    return strcmp(err->code, code) == 0;
+}
+
 /* Once until it works again. */
 static void complain(struct held *h, const struct err *err) {
     if (!h->has_failed)
         log_warning("%s: the credential of user %s for %s: %s", h->vm_id, h->user, h->provider, err->detail);
     h->has_failed = true;
-    due_in(h, strcmp(err->code, "vault.owned") == 0 || str_starts(err->code, "agent.") ? RETRY_MS : TROUBLE_MS);
+    due_in(h, is_code(err, "vault.owned") || str_starts(err->code, "agent.") ? RETRY_MS : TROUBLE_MS);
+}
+
+/* Takes h when it was forgotten meanwhile. */
+static void give_up(struct held *h, const struct err *err) {
+    if (is_code(err, "vault.none"))
+        held_free(h);
+    else
+        complain(h, err);
 }
 
 /* --- into the VM --- */
+
+/* Where that cannot be stored now, the files are not written once more: a tool may renew them meanwhile. */
+static void own(struct held *h) {
+    struct err err = {0};
+    int r = vault_own(h->all->vault, h->user, h->provider, h->vm_id, h->version, &err);
+    h->is_there = r == 0;
+    h->is_written = r < 0 && !is_code(&err, "vault.changed") && !is_code(&err, "vault.owned");
+    if (is_code(&err, "vault.changed")) {
+        h->due_ms = 0; /* there is a newer login, which is put there */
+        return;
+    }
+    if (r < 0) {
+        give_up(h, &err);
+        return;
+    }
+    h->is_unsure = h->has_failed = false;
+    due_in(h, LOOK_MS);
+    tell(h, "credential-put", "its files are in the VM");
+}
 
 static void on_put(void *userdata, const uint8_t *text, size_t len, const struct err *err) {
     struct held *h = userdata;
@@ -86,10 +119,7 @@ static void on_put(void *userdata, const uint8_t *text, size_t len, const struct
         complain(h, err);
         return;
     }
-    h->is_there = true;
-    h->is_unsure = h->has_failed = false;
-    due_in(h, LOOK_MS);
-    tell(h, "credential-put", "its files are in the VM");
+    own(h);
 }
 
 /* What it is made of, for when it is looked at. */
@@ -107,10 +137,9 @@ static int remember(struct held *h, const struct secret *text, struct err *err) 
     return 0;
 }
 
-/* Return: 0 with the text, which the VM owns from then on. */
-static int take(struct held *h, struct secret *ret_text, struct err *err) {
+static int open_text(struct held *h, struct secret *ret_text, struct err *err) {
     struct secret text = {0};
-    int r = vault_take(h->all->vault, h->user, h->provider, h->vm_id, &text, &h->version, err);
+    int r = vault_open(h->all->vault, h->user, h->provider, h->vm_id, &text, &h->version, err);
     if (r == 0)
         r = remember(h, &text, err);
     if (r < 0)
@@ -120,19 +149,28 @@ static int take(struct held *h, struct secret *ret_text, struct err *err) {
     return r;
 }
 
+/* Another VM is just getting it. */
+static bool is_being_put(const struct held *h) {
+    for (const struct held *o = h->all->first; o; o = o->next)
+        if (o != h && o->text.data && strcmp(o->user, h->user) == 0 && strcmp(o->provider, h->provider) == 0)
+            return true;
+    return false;
+}
+
 static void put(struct held *h) {
     struct err err = {0};
-    int r = take(h, &h->text, &err);
+    if (is_being_put(h)) {
+        due_in(h, RETRY_MS);
+        return;
+    }
+    int r = open_text(h, &h->text, &err);
     if (r == 0)
         r = guest_files_write(h->all->vms, h->vm_id, VM_TYPE_CLI, h->text.data, h->text.len, on_put, h, &h->under_way,
                               &err);
     if (r == 0)
         return;
     secret_free(&h->text);
-    if (r == -ENOENT && strcmp(err.code, "vault.none") == 0)
-        held_free(h); /* it was forgotten meanwhile */
-    else
-        complain(h, &err);
+    give_up(h, &err);
 }
 
 /* --- and back --- */
@@ -141,7 +179,7 @@ static void renew(struct held *h, const uint8_t *text, size_t len) {
     struct err err = {0};
     uint64_t version = 0;
     int r = vault_renew(h->all->vault, h->user, h->provider, h->vm_id, h->version, text, len, &version, &err);
-    if (r == -EPERM || r == -ESTALE || r == -ENOENT) {
+    if (r < 0 && (is_code(&err, "vault.not-owner") || is_code(&err, "vault.changed") || is_code(&err, "vault.none"))) {
         held_free(h); /* there is a newer login, or none any more */
         return;
     }
@@ -161,8 +199,8 @@ static void on_looked(void *userdata, const uint8_t *text, size_t len, const str
     uint8_t hash[HASH_SIZE];
     h->under_way = NULL;
     due_in(h, LOOK_MS);
-    if (err && h->is_unsure && strcmp(err->code, "login.no-file") == 0) {
-        h->is_there = false;
+    if (err && h->is_unsure && is_code(err, "login.no-file")) {
+        h->is_there = h->is_owned = false;
         h->due_ms = 0;
     }
     if (err) /* logged out there, or the agent is away: the vault keeps what it has */
@@ -185,6 +223,22 @@ static void look_at(struct held *h) {
 
 /* --- time --- */
 
+/* One that the VM had before this daemon was there is not written again: its files may be newer. */
+static int resume(struct held *h, struct err *err) {
+    struct secret text = {0};
+    int r = open_text(h, &text, err);
+    secret_free(&text);
+    if (r == 0)
+        h->is_there = h->is_unsure = true;
+    return r;
+}
+
+static void try_resume(struct held *h) {
+    struct err err = {0};
+    if (resume(h, &err) < 0)
+        give_up(h, &err);
+}
+
 static void on_timer(void *userdata) {
     struct custody *all = userdata;
     int64_t now_ms = time_monotonic_ms();
@@ -194,6 +248,10 @@ static void on_timer(void *userdata) {
             continue;
         if (h->is_there)
             look_at(h);
+        else if (h->is_written)
+            own(h);
+        else if (h->is_owned)
+            try_resume(h);
         else
             put(h);
     }
@@ -210,37 +268,26 @@ static struct held *find(struct custody *all, const char *vm_id, const char *pro
     return NULL;
 }
 
-/* One that the VM had before this daemon was there is not written again: its files may be newer. */
-static void resume(struct held *h) {
-    struct err err = {0};
-    struct secret text = {0};
-    if (take(h, &text, &err) < 0)
-        complain(h, &err);
-    else
-        h->is_there = h->is_unsure = true;
-    secret_free(&text);
-}
-
 static void hold(struct custody *all, const struct vm *vm, const struct credential *c) {
     struct held *h = find(all, vm->id, c->provider);
     bool is_owner = strcmp(c->owner_vm, vm->id) == 0;
-    if (h && h->is_there && !is_owner) { /* a new login */
+    if (h && (h->is_there || h->is_owned) && !is_owner) { /* a new login */
         guest_files_cancel(h->under_way);
         h->under_way = NULL;
-        h->is_there = false;
+        h->is_there = h->is_owned = false;
         h->due_ms = 0;
     }
     if (h)
         h->is_last = false;
     if (h || !(h = calloc(1, sizeof *h)))
         return;
-    *h = (struct held){.next = all->first, .all = all};
+    *h = (struct held){.next = all->first, .all = all, .is_owned = is_owner};
     str_copy(h->vm_id, sizeof h->vm_id, vm->id);
     str_copy(h->user, sizeof h->user, c->user);
     str_copy(h->provider, sizeof h->provider, c->provider);
     all->first = h;
     if (is_owner)
-        resume(h);
+        try_resume(h);
     loop_timer_again(all->timer, 0);
 }
 
@@ -269,7 +316,11 @@ static void on_stop(struct custody *all, const struct vm *vm) {
         next = h->next;
         if (strcmp(h->vm_id, vm->id) != 0)
             continue;
-        if (vm_state_is_end(vm->state) || !h->is_there) {
+        struct err err = {0};
+        bool has_ended = vm_state_is_end(vm->state);
+        if (!has_ended && h->is_owned && !h->is_there && resume(h, &err) < 0)
+            complain(h, &err);
+        if (has_ended || !h->is_there) {
             held_free(h);
             continue;
         }

@@ -1,10 +1,11 @@
 /* Users' credentials in their CLI VMs: put there when the VM runs, taken back when a tool there renews them.
  *
- * Theory of operation. A CLI VM that runs takes each credential of its user that no other living VM owns (vault.h), and gets
- * its files with their owner and mode. From then on its files are read every now and then: what differs, and stays so for a
+ * Theory of operation. A CLI VM that runs gets the files of each credential of its user that no other living VM owns (vault.h),
+ * with their owner and mode, and owns it when they are there: so an owner's files are never a former login's. From then on its files are read every now and then: what differs, and stays so for a
  * moment, is sealed as a new version. A VM that is about to stop or sleep is read once more. A new login gives a new version,
  * which takes the place of the files; what the VM then still has of the former one is not taken. After a restart of the
- * daemon the vault says which VM owns what: its files are compared, not overwritten.
+ * daemon the vault says which VM owns what: its files are compared, not overwritten. It may have died between the last file
+ * and that mark: then they are put there once more.
  *
  * Everything runs on the loop's thread. */
 #pragma once

@@ -115,15 +115,12 @@ static bool is_alive(struct vault *vault, const char *vm_id) {
     return r != -ENOENT && (r < 0 || !vm_state_is_end(vm.state));
 }
 
-static int own(struct vault *vault, const struct credential *about, const char *vm_id, struct err *err) {
-    if (strcmp(about->owner_vm, vm_id) == 0)
+static int may_own(struct vault *vault, const struct credential *about, const char *vm_id, struct err *err) {
+    if (strcmp(about->owner_vm, vm_id) == 0 || !is_alive(vault, about->owner_vm))
         return 0;
-    if (is_alive(vault, about->owner_vm)) {
-        err_set(err, EBUSY, "vault.owned", "the credential of user %s for %s is in use by %s", about->user,
-                about->provider, about->owner_vm);
-        return err_hint(err, "it can be in one VM at a time: end that one first");
-    }
-    return store_credential_own(vault->store, about, vm_id, err);
+    err_set(err, EBUSY, "vault.owned", "the credential of user %s for %s is in use by %s", about->user, about->provider,
+            about->owner_vm);
+    return err_hint(err, "it can be in one VM at a time: end that one first");
 }
 
 static int open_record(struct vault *vault, const struct store_credential *c, struct secret *ret_secret,
@@ -144,7 +141,7 @@ static int open_record(struct vault *vault, const struct store_credential *c, st
     return err_hint(err, "add that key's line from a backup, or let the user log in again");
 }
 
-int vault_take(struct vault *vault, const char *user, const char *provider, const char *vm_id,
+int vault_open(struct vault *vault, const char *user, const char *provider, const char *vm_id,
                struct secret *ret_secret, uint64_t *ret_version, struct err *err) {
     struct store_credential c = {0};
     _cleanup_secret_ struct secret secret = {0};
@@ -152,7 +149,7 @@ int vault_take(struct vault *vault, const char *user, const char *provider, cons
     if (r == 0)
         r = open_record(vault, &c, &secret, err);
     if (r == 0)
-        r = own(vault, &c.about, vm_id, err);
+        r = may_own(vault, &c.about, vm_id, err);
     if (r == 0) {
         *ret_version = c.about.version;
         *ret_secret = secret;
@@ -160,6 +157,24 @@ int vault_take(struct vault *vault, const char *user, const char *provider, cons
     }
     store_credential_done(&c);
     return r;
+}
+
+static int changed(const char *user, const char *provider, struct err *err) {
+    return err_set(err, ESTALE, "vault.changed", "the credential of user %s for %s was renewed meanwhile", user,
+                   provider);
+}
+
+int vault_own(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t version,
+              struct err *err) {
+    struct credential about = {0};
+    int r = look_up(vault, user, provider, &about, err);
+    if (r == 0 && about.version != version)
+        r = changed(user, provider, err);
+    if (r == 0)
+        r = may_own(vault, &about, vm_id, err);
+    if (r < 0 || strcmp(about.owner_vm, vm_id) == 0)
+        return r;
+    return store_credential_own(vault->store, &about, vm_id, err);
 }
 
 int vault_renew(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t former,
@@ -172,8 +187,7 @@ int vault_renew(struct vault *vault, const char *user, const char *provider, con
         return err_set(err, EPERM, "vault.not-owner", "the credential of user %s for %s is not %s's any more", user,
                        provider, vm_id);
     if (about.version != former)
-        return err_set(err, ESTALE, "vault.changed", "the credential of user %s for %s was renewed meanwhile", user,
-                       provider);
+        return changed(user, provider, err);
     r = store_new(vault, &about, data, len, err);
     if (r == 0)
         *ret_version = about.version;

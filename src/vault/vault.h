@@ -3,7 +3,8 @@
  * Theory of operation. A credential (its files as one text, which is the session's business) is sealed by a data key of its own,
  * bound to user, provider and version; the data key is wrapped by the master key (keys.h). Each version that is stored is a
  * new one. One VM owns a credential at a time, because refresh tokens may be single-use: the VM from which a login is
- * stored; then the one that takes it, when the former owner has ended. Only the owner renews it.
+ * stored; then the one that gets it, when the former owner has ended. Who owns it has the version that is stored, and only
+ * the owner renews it.
  *
  * Rotation, every step of which may be the last before a crash:
  *   1. the key file gets a new first line, the old keys behind it, and is synced   (old records open, new ones use the new)
@@ -27,10 +28,15 @@ void vault_free(struct vault *vault); /* takes NULL */
 int vault_put(struct vault *vault, const char *user, const char *provider, const char *vm_id, const void *data,
               size_t len, uint64_t *ret_version, struct err *err);
 
-/* Opens it for a VM, which owns it from then on. Errors: -ENOENT "vault.none"; -EBUSY "vault.owned": another VM that
+/* Opens it for a VM that owns it, or that may. Errors: -ENOENT "vault.none"; -EBUSY "vault.owned": another VM that
  * lives owns it; "vault.key-unknown", "vault.damaged". The caller frees with secret_free(). */
-int vault_take(struct vault *vault, const char *user, const char *provider, const char *vm_id,
+int vault_open(struct vault *vault, const char *user, const char *provider, const char *vm_id,
                struct secret *ret_secret, uint64_t *ret_version, struct err *err);
+
+/* The VM has that version, and owns it from now on. Errors: -ENOENT, -EBUSY as above; -ESTALE "vault.changed": it is not
+ * the version that is stored. */
+int vault_own(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t version,
+              struct err *err);
 
 /* Takes renewed files back from their owner; former: the version that it has. Errors: -EPERM "vault.not-owner", -ESTALE
  * "vault.changed". */

@@ -296,6 +296,78 @@ static void a_new_daemon_compares_and_overwrites_nothing(void **state) {
     assert_null(guest_file(NULL));
 }
 
+static void restart_custody(struct fixture *f) {
+    custody_free(f->custody);
+    start_custody(f);
+}
+
+/* What the VM has of a revoked login must not become the newest version, whoever looks at it next. */
+static void a_new_login_that_could_not_be_put_is_not_overwritten(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    strcpy(fake.user, "nobody-there");
+    log_in(f, "second", true);
+    turns(f, 1500);
+    assert_false(is_there(f, 2));
+    assert_string_equal(guest_file(NULL), "first");
+    assert_string_equal(record(f).owner_vm, "");
+    restart_custody(f);
+    for (int i = 0; i < 4; i++) {
+        fake.skew_ms += 20000;
+        turns(f, 700);
+    }
+    assert_int_equal(record(f).version, 2);
+    strcpy(fake.user, getpwuid(getuid())->pw_name);
+    fake.skew_ms += 61000;
+    wait_file(f, "second");
+    wait_there(f, 2);
+    assert_int_equal(record(f).version, 2);
+}
+
+static void key_mode(struct fixture *f, mode_t mode) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/key", f->dir);
+    assert_int_equal(chmod(path, mode), 0);
+}
+
+/* A new daemon cannot open the vault at first, and a tool has renewed what the VM has. */
+static void what_cannot_be_compared_is_not_overwritten(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    guest_file("renewed");
+    key_mode(f, 0644);
+    restart_custody(f);
+    turns(f, 1200);
+    assert_false(is_there(f, 1));
+    key_mode(f, 0600);
+    wait_version(f, 2);
+    assert_string_equal(guest_file(NULL), "renewed");
+}
+
+static void a_key_that_is_unsafe_for_a_while_loses_nothing(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    key_mode(f, 0644);
+    guest_file("renewed");
+    for (int i = 0; i < 3; i++) {
+        fake.skew_ms += 20000;
+        turns(f, 700);
+    }
+    assert_int_equal(record(f).version, 1);
+    assert_true(is_there(f, 1));
+    key_mode(f, 0600);
+    wait_version(f, 2);
+}
+
 static void what_cannot_be_put_stops_nothing(void **state) {
     struct fixture *f = *state;
     both_vms(f);
@@ -325,6 +397,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(what_a_tool_renews_is_taken_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_former_logins_files_are_not_taken, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_compares_and_overwrites_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_new_login_that_could_not_be_put_is_not_overwritten, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_cannot_be_compared_is_not_overwritten, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_key_that_is_unsafe_for_a_while_loses_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_cannot_be_put_stops_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

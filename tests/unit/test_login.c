@@ -186,7 +186,7 @@ static void vault_has(struct fixture *f, const char *one, const char *two) {
     uint64_t version;
     size_t at = 0;
     assert_int_equal(
-        vault_take(f->vault, "ann", "mine", "vm-00000000-0000-4000-8000-000000000002", &text, &version, &err), 0);
+        vault_open(f->vault, "ann", "mine", "vm-00000000-0000-4000-8000-000000000002", &text, &version, &err), 0);
     assert_int_equal(bundle_next(text.data, text.len, &at, &file), 1);
     assert_string_equal(file.file.path, ".tool/one");
     assert_int_equal(file.file.mode, 0600);

@@ -130,7 +130,7 @@ static void put(struct fixture *f, const char *user, const char *provider, const
 static bool opens(struct fixture *f, const char *user, const char *provider, const char *text) {
     _cleanup_secret_ struct secret secret = {0};
     uint64_t version;
-    return vault_take(f->vault, user, provider, "", &secret, &version, NULL) == 0 && secret.len == strlen(text) &&
+    return vault_open(f->vault, user, provider, "", &secret, &version, NULL) == 0 && secret.len == strlen(text) &&
            memcmp(secret.data, text, secret.len) == 0;
 }
 
@@ -190,13 +190,13 @@ static void goes_in_and_comes_out(void **state) {
     assert_int_equal(store_credential_remove(f->store, "ann", "codex", &err), 0);
     struct secret none;
     uint64_t version;
-    assert_int_equal(vault_take(f->vault, "ann", "codex", "", &none, &version, &err), -ENOENT);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", "", &none, &version, &err), -ENOENT);
     assert_string_equal(err.code, "vault.none");
     char *big = calloc(1, SEAL_PLAIN_MAX + 1);
     assert_int_equal(vault_put(f->vault, "u", "p", "", big, SEAL_PLAIN_MAX, &version, &err), 0);
     assert_int_equal(vault_put(f->vault, "u", "p", "", big, SEAL_PLAIN_MAX + 1, &version, &err), -EINVAL);
     assert_int_equal(vault_put(f->vault, "u", "p", "", big, 0, &version, &err), -EINVAL);
-    assert_int_equal(vault_take(f->vault, "u", "p", "", &none, &version, &err), 0);
+    assert_int_equal(vault_open(f->vault, "u", "p", "", &none, &version, &err), 0);
     assert_int_equal(none.len, SEAL_PLAIN_MAX);
     secret_free(&none);
     free(big);
@@ -227,7 +227,7 @@ static void opens_only_where_it_belongs(void **state) {
         uint64_t version;
         struct err err = {0};
         int r =
-            vault_take(f->vault, i == 4 ? "bobby" : "bob", i == 3 ? "gemini" : "codex", "", &secret, &version, &err);
+            vault_open(f->vault, i == 4 ? "bobby" : "bob", i == 3 ? "gemini" : "codex", "", &secret, &version, &err);
         if (r != -EBADMSG && r != -ENOKEY && r != -EPROTO)
             fail_msg("%s: %d %s", changes[i], r, err.detail);
         assert_true(opens(f, "ann", "codex", "hers"));
@@ -270,6 +270,12 @@ static void every_byte_counts(void **state) {
     store_credential_done(&again);
 }
 
+static int take(struct vault *vault, const char *user, const char *provider, const char *vm_id,
+                struct secret *ret_secret, uint64_t *ret_version, struct err *err) {
+    int r = vault_open(vault, user, provider, vm_id, ret_secret, ret_version, err);
+    return r < 0 ? r : vault_own(vault, user, provider, vm_id, *ret_version, err);
+}
+
 static void one_vm_at_a_time(void **state) {
     struct fixture *f = *state;
     struct secret secret = {0};
@@ -280,14 +286,21 @@ static void one_vm_at_a_time(void **state) {
     make_vm(f, cli, VM_STATE_RUNNING);
     make_vm(f, third, VM_STATE_RUNNING);
     assert_int_equal(vault_put(f->vault, "ann", "codex", browser, "login", 5, &version, &err), 0);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", cli, &secret, &version, &err), -EBUSY);
+    assert_int_equal(take(f->vault, "ann", "codex", cli, &secret, &version, &err), -EBUSY);
     assert_string_equal(err.code, "vault.owned");
     assert_non_null(strstr(err.detail, browser));
     assert_null(secret.data);
     end_vm(f, browser);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", cli, &secret, &version, &err), 0);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", third, &secret, &version, &err), 0);
     secret_free(&secret);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", third, &secret, &version, &err), -EBUSY);
+    assert_int_equal(take(f->vault, "ann", "codex", cli, &secret, &version, &err), 0);
+    secret_free(&secret);
+    assert_int_equal(take(f->vault, "ann", "codex", third, &secret, &version, &err), -EBUSY);
+    /* To look at it is not to own it, and what is not the stored version is owned by nobody. */
+    assert_int_equal(vault_own(f->vault, "ann", "codex", cli, version + 1, &err), -ESTALE);
+    assert_string_equal(err.code, "vault.changed");
+    assert_int_equal(vault_own(f->vault, "ann", "codex", third, version, &err), -EBUSY);
+    assert_int_equal(vault_own(f->vault, "ann", "none", cli, version, &err), -ENOENT);
     /* Only the owner renews, and only what it has. */
     assert_int_equal(vault_renew(f->vault, "ann", "codex", third, version, "x", 1, &version, &err), -EPERM);
     assert_int_equal(vault_renew(f->vault, "ann", "codex", cli, version + 1, "x", 1, &version, &err), -ESTALE);
@@ -296,7 +309,7 @@ static void one_vm_at_a_time(void **state) {
     assert_int_equal(vault_renew(f->vault, "ann", "codex", cli, 1, "late", 4, &version, &err), -ESTALE);
     assert_int_equal(vault_renew(f->vault, "ann", "none", cli, 1, "late", 4, &version, &err), -ENOENT);
     assert_int_equal(vault_release(f->vault, cli, &err), 0);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", third, &secret, &version, &err), 0);
+    assert_int_equal(take(f->vault, "ann", "codex", third, &secret, &version, &err), 0);
     assert_memory_equal(secret.data, "renewed", 7);
     secret_free(&secret);
     /* A new login is newer than what a VM still has: that VM is the owner no more. */
@@ -305,7 +318,7 @@ static void one_vm_at_a_time(void **state) {
     assert_int_equal(vault_renew(f->vault, "ann", "codex", third, 2, "stale", 5, &version, &err), -EPERM);
     /* A VM that nobody knows any more owns nothing. */
     assert_int_equal(vault_put(f->vault, "ann", "codex", "vm-forgotten", "again", 5, &version, &err), 0);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", cli, &secret, &version, &err), 0);
+    assert_int_equal(take(f->vault, "ann", "codex", cli, &secret, &version, &err), 0);
     secret_free(&secret);
 }
 
@@ -315,7 +328,7 @@ static void refused(struct fixture *f, const char *code, const char *says) {
     uint64_t version;
     struct vault_status status;
     struct vault_rotation rotation;
-    assert_true(vault_take(f->vault, "ann", "codex", "", &secret, &version, &err) < 0);
+    assert_true(vault_open(f->vault, "ann", "codex", "", &secret, &version, &err) < 0);
     if (strcmp(err.code, code) != 0 || !strstr(err.detail, says) || !strstr(err.detail, f->key))
         fail_msg("expected %s with \"%s\": %s: %s", code, says, err.code, err.detail);
     assert_true(vault_put(f->vault, "ann", "codex", "", "x", 1, &version, &err) < 0);
@@ -389,7 +402,7 @@ static void a_wrong_key_opens_nothing(void **state) {
     uint64_t version;
     put(f, "ann", "codex", "hers");
     write_keys(f, KEY_A, 0600);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", "", &secret, &version, &err), -ENOKEY);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", "", &secret, &version, &err), -ENOKEY);
     assert_string_equal(err.code, "vault.key-unknown");
     struct vault_status status;
     assert_int_equal(vault_look(f->vault, &status, &err), 0);
@@ -655,7 +668,7 @@ static void no_secret_is_left_anywhere(void **state) {
     assert_int_equal(vault_put(f->vault, "ann", "codex", "", planted.data, planted.len, &version, &err), 0);
     assert_int_equal(vault_renew(f->vault, "ann", "codex", "", 1, planted.data, planted.len, &version, &err), 0);
     assert_int_equal(vault_rotate(f->vault, &done, &err), 0);
-    assert_int_equal(vault_take(f->vault, "ann", "codex", "", &taken, &version, &err), 0);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", "", &taken, &version, &err), 0);
     assert_memory_equal(taken.data, planted.data, planted.len);
     secret_free(&taken);
     /* Ways that fail. */
@@ -664,7 +677,7 @@ static void no_secret_is_left_anywhere(void **state) {
     assert_int_equal(vault_renew(f->vault, "ann", "codex", "vm-x", 1, planted.data, planted.len, &version, &errs[1]),
                      -EPERM);
     sql(f, "CREATE TABLE kept AS SELECT * FROM credential; UPDATE credential SET version = 9");
-    assert_int_equal(vault_take(f->vault, "ann", "codex", "", &taken, &version, &errs[2]), -EBADMSG);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", "", &taken, &version, &errs[2]), -EBADMSG);
     secret_free(&planted);
     key_needles(f, &needles[1], &needles[2]);
     for (unsigned i = 0; i < 3; i++) {
