@@ -203,6 +203,8 @@ static void on_looked(void *userdata, const uint8_t *text, size_t len, const str
         h->is_there = h->is_owned = false;
         h->due_ms = 0;
     }
+    if (err && is_code(err, "login.torn"))
+        due_in(h, SETTLE_MS);
     if (err) /* logged out there, or the agent is away: the vault keeps what it has */
         return;
     h->is_unsure = false;

@@ -72,6 +72,8 @@ static int take(struct guest_files *f, json_t *ok, struct err *err) {
         return err_set(err, ENOENT, "login.no-file", "~/%s is empty", file->path);
     if (f->got > GUEST_FILE_MAX || size > (json_int_t)GUEST_FILE_MAX)
         return err_set(err, EMSGSIZE, "login.too-large", "~/%s is larger than %zu bytes", file->path, GUEST_FILE_MAX);
+    if ((json_int_t)f->got != size)
+        return err_set(err, EAGAIN, "login.torn", "~/%s was being written while it was read", file->path);
     int r = bundle_add(&f->bundle, file, f->got, err);
     f->next += r == 0;
     return r;

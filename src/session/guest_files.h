@@ -13,7 +13,8 @@ struct guest_files; /* under way */
 /* Called once and later. err is NULL when all was read (text, len: a bundle, borrowed) or written (text NULL). */
 typedef void guest_files_done_fn(void *userdata, const uint8_t *text, size_t len, const struct err *err);
 
-/* Reads the files, of which none may be missing or empty. Errors: "agent.*", "guest.*", "login.no-file", "login.too-large". */
+/* Reads the files, of which none may be missing or empty. Errors: "agent.*", "guest.*", "login.no-file", "login.too-large",
+ * "login.torn": its size changed meanwhile. */
 int guest_files_read(struct vms *vms, const char *vm_id, enum vm_type type, const struct provider_file *files,
                      unsigned count, guest_files_done_fn *done, void *userdata, struct guest_files **ret_files,
                      struct err *err);
