@@ -15,9 +15,12 @@
 #define OPEN_TIMEOUT_MS 180000
 #define OPEN_PAUSE_MS 1000
 #define OPEN_WAIT_MS 180000 /* for a Chromium that starts */
+#define SCAN_PAUSE_MS 100   /* between two looks at the tool's output */
 #define AGAIN_MAX 3
-#define CHECKS_MAX 3    /* of a tool that goes on running: its files may be half written */
-#define OUTPUT_MAX 4096 /* bytes of the tool's output that are looked at */
+#define BUSY_WAIT_MS 180000 /* for a guest that is busy or slow */
+#define ADDRESSES_MAX 32    /* of one tool */
+#define CHECKS_MAX 3        /* of a tool that goes on running: its files may be half written */
+#define OUTPUT_MAX 4096     /* bytes of the tool's output that are looked at */
 #define INPUT_MAX 2048
 #define RESUMED "the controller was started anew, and the login tool with it"
 
@@ -44,6 +47,8 @@ struct login {
     int64_t agent_since_ms; /* monotonic: since when it is waited for */
     bool had_agent;
     int again, checks;
+    int64_t busy_since_ms; /* monotonic; 0: it is not */
+    unsigned addresses;
     struct agent_job *tool, *check, *opening;
     struct guest_files *files;
     bool is_final; /* the files that are read go into the vault */
@@ -55,6 +60,8 @@ struct login {
     struct loop_timer *open_timer;
     char output[OUTPUT_MAX]; /* its last bytes */
     size_t output_len;
+    struct loop_timer *scan_timer;          /* armed while the tool is owed credit */
+    uint32_t uncredited[AGENT_STDERR + 1U]; /* bytes */
     char user_code[LOGIN_CODE_MAX];
 };
 
@@ -100,6 +107,7 @@ static void wait_for_agent(struct login *l) {
 }
 
 static void begin_again(struct login *l, const char *why) {
+    l->checks_first = l->checks_first || login_is_done(l); /* its user does nothing twice */
     stop_guest(l);
     forget_page(l);
     if (!vms_is_at_rest(l->vms, l->vm_id) && ++l->again > AGAIN_MAX) {
@@ -110,12 +118,36 @@ static void begin_again(struct login *l, const char *why) {
     wait_for_agent(l);
 }
 
-/* What a guest refused or did not answer. */
+static bool is_code(const struct err *err, const char *code) {
+    return strcmp(err->code, code) == 0;
+}
+
+/* A guest that has much to do, or a file that is being written: it may be otherwise in a moment. */
+static bool is_passing(const struct err *err) {
+    return is_code(err, "agent.busy") || is_code(err, "guest.busy") || is_code(err, "agent.timeout") ||
+           is_code(err, "login.torn");
+}
+
+static bool has_waited_enough(struct login *l) {
+    int64_t now_ms = time_monotonic_ms();
+    if (l->busy_since_ms == 0)
+        l->busy_since_ms = now_ms;
+    return now_ms - l->busy_since_ms > BUSY_WAIT_MS;
+}
+
+/* What a guest refused or did not answer. What passes is tried again: the timer goes on from the step. */
 static void on_trouble(struct login *l, const struct err *err) {
-    if (strcmp(err->code, "agent.gone") == 0 || strcmp(err->code, "agent.not-ready") == 0)
+    char words[160];
+    if (is_code(err, "agent.gone") || is_code(err, "agent.not-ready") || is_code(err, "agent.none")) {
         begin_again(l, "the agent in the VM was lost, and the login tool with it: it is started anew");
-    else
+    } else if (is_passing(err) && !has_waited_enough(l)) {
+        loop_timer_again(l->timer, FILES_PAUSE_MS);
+    } else if (str_starts(err->code, "guest.")) { /* its own words are not for people */
+        snprintf(words, sizeof words, "the agent in the VM refused a step of the login (%s)", err->code);
+        fail_with(l, err->code, words);
+    } else {
         fail(l, err);
+    }
 }
 
 /* --- the vault --- */
@@ -140,9 +172,6 @@ static void keep(struct login *l, const uint8_t *text, size_t len) {
     log_event(LOG_LEVEL_INFO,
               (struct log_about){.event = "credential-stored", .session_id = l->session_id, .vm_id = l->vm_id},
               "of user %s for %s, version %llu", l->user, l->provider.name, (unsigned long long)version);
-    /* The tool is gone: the next VM may have it. Where that cannot be stored it has it when this one has ended. */
-    if (vault_release(l->vault, l->vm_id, &err) < 0)
-        log_warning("session %s: %s", l->session_id, err.detail);
     l->owner.ended(l->userdata, l->session_id, NULL);
 }
 
@@ -185,10 +214,11 @@ static void on_checked(void *userdata, json_t *ok, const struct err *err) {
     struct login *l = userdata;
     char words[160];
     l->check = NULL;
-    if (!ok && strcmp(err->code, "agent.gone") == 0) {
+    if (!ok && (is_code(err, "agent.gone") || is_code(err, "guest.busy"))) {
         on_trouble(l, err);
         return;
     }
+    l->busy_since_ms = 0;
     if (ok && json_is_integer(json_object_get(ok, "status")) &&
         json_integer_value(json_object_get(ok, "status")) == 0) {
         agent_job_cancel(l->tool); /* one that goes on running must not change what is read */
@@ -215,20 +245,23 @@ static void start_check(struct login *l) {
     struct agent *agent = vms_agent(l->vms, l->vm_id);
     struct err err = {0};
     l->step = STEP_CHECK;
-    if (!agent || agent_begin(agent, exec_json(l, &l->provider.check), (int)l->provider.check_timeout_ms, &handler, l,
-                              &l->check, &err) < 0)
+    if (!agent)
         begin_again(l, "the agent in the VM was lost: the login begins anew");
+    else if (agent_begin(agent, exec_json(l, &l->provider.check), (int)l->provider.check_timeout_ms, &handler, l,
+                         &l->check, &err) < 0)
+        on_trouble(l, &err);
 }
 
 static void on_files(void *userdata, const uint8_t *text, size_t len, const struct err *err) {
     struct login *l = userdata;
     l->files = NULL;
+    bool is_early = err && !l->is_final && (is_code(err, "login.no-file") || is_passing(err));
     if (!err && l->is_final)
         keep(l, text, len);
-    else if (!err)
-        start_check(l); /* all are there */
-    else if (!l->is_final && strcmp(err->code, "login.no-file") == 0)
+    else if (is_early && l->tool)
         loop_timer_again(l->timer, FILES_PAUSE_MS);
+    else if (!err || is_early)
+        start_check(l); /* all are there, or the tool has ended meanwhile */
     else
         on_trouble(l, err);
 }
@@ -250,8 +283,8 @@ static void on_opened(void *userdata, json_t *ok, const struct err *err) {
     struct login *l = userdata;
     l->opening = NULL;
     /* One that takes its time has it all the same: given again it would be there twice. */
-    l->is_opened = ok || err->errnum == ETIMEDOUT || strcmp(err->code, "guest.timeout") == 0;
-    if (!l->is_opened && strcmp(err->code, "agent.gone") != 0)
+    l->is_opened = ok || err->errnum == ETIMEDOUT || is_code(err, "guest.timeout");
+    if (!l->is_opened && !is_code(err, "agent.gone"))
         open_later(l);
 }
 
@@ -259,6 +292,8 @@ static void open_page(void *userdata) {
     static const struct agent_handler handler = {.done = on_opened};
     struct login *l = userdata;
     struct agent *agent = vms_agent(l->vms, l->vm_id);
+    if (l->is_opened) /* meanwhile */
+        return;
     if (l->opening || !agent ||
         agent_begin(agent, json_pack("{s:s, s:s%}", "op", "browser.open", "url", l->url, l->url_len), OPEN_TIMEOUT_MS,
                     &handler, l, &l->opening, NULL) < 0)
@@ -294,10 +329,19 @@ static bool take_url(struct login *l, const char *url, size_t len) {
 
 /* --- the tool --- */
 
+/* The guest's agent counts them too, but it is the guest's. */
+static bool is_counted(struct login *l) {
+    if (l->addresses == ADDRESSES_MAX)
+        log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "page-refused", .session_id = l->session_id},
+                  "the login tool wants to open more than %d pages", ADDRESSES_MAX);
+    l->addresses += l->addresses <= ADDRESSES_MAX;
+    return l->addresses <= ADDRESSES_MAX;
+}
+
 static void on_tool_event(void *userdata, json_t *event) {
     struct login *l = userdata;
     json_t *url = json_object_get(event, "url");
-    if (json_is_string(url))
+    if (json_is_string(url) && is_counted(l))
         take_url(l, json_string_value(url), json_string_length(url));
 }
 
@@ -313,19 +357,31 @@ static void look_at_output(struct login *l) {
             return;
 }
 
+/* Not for each frame, which may be of one byte: what came is looked at together, and then there is room for more. */
+static void on_scan(void *userdata) {
+    struct login *l = userdata;
+    for (enum agent_stream s = AGENT_STDOUT; s <= AGENT_STDERR; s++) {
+        if (l->tool)
+            agent_job_credit(l->tool, s, l->uncredited[s]);
+        l->uncredited[s] = 0;
+    }
+    look_at_output(l);
+}
+
 static void on_tool_data(void *userdata, enum agent_stream stream, const uint8_t *data, size_t len) {
     struct login *l = userdata;
     size_t n = len < OUTPUT_MAX ? len : OUTPUT_MAX, kept = l->output_len;
     if (len == 0)
         return;
-    agent_job_credit(l->tool, stream, (uint32_t)len);
+    if (l->uncredited[AGENT_STDOUT] + l->uncredited[AGENT_STDERR] == 0)
+        loop_timer_again(l->scan_timer, SCAN_PAUSE_MS);
+    l->uncredited[stream] += (uint32_t)len; /* at most a window */
     if (kept > OUTPUT_MAX - n) {
         memmove(l->output, l->output + kept - (OUTPUT_MAX - n), OUTPUT_MAX - n);
         kept = OUTPUT_MAX - n;
     }
     memcpy(l->output + kept, data + len - n, n);
     l->output_len = kept + n;
-    look_at_output(l);
 }
 
 static void tool_failed(struct login *l, json_t *ok) {
@@ -348,18 +404,22 @@ static void on_tool_done(void *userdata, json_t *ok, const struct err *err) {
     struct err own = {0};
     json_t *status = ok ? json_object_get(ok, "status") : NULL;
     l->tool = NULL;
+    if (l->step != STEP_TOOL) /* the check decides */
+        return;
     if (ok && json_is_integer(status) && json_integer_value(status) == 0) {
-        if (l->step == STEP_TOOL && !l->files)
+        if (!l->files)
             start_check(l);
     } else if (ok) {
         tool_failed(l, ok);
-    } else if (strcmp(err->code, "guest.exec.failed") == 0) {
+    } else if (is_code(err, "guest.exec.failed")) {
         err_set(&own, EPROTO, "login.tool", "the login tool %s cannot be run in the VM: is it in the image?",
                 provider_word(&l->provider.command, 0));
         fail(l, &own);
-    } else if (strcmp(err->code, "guest.bad-request") == 0) {
+    } else if (is_code(err, "guest.bad-request")) {
         fail_with(l, "login.old-image", "the image of the VM is older than this controller: it must be built anew");
     } else {
+        stop_guest(l);
+        wait_for_agent(l); /* which starts it anew */
         on_trouble(l, err);
     }
 }
@@ -386,6 +446,8 @@ static void start_tool(struct login *l) {
     }
     l->step = STEP_TOOL;
     l->checks = 0;
+    l->addresses = 0;
+    memset(l->uncredited, 0, sizeof l->uncredited);
     log_event(LOG_LEVEL_INFO, (struct log_about){.event = "login-tool", .session_id = l->session_id, .vm_id = l->vm_id},
               "%s was started for %s", provider_word(&p->command, 0), p->name);
     if (p->done == PROVIDER_DONE_FILES)
@@ -409,7 +471,7 @@ static void look_for_agent(struct login *l) {
             start_tool(l);
     } else if (time_monotonic_ms() - l->agent_since_ms > AGENT_WAIT_MS) {
         err_set(&err, ETIMEDOUT, "agent.not-ready", "the agent in the VM is not there: %s",
-                agent ? agent_words(agent) : "the VM ends");
+                agent ? agent_state_name(agent_state(agent)) : "the VM ends");
         fail(l, &err);
     } else {
         loop_timer_again(l->timer, PAUSE_MS);
@@ -422,6 +484,10 @@ static void on_timer(void *userdata) {
         look_for_agent(l);
     else if (l->step == STEP_TOOL && l->tool && !l->files)
         read_files(l, false);
+    else if (l->step == STEP_CHECK && !l->check)
+        start_check(l);
+    else if (l->step == STEP_READ && !l->files)
+        read_files(l, true);
 }
 
 /* --- for the owner --- */
@@ -444,6 +510,8 @@ int login_new(const struct login_params *params, struct login **ret_login, struc
     str_copy(l->user, sizeof l->user, params->user);
     str_copy(l->vm_id, sizeof l->vm_id, params->vm_id);
     int r = loop_timer_new(l->loop, 0, on_timer, l, &l->timer);
+    if (r == 0)
+        r = loop_timer_new(l->loop, SCAN_PAUSE_MS, on_scan, l, &l->scan_timer);
     if (r < 0) {
         login_free(l);
         return err_sys(err, -r, "login.failed", "start a login");
@@ -458,6 +526,7 @@ void login_free(struct login *l) {
     stop_guest(l);
     forget_page(l);
     loop_timer_free(l->timer);
+    loop_timer_free(l->scan_timer);
     mem_free(l, sizeof *l);
 }
 

@@ -8,7 +8,8 @@
  *
  * Addresses, codes and output are kept in memory alone, wiped with the login, and are in no error: what a person reads is a
  * sentence of ours. An agent that is lost takes the tool with it, and so does a daemon that ends: the login begins anew, but
- * where an earlier daemon had begun it the check is asked first, for its tool may have come to its end just before.
+ * where its tool had come to its end, or may have under an earlier daemon, the check is asked first. A guest that is busy or slow
+ * is asked again for a while.
  *
  * Everything runs on the loop's thread. */
 #pragma once

@@ -260,6 +260,15 @@ static void on_login_again(void *userdata, const char *id, const char *why) {
         log_error("session %s: %s", id, err.detail);
 }
 
+/* The login tool is gone: the next VM may have the credential. Where that cannot be stored it has it when this one has ended. */
+static void complete(struct sessions *all, struct session *session) {
+    struct err err = {0};
+    end_alone(all, session, SESSION_EVENT_COMPLETE, "the login works, and its credential is in the vault");
+    if (session_status_is_end(session->status) && vault_release(all->vault, session->vm_id, &err) < 0)
+        log_warning("session %s: %s", session->id, err.detail);
+    custody_stored(all->custody, session->user);
+}
+
 /* Where the end cannot be stored now, the session's time limit tries again. */
 static void on_login_ended(void *userdata, const char *session_id, const struct err *why) {
     struct sessions *all = userdata;
@@ -274,9 +283,7 @@ static void on_login_ended(void *userdata, const char *session_id, const struct 
     if (why)
         end_alone(all, &session, SESSION_EVENT_FAIL, reason);
     else
-        end_alone(all, &session, SESSION_EVENT_COMPLETE, "the login works, and its credential is in the vault");
-    if (!why)
-        custody_stored(all->custody, session.user);
+        complete(all, &session);
 }
 
 static void run_login(struct sessions *all, const struct session *session, const struct provider *provider) {

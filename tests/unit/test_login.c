@@ -149,6 +149,22 @@ static void begin_login(struct fixture *f, const char *flow, const char *script,
     assert_int_equal(login_new(&params, &f->login, NULL), 0);
 }
 
+/* The login that was just begun is one whose tool goes on when its files are there. */
+static void is_done_by_files(struct fixture *f) {
+    login_free(f->login);
+    set(f, "login", "done", "files");
+    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
+    struct login_params params = {.loop = f->rig.loop,
+                                  .vault = f->vault,
+                                  .provider = &f->provider,
+                                  .session_id = "0",
+                                  .user = "ann",
+                                  .vm_id = "vm-1",
+                                  .owner = &owner,
+                                  .userdata = f};
+    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+}
+
 static void wait_end(struct fixture *f) {
     for (int64_t end = time_monotonic_ms() + WAIT_MS; !f->is_over && time_monotonic_ms() < end;)
         turn(&f->rig);
@@ -313,18 +329,7 @@ static void a_tool_that_goes_on_is_ended(void **state) {
     _cleanup_free_ char *pid = NULL;
     begin_login(f, "authorization-code",
                 "echo $$ >$HOME/pid; $BROWSER $ADDRESS; " CONSENT "; " SAVE "; exec sleep 1000", GOOD, false);
-    login_free(f->login);
-    set(f, "login", "done", "files");
-    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
-    struct login_params params = {.loop = f->rig.loop,
-                                  .vault = f->vault,
-                                  .provider = &f->provider,
-                                  .session_id = "0",
-                                  .user = "ann",
-                                  .vm_id = "vm-1",
-                                  .owner = &owner,
-                                  .userdata = f};
-    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+    is_done_by_files(f);
     wait_url(f);
     touch("consent");
     wait_end(f);
@@ -406,6 +411,72 @@ static void a_new_daemon_looks_whether_it_is_done(void **state) {
     touch("consent");
     wait_end(f);
     assert_int_equal(f->err.errnum, 0);
+}
+
+static void on_filler(void *userdata, json_t *ok, const struct err *err) {
+    *(struct agent_job **)userdata = NULL;
+}
+
+/* Until the host's side gives it no more. */
+static void fill_agent(struct agent_job *jobs[16]) {
+    static const struct agent_handler handler = {.done = on_filler};
+    struct err err = {0};
+    for (unsigned n = 0; n < 16 && !*err.code; n++)
+        if (!jobs[n])
+            agent_begin(fake.agent, json_pack("{s:s, s:[s, s]}", "op", "exec", "argv", "/bin/sleep", "1000"), 0,
+                        &handler, &jobs[n], &jobs[n], &err);
+    assert_string_equal(err.code, "agent.busy");
+}
+
+static void a_busy_guest_is_not_the_end(void **state) {
+    struct fixture *f = *state;
+    static struct agent_job *jobs[16];
+    memset(jobs, 0, sizeof jobs);
+    begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE "; exec sleep 1000", GOOD, false);
+    is_done_by_files(f);
+    wait_url(f);
+    fill_agent(jobs);
+    touch("consent");
+    for (int64_t end = time_monotonic_ms() + 5000; time_monotonic_ms() < end; fill_agent(jobs))
+        turn(&f->rig); /* an event at a time: what ends leaves its place to nobody else */
+    assert_false(f->is_over);
+    assert_string_equal(view(f).words, "The provider's page is being opened");
+    for (unsigned i = 0; i < 16; i++)
+        agent_job_cancel(jobs[i]);
+    wait_end(f);
+    ended_well(f);
+    assert_int_equal(f->again, 0);
+}
+
+static void an_agent_lost_in_the_check_loses_no_login(void **state) {
+    struct fixture *f = *state;
+    _cleanup_free_ char *runs = NULL;
+    char path[128];
+    size_t len = 0;
+    begin_login(f, "authorization-code", "echo >>$HOME/runs; $BROWSER $ADDRESS; " SAVE,
+                "[ -e $HOME/looked ] || { >$HOME/looked; sleep 1000; }; " GOOD, false);
+    snprintf(path, sizeof path, "%s/looked", fake.home);
+    for (int64_t end = time_monotonic_ms() + WAIT_MS; access(path, F_OK) < 0 && time_monotonic_ms() < end;)
+        turn(&f->rig);
+    assert_true(login_is_done(f->login));
+    stop_guest(f);
+    start_guest(f);
+    wait_end(f);
+    ended_well(f);
+    assert_int_equal(f->again, 0);
+    snprintf(path, sizeof path, "%s/runs", fake.home);
+    assert_int_equal(file_read(path, 32, &runs, &len), 0);
+    assert_int_equal(len, 1);
+}
+
+static void the_check_decides_over_a_tool_that_ends_meanwhile(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code",
+                SAVE "; $BROWSER $ADDRESS; until [ -e $HOME/looked ]; do sleep 0.05; done; exit 3",
+                ">$HOME/looked; sleep 1; " GOOD, false);
+    is_done_by_files(f);
+    wait_end(f);
+    ended_well(f);
 }
 
 static void an_image_without_an_agent(void **state) {
@@ -509,6 +580,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(a_hibernated_vm_is_waited_for, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_hibernated_vm_may_still_get_its_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_looks_whether_it_is_done, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_busy_guest_is_not_the_end, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(an_agent_lost_in_the_check_loses_no_login, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(the_check_decides_over_a_tool_that_ends_meanwhile, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_image_without_an_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_login_can_be_left_at_any_time, set_up, tear_down),
         cmocka_unit_test(words),
