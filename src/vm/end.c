@@ -141,6 +141,8 @@ static void write_end(void *userdata) {
     struct machine *m = userdata;
     struct err err = {0};
     int r = machine_change(m, m->owed_event, m->stop_actor, m->owed_reason, &err);
+    if (r == -EPROTO) /* the next start ends it again */
+        log_error("%s: its end is not stored: %s", m->vm.id, err.detail);
     if (r == 0 || r == -EPROTO) {
         machine_free(m);
         return;
@@ -252,12 +254,13 @@ static void begin(void *userdata) {
 void machine_end(struct machine *m, enum vm_event event, const char *actor, const char *reason, const char *process) {
     if (m->is_over)
         return;
-    machine_unwatch(m);
+    /* First, because it ends its agent's jobs, and whoever is told of that may want to stop the VM. */
     m->is_over = true;
-    m->owed_event = event;
+    m->owed_event = m->vm.state == VM_STATE_STOPPING ? VM_EVENT_ENDED : event; /* it was to end, however it did */
     str_copy(m->stop_actor, sizeof m->stop_actor, actor);
     str_copy(m->owed_reason, sizeof m->owed_reason, reason);
     str_copy(m->process_end, sizeof m->process_end, process ? process : "");
+    machine_unwatch(m);
     begin(m);
 }
 
