@@ -51,6 +51,7 @@ struct api {
     struct waiter *waiters;     /* requests that wait for a VM's state */
     struct follower *followers; /* consoles that are streamed */
     struct exec *execs;         /* programs that run in guests for somebody */
+    struct opening *openings;   /* addresses on their way to a guest's browser */
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
     struct loop_timer *stop_timer;            /* api_stop() was called */
@@ -167,6 +168,9 @@ void api_doctor_free(struct api *api);
 
 /* exec.c */
 void api_exec_free(struct api *api);
+
+/* route_login.c */
+void api_openings_free(struct api *api);
 
 /* route_login.c: null where no tool is at work. */
 json_t *api_login_json(struct api *api, const struct session *session);

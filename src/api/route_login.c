@@ -5,13 +5,42 @@
 #include <string.h>
 
 #include "api/internal.h"
+#include "base/str.h"
 #include "session/providers.h"
 
 #define OPEN_TIMEOUT_MS 180000 /* a program as large as a browser starts first, in a guest that may be emulated */
 
+/* One a session: a guest takes few operations at a time, and its login needs some of them. */
 struct opening {
+    struct opening *next;
+    struct api *api;
     struct http_request *req; /* NULL: the caller has gone */
+    struct agent_job *job;
+    char session_id[SESSION_ID_TEXT];
 };
+
+static void drop(struct opening *o) {
+    for (struct opening **at = &o->api->openings; *at; at = &(*at)->next)
+        if (*at == o) {
+            *at = o->next;
+            break;
+        }
+    free(o);
+}
+
+void api_openings_free(struct api *api) {
+    while (api->openings) {
+        agent_job_cancel(api->openings->job);
+        drop(api->openings);
+    }
+}
+
+static bool is_opening(const struct api *api, const char *session_id) {
+    for (const struct opening *o = api->openings; o; o = o->next)
+        if (strcmp(o->session_id, session_id) == 0)
+            return true;
+    return false;
+}
 
 static void on_gone(struct http_request *req, void *userdata) {
     struct opening *o = userdata;
@@ -26,13 +55,13 @@ static void on_done(void *userdata, json_t *ok, const struct err *err) {
     else if (o->req)
         http_problem(o->req, err->errnum == ETIMEDOUT ? 504 : 502, err->code, NULL,
                      "the browser in the VM did not open the address", "look at the desktop: is its browser there?");
-    free(o);
+    drop(o);
 }
 
 /* Takes the reference of request. */
-static void open_in_guest(struct http_request *req, struct agent *agent, json_t *request) {
+static void open_in_guest(struct api *api, struct http_request *req, const struct session *session, struct agent *agent,
+                          json_t *request) {
     static const struct agent_handler handler = {.done = on_done};
-    struct agent_job *job;
     struct err err = {0};
     struct opening *o = calloc(1, sizeof *o);
     if (!o || !request) {
@@ -41,12 +70,16 @@ static void open_in_guest(struct http_request *req, struct agent *agent, json_t 
         http_problem(req, 500, "internal", NULL, "out of memory", NULL);
         return;
     }
-    if (agent_begin(agent, request, OPEN_TIMEOUT_MS, &handler, o, &job, &err) < 0) {
+    if (agent_begin(agent, request, OPEN_TIMEOUT_MS, &handler, o, &o->job, &err) < 0) {
         free(o);
         http_problem(req, 503, err.code, NULL, err.detail, "try again in a moment");
         return;
     }
+    o->next = api->openings;
+    o->api = api;
     o->req = req;
+    str_copy(o->session_id, sizeof o->session_id, session->id);
+    api->openings = o;
     http_request_defer(req, on_gone, o);
 }
 
@@ -65,6 +98,11 @@ static int may_open(struct api *api, const struct session *session, const char *
     if (session->status != SESSION_AWAITING_USER_AUTH && session->status != SESSION_AUTHENTICATING)
         return err_set(err, EPROTO, "session.state", "session %s is %s: its desktop cannot be used yet", session->id,
                        session_status_name(session->status));
+    if (is_opening(api, session->id)) {
+        err_set(err, EALREADY, "url.opening", "another address is being opened on the desktop of session %s",
+                session->id);
+        return err_hint(err, "wait for its answer: the browser there may have to start first");
+    }
     *ret_agent = vms_agent(api->vms, session->vm_id);
     if (*ret_agent)
         return 0;
@@ -87,7 +125,7 @@ void route_session_open_url(struct http_request *req, const struct http_match *m
     else if (may_open(api, &session, url, len, &agent, &err) < 0)
         api_fail(req, &err);
     else
-        open_in_guest(req, agent, json_pack("{s:s, s:s}", "op", "browser.open", "url", url));
+        open_in_guest(api, req, &session, agent, json_pack("{s:s, s:s}", "op", "browser.open", "url", url));
     json_decref(body);
 }
 

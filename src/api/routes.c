@@ -150,6 +150,7 @@ void api_free(struct api *api) {
     api_relay_stop(api);
     api_follow_free(api);
     api_exec_free(api);
+    api_openings_free(api);
     api_stream_free(api);
     api_doctor_free(api);
     api_files_free(api->files);
