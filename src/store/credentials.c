@@ -105,12 +105,17 @@ static int update(struct store *store, const struct store_credential *c, uint64_
     return step_one(&q, err);
 }
 
+/* Who reads on for long delays the disk, and undoes nothing. */
+static int sync_now(struct store *store) {
+    int r = store_sync(store, NULL);
+    return r == -EBUSY ? 0 : r;
+}
+
 int store_credential_put(struct store *store, const struct store_credential *c, uint64_t former, struct err *err) {
     int r = former == 0 ? insert(store, c, err) : update(store, c, former, err);
     if (r < 0)
         return r;
-    r = store_sync(store, NULL);
-    return r == -EBUSY ? 0 : r; /* who reads on for long delays the disk, and undoes nothing */
+    return sync_now(store);
 }
 
 int store_credential_rewrap(struct store *store, const struct credential *c, const uint8_t wrapped[STORE_WRAPPED_SIZE],
@@ -145,7 +150,7 @@ int store_credential_own(struct store *store, const struct credential *c, const 
     return step_one(&q, err);
 }
 
-int store_credential_remove(struct store *store, const char *user, const char *provider, struct err *err) {
+static int remove_one(struct store *store, const char *user, const char *provider, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store, "DELETE FROM credential WHERE user = ? AND provider = ?", err);
     if (r < 0)
@@ -156,6 +161,11 @@ int store_credential_remove(struct store *store, const char *user, const char *p
     if (r == 0 && sqlite3_changes(store->db) != 1)
         return none(user, provider, err);
     return r;
+}
+
+int store_credential_remove(struct store *store, const char *user, const char *provider, struct err *err) {
+    int r = remove_one(store, user, provider, err);
+    return r < 0 ? r : sync_now(store);
 }
 
 int store_credential_list(struct store *store, const char *user, struct credential **ret_list, size_t *ret_n,
