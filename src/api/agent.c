@@ -53,7 +53,7 @@ struct asking {
 
 static void asking_free(struct asking *a) {
     strbuf_free(&a->read);
-    free(a->written);
+    mem_free(a->written, a->written_len);
     free(a);
 }
 
@@ -130,16 +130,18 @@ static void on_credit(void *userdata, uint32_t bytes) {
 static json_t *with_data(const struct asking *a, json_t *ok) {
     json_t *answer = json_copy(ok);
     size_t size = sodium_base64_encoded_len(a->read.len, BASE64);
-    _cleanup_free_ char *text = malloc(size);
-    if (!answer || !text ||
+    char *text = malloc(size);
+    bool is_done =
+        answer && text &&
         json_object_set_new(
             answer, "data",
             json_string(sodium_bin2base64(text, size, (const unsigned char *)(a->read.data ? a->read.data : ""),
-                                          a->read.len, BASE64))) < 0) {
-        json_decref(answer);
-        return NULL;
-    }
-    return answer;
+                                          a->read.len, BASE64))) == 0;
+    mem_free(text, size); /* a file may be a credential */
+    if (is_done)
+        return answer;
+    json_decref(answer);
+    return NULL;
 }
 
 static void on_done(void *userdata, json_t *ok, const struct err *err) {

@@ -16,11 +16,14 @@ void strbuf_add(struct strbuf *b, const char *data, size_t len) {
         size_t cap = b->cap ? b->cap : 128;
         while (cap < b->len + len + 1)
             cap *= 2;
-        char *bigger = realloc(b->data, cap);
+        char *bigger = malloc(cap);
         if (!bigger) {
             b->truncated = true;
             return;
         }
+        if (b->len > 0)
+            memcpy(bigger, b->data, b->len);
+        mem_free(b->data, b->cap); /* it may be a secret, also what it had been moved from */
         b->data = bigger;
         b->cap = cap;
     }
@@ -44,7 +47,7 @@ void strbuf_addf(struct strbuf *b, const char *fmt, ...) {
 }
 
 void strbuf_free(struct strbuf *b) {
-    free(b->data);
+    mem_free(b->data, b->cap);
     *b = (struct strbuf){.max = b->max};
 }
 

@@ -54,6 +54,7 @@ struct http_request {
     const char *raw_target; /* where it lies in libmicrohttpd's buffer: only for its address */
     char *target;
     char *arena; /* method, names and values, copied */
+    size_t arena_size;
     const char *method;
     bool http11;
     struct http_field *fields;

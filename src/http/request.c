@@ -106,6 +106,7 @@ static int copy_head(struct http_request *req, const struct raw_head *head) {
     for (size_t i = 0; i < head->n; i++)
         size += head->field[i].name_len + head->field[i].value_len + 2;
     req->arena = malloc(size);
+    req->arena_size = size;
     req->fields = calloc(head->n + 1, sizeof *req->fields);
     if (!req->arena || !req->fields)
         return -ENOMEM;
@@ -329,10 +330,10 @@ void request_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enu
     sd_event_source_disable_unref(req->watch);
     if (req->response)
         MHD_destroy_response(req->response);
-    free(req->target);
-    free(req->arena);
     free(req->fields);
     /* Codes, tokens and tickets come and go in them. */
+    mem_free(req->target, strlen(req->target));
+    mem_free(req->arena, req->arena_size);
     mem_free(req->body, req->body_cap);
     mem_free(req->out, req->out_cap);
     free(req);
