@@ -302,7 +302,9 @@ static void a_tool_that_is_not_there(void **state) {
 
 static void a_device_shows_its_code(void **state) {
     struct fixture *f = *state;
-    begin_login(f, "device-code", "echo go to $ADDRESS and type WDJB-MJHT; " CONSENT "; " SAVE, GOOD, false);
+    /* More than the agent may send at once comes before it. */
+    begin_login(f, "device-code",
+                "head -c 600000 /dev/zero; echo go to $ADDRESS and type WDJB-MJHT; " CONSENT "; " SAVE, GOOD, false);
     wait_url(f);
     assert_string_equal(view(f).user_code, "WDJB-MJHT");
     touch("consent");
@@ -479,6 +481,22 @@ static void the_check_decides_over_a_tool_that_ends_meanwhile(void **state) {
     ended_well(f);
 }
 
+/* Its end is told while it is still looked whether its files are there. */
+static void a_tool_that_ends_while_its_files_are_looked_for(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code", "mkdir -p $HOME/.tool; printf 1 >$HOME/.tool/one; $BROWSER $ADDRESS; " CONSENT,
+                "true", false);
+    is_done_by_files(f);
+    wait_url(f);
+    kill(f->rig.pid, SIGSTOP);
+    touch("consent");
+    for (int64_t end = time_monotonic_ms() + 3000; time_monotonic_ms() < end;)
+        turn(&f->rig);
+    kill(f->rig.pid, SIGCONT);
+    wait_end(f);
+    ended_with(f, "login.no-file", ".tool/two");
+}
+
 static void an_image_without_an_agent(void **state) {
     struct fixture *f = *state;
     struct agent *agent = fake.agent;
@@ -583,6 +601,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(a_busy_guest_is_not_the_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_agent_lost_in_the_check_loses_no_login, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_check_decides_over_a_tool_that_ends_meanwhile, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_tool_that_ends_while_its_files_are_looked_for, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_image_without_an_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_login_can_be_left_at_any_time, set_up, tear_down),
         cmocka_unit_test(words),
