@@ -40,6 +40,7 @@ struct login {
     struct login_owner owner;
     void *userdata;
     bool checks_first;     /* an earlier daemon began it */
+    bool checks_again;     /* the tool came to its end while it was checked what it had not written to its end */
     const char *again_why; /* to be told when the tool is started anew; NULL: it is the first time */
 
     enum step step;
@@ -230,6 +231,9 @@ static void on_checked(void *userdata, json_t *ok, const struct err *err) {
     if (l->checks_first) {
         l->checks_first = false;
         start_tool(l);
+    } else if (l->checks_again) {
+        l->checks_again = false;
+        loop_timer_again(l->timer, 0);
     } else if (l->tool && ++l->checks < CHECKS_MAX) {
         l->step = STEP_TOOL;
         loop_timer_again(l->timer, FILES_PAUSE_MS * (1 + l->checks));
@@ -404,9 +408,11 @@ static void on_tool_done(void *userdata, json_t *ok, const struct err *err) {
     struct err own = {0};
     json_t *status = ok ? json_object_get(ok, "status") : NULL;
     l->tool = NULL;
+    bool is_well = json_is_integer(status) && json_integer_value(status) == 0;
+    l->checks_again = l->step == STEP_CHECK && is_well;
     if (l->step != STEP_TOOL) /* the check decides */
         return;
-    if (ok && json_is_integer(status) && json_integer_value(status) == 0) {
+    if (is_well) {
         if (!l->files)
             start_check(l);
     } else if (ok) {

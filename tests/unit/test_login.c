@@ -497,6 +497,17 @@ static void a_tool_that_ends_while_its_files_are_looked_for(void **state) {
     ended_with(f, "login.no-file", ".tool/two");
 }
 
+static void a_tool_that_ends_in_the_check_is_checked_again(void **state) {
+    struct fixture *f = *state;
+    begin_login(f, "authorization-code",
+                "mkdir -p $HOME/.tool; for i in one two; do printf 1 >$HOME/.tool/$i; done; $BROWSER $ADDRESS; "
+                "until [ -e $HOME/looked ]; do sleep 0.05; done; " SAVE,
+                GOOD "; r=$?; >$HOME/looked; sleep 1; exit $r", false);
+    is_done_by_files(f);
+    wait_end(f);
+    ended_well(f);
+}
+
 static void an_image_without_an_agent(void **state) {
     struct fixture *f = *state;
     struct agent *agent = fake.agent;
@@ -602,6 +613,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(an_agent_lost_in_the_check_loses_no_login, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_check_decides_over_a_tool_that_ends_meanwhile, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_tool_that_ends_while_its_files_are_looked_for, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_tool_that_ends_in_the_check_is_checked_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_image_without_an_agent, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_login_can_be_left_at_any_time, set_up, tear_down),
         cmocka_unit_test(words),
