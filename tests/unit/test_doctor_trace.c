@@ -87,6 +87,11 @@ static void test_noise(void **state) {
     assert_false(trace_is_noise(&e));
     e = (struct trace_event){.kind = TRACE_DROPPED, .location = "ip_rcv_core", .reason = "OTHERHOST"};
     assert_true(trace_is_noise(&e));
+    /* What nftrace could not tell is a message; what a rule dropped on a kernel without reasons is a packet. */
+    e = (struct trace_event){.kind = TRACE_DROPPED, .location = "nft_do_chain", .reason = "NOT_SPECIFIED"};
+    assert_true(trace_is_noise(&e));
+    e.protocol = 0x0806;
+    assert_false(trace_is_noise(&e));
 }
 
 #define EVENT(us, tail) "         python3-100     [001] b....  10.000" us ": " tail "\n"

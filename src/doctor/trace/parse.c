@@ -209,6 +209,10 @@ bool trace_is_noise(const struct trace_event *event) {
         if (strcmp(event->location, noise[i].location) == 0 &&
             (!noise[i].reason || strcmp(event->reason, noise[i].reason) == 0))
             return true;
+    /* A message of nftrace's that found no room at its reader: no packet, and so of no protocol. */
+    if (event->protocol == 0 && strcmp(event->location, "nft_do_chain") == 0 &&
+        strcmp(event->reason, "NOT_SPECIFIED") == 0)
+        return true;
     /* Frames of no IPv4 or ARP are none of ours. */
     return event->protocol != 0 && event->protocol != 0x0800 && event->protocol != 0x0806 && event->dev[0] == '\0' &&
            strcmp(event->reason, "MAC_INVALID_SOURCE") != 0;
