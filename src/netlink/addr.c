@@ -5,6 +5,10 @@
 #include <linux/if_addr.h>
 #include <linux/rtnetlink.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+
+#include "base/fd.h"
+#include "netlink/netns.h"
 
 struct addresses {
     uint32_t local, address;
@@ -74,4 +78,28 @@ int addr_dump(struct rtnl *rtnl, struct addr **ret, size_t *ret_count, struct er
     *ret = (struct addr *)list.items;
     *ret_count = list.count;
     return 0;
+}
+
+int addr_watch_open(int nsfd, int *ret_fd, struct err *err) {
+    struct sockaddr_nl addr = {.nl_family = AF_NETLINK, .nl_groups = RTMGRP_IPV4_IFADDR};
+    _cleanup_close_ int fd = -1;
+    int r = netns_socket(nsfd, AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE, &fd);
+    if (r == 0 && bind(fd, (struct sockaddr *)&addr, sizeof addr) < 0)
+        r = -errno;
+    if (r < 0)
+        return err_sys(err, -r, "netlink.failed", "listen to changes of addresses");
+    *ret_fd = fd_steal(&fd);
+    return 0;
+}
+
+/* What exactly was heard does not matter: whoever cares reads all addresses anew. */
+bool addr_watch_read(int fd) {
+    char message[512];
+    bool heard = false;
+    for (;;) {
+        ssize_t n = recv(fd, message, sizeof message, MSG_DONTWAIT);
+        if (n <= 0 && errno != EINTR && errno != ENOBUFS)
+            return heard;
+        heard = heard || n > 0 || errno == ENOBUFS;
+    }
 }

@@ -147,20 +147,20 @@ void members_distrust(struct network *network) {
 /* Between the two, what is heard is our own doing, at least in part. */
 static void set_writing(struct network *network, bool is_writing) {
     pthread_mutex_lock(&network->watch_lock);
-    if (!is_writing && network->watch_fd >= 0)
-        nftset_watch_read(network->watch_fd, RULESET_NAME, NULL);
+    if (!is_writing && network->rules_fd >= 0)
+        nftset_watch_read(network->rules_fd, RULESET_NAME, NULL);
     network->rules_are_stale = false;
     network->is_writing = is_writing;
     pthread_mutex_unlock(&network->watch_lock);
 }
 
-int members_write(struct network *network, int nsfd, struct err *err) {
+static int write_tables(struct network *network, int nsfd, const struct ruleset_networks *networks, struct err *err) {
     _cleanup_strbuf_ struct strbuf text = {.max = RULESET_MAX};
     size_t count = 0;
     read_counts(network);
     _cleanup_free_ struct ruleset_vm *vms = copy_all(network, &count);
     if (vms)
-        ruleset_write(&network->cfg, network->bridge_mac, vms, count, &text);
+        ruleset_write(&network->cfg, network->bridge_mac, vms, count, networks, &text);
     if (!text.data || text.truncated)
         return err_sys(err, ENOMEM, "network.failed", "write the nftables rules");
     set_writing(network, true);
@@ -168,7 +168,19 @@ int members_write(struct network *network, int nsfd, struct err *err) {
     set_writing(network, false);
     strbuf_free(&text);
     malloc_trim(0); /* with a thousand VMs the text and what libnftables made of it were 20 MB */
-    if (r < 0) {
+    return r;
+}
+
+int members_write(struct network *network, int nsfd, struct err *err) {
+    struct ruleset_networks networks = {0};
+    int r = own_networks_read(network, nsfd, &networks, err);
+    if (r == 0)
+        r = write_tables(network, nsfd, &networks, err);
+    if (r == 0) {
+        free(network->networks.prefixes);
+        network->networks = networks;
+    } else {
+        free(networks.prefixes);
         members_distrust(network);
         err_prefix(err, "replace the nftables tables %s", RULESET_NAME);
     }
@@ -285,19 +297,48 @@ int network_watch_fd(const struct network *network) {
     return network->watch_fd;
 }
 
-bool network_heard(struct network *network) {
+static void hear(struct network *network, bool *ret_rules, bool *ret_networks) {
     pthread_mutex_lock(&network->watch_lock);
-    if (!network->is_writing && nftset_watch_read(network->watch_fd, RULESET_NAME, network->nftset))
+    if (!network->is_writing && nftset_watch_read(network->rules_fd, RULESET_NAME, network->nftset))
         network->rules_are_stale = true;
-    bool is_stale = network->rules_are_stale;
+    for (size_t i = 0; i < NETWORK_SPACES; i++)
+        if (network->addrs_fd[i] >= 0 && addr_watch_read(network->addrs_fd[i]))
+            network->networks_are_stale = true;
+    *ret_rules = network->rules_are_stale;
+    *ret_networks = network->networks_are_stale;
     pthread_mutex_unlock(&network->watch_lock);
-    return is_stale;
+}
+
+bool network_heard(struct network *network) {
+    bool rules, networks;
+    hear(network, &rules, &networks);
+    return rules || networks;
+}
+
+/* An address that is only renewed is heard of too. Return: 1, 0 or -errno. */
+static int are_other_networks(struct network *network, struct err *err) {
+    const struct ruleset_networks *known = &network->networks;
+    struct ruleset_networks now;
+    int r = own_networks_read(network, network->nsfd, &now, err);
+    if (r < 0)
+        return r;
+    bool same = now.count == known->count;
+    for (size_t i = 0; i < now.count && same; i++)
+        same = now.prefixes[i].address == known->prefixes[i].address &&
+               now.prefixes[i].length == known->prefixes[i].length;
+    free(now.prefixes);
+    return !same;
 }
 
 int network_guard(struct network *network, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
-    if (!network_heard(network))
-        return 0;
-    int r = members_write(network, network->nsfd, err);
-    return r < 0 ? r : 1;
+    bool rules, networks;
+    hear(network, &rules, &networks);
+    int r = rules ? 1 : networks ? are_other_networks(network, err) : 0;
+    if (r <= 0)
+        return r;
+    r = members_write(network, network->nsfd, err);
+    if (r < 0)
+        return r;
+    return rules ? NETWORK_GUARDED_RULES : NETWORK_GUARDED_NETWORKS;
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -147,6 +148,17 @@ static int remove_ruleset(struct network *network, struct err *err) {
     return nft_run(network->nsfd, text.data, NULL, err);
 }
 
+/* One descriptor for all that is heard. */
+static int open_watch(struct network *network, struct err *err) {
+    int fds[1 + NETWORK_SPACES] = {network->rules_fd};
+    memcpy(fds + 1, network->addrs_fd, sizeof network->addrs_fd);
+    network->watch_fd = epoll_create1(EPOLL_CLOEXEC);
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0 && epoll_ctl(network->watch_fd, EPOLL_CTL_ADD, fds[i], &(struct epoll_event){EPOLLIN}) < 0)
+            return err_sys(err, errno, "network.failed", "listen to changes of the network");
+    return 0;
+}
+
 /* The last step, and one transaction: it needs no undo. */
 static int apply_ruleset(struct network *network, struct plan *plan, struct made *made, struct err *err) {
     int r = nftset_open(plan->nsfd, &network->nftset, err);
@@ -155,7 +167,11 @@ static int apply_ruleset(struct network *network, struct plan *plan, struct made
     if (r == 0)
         r = rtnl_open(plan->nsfd, &network->asking_rtnl, err);
     if (r == 0)
-        r = nftset_watch_open(plan->nsfd, &network->watch_fd, err);
+        r = nftset_watch_open(plan->nsfd, &network->rules_fd, err);
+    if (r == 0)
+        r = own_networks_watch(network, plan->nsfd, err);
+    if (r == 0)
+        r = open_watch(network, err);
     return r < 0 ? r : members_write(network, plan->nsfd, err);
 }
 
@@ -201,7 +217,9 @@ int network_start(const struct config_network *cfg, const struct network_nic *ni
     network->cfg = *cfg;
     network->nsfd = -1;
     network->claim_fd = -1;
-    network->watch_fd = -1;
+    network->rules_fd = network->watch_fd = -1;
+    for (size_t i = 0; i < NETWORK_SPACES; i++)
+        network->addrs_fd[i] = -1;
     pthread_mutex_init(&network->lock, NULL);
     pthread_mutex_init(&network->asking_lock, NULL);
     pthread_mutex_init(&network->memory_lock, NULL);
@@ -253,7 +271,11 @@ void network_free(struct network *network) {
     nftset_close(network->nftset);
     nftset_close(network->asking_nftset);
     free(network->vms);
+    free(network->networks.prefixes);
     fd_close(&network->watch_fd);
+    fd_close(&network->rules_fd);
+    for (size_t i = 0; i < NETWORK_SPACES; i++)
+        fd_close(&network->addrs_fd[i]);
     fd_close(&network->claim_fd);
     fd_close(&network->nsfd);
     pthread_mutex_destroy(&network->lock);

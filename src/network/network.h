@@ -133,16 +133,21 @@ int network_stopped(struct network *network, const char *tap, struct network_sto
 /* Bytes that a VM's TAP has carried, both ways, since it was made. For an event loop, as the one above. */
 int network_traffic(struct network *network, const char *tap, uint64_t *ret_bytes, struct err *err);
 
-/* A descriptor that becomes readable when somebody changes nftables in the namespace: network_heard() is to be called
- * then, and now and then. */
+/* A descriptor that becomes readable when somebody changes nftables in the namespace, or an address of the host:
+ * network_heard() is to be called then, and now and then. */
 int network_watch_fd(const struct network *network);
 
-/* Takes what the descriptor says, without waiting. Return: whether our tables may not be what they should be: then
- * network_guard() is to be called. */
+/* Takes what the descriptor says, without waiting. Return: whether our tables may not be what they should be, or may not
+ * know all of the host's own networks: then network_guard() is to be called. */
 bool network_heard(struct network *network);
 
-/* Puts our tables back when others have changed them; with a thousand VMs in them that takes some 0.3 s. Return: 1
- * when that was so, 0, -errno (the next call tries again). */
+/* Writes our tables anew when others have changed them, or when the host has other networks than they know of; with a
+ * thousand VMs in them that takes some 0.3 s. Return: what was so, or -errno (the next call tries again). */
+enum network_guarded {
+    NETWORK_GUARDED_NOTHING,
+    NETWORK_GUARDED_RULES,    /* others had changed them */
+    NETWORK_GUARDED_NETWORKS, /* the host has other networks */
+};
 int network_guard(struct network *network, struct err *err);
 
 /* Whether an address is in use: by a TAP that is there still, though its VM may have ended, or by some device on the

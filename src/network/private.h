@@ -9,6 +9,10 @@
 #include "netlink/rtnl.h"
 #include "network/network.h"
 
+/* Namespaces in which the host has networks of its own: that of the data plane, and where that is another one, that in
+ * which the daemon runs. */
+#define NETWORK_SPACES 2
+
 /* Several locks, so that who only asks (the daemon's loop) never waits for who changes something: that can take as long as
  * the kernel and libnftables like. Taken in the order in which they stand here. */
 struct network {
@@ -25,10 +29,14 @@ struct network {
     pthread_mutex_t memory_lock; /* of vms, whose names and number change under `lock` too; held for copies only */
     struct ruleset_vm *vms;      /* that our tables should have */
     size_t vm_count, vm_cap;
-    pthread_mutex_t watch_lock; /* of reading watch_fd, and of the two below; held for that only */
-    bool is_writing;            /* the tables are being replaced: what is heard is our own doing */
-    bool rules_are_stale;       /* the tables may not be what they should be */
-    int watch_fd;               /* hears of changes to nftables; -1: not yet */
+    struct ruleset_networks networks; /* of the host, that our tables have; under `lock` */
+    pthread_mutex_t watch_lock;       /* of reading what hears, and of the three below; held for that only */
+    bool is_writing;                  /* the tables are being replaced: what is heard is our own doing */
+    bool rules_are_stale;             /* the tables may not be what they should be */
+    bool networks_are_stale;          /* the host may have other networks now */
+    int rules_fd;                     /* hears of changes to nftables; -1: not yet */
+    int addrs_fd[NETWORK_SPACES];     /* hear of changes to addresses; -1: not yet, or not needed */
+    int watch_fd;                     /* an epoll(7) of these; -1: not yet */
     struct net_mac bridge_mac;
     int nsfd;
     int bridge; /* index */
@@ -95,6 +103,12 @@ size_t members_count(struct network *network);
 
 /* Whether one of them has the address. Likewise. */
 bool members_have_address(struct network *network, uint32_t ip);
+
+/* own.c: the host's own networks, as they are now. The caller frees ret->prefixes. */
+int own_networks_read(struct network *network, int nsfd, struct ruleset_networks *ret, struct err *err);
+
+/* Opens what hears of a change of theirs. */
+int own_networks_watch(struct network *network, int nsfd, struct err *err);
 
 /* ports.c: the ports among the links of the namespace. */
 int network_ports_of(const struct network *network, const struct link *links, size_t link_count,

@@ -1,6 +1,7 @@
 #include "network/ruleset.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* A frame of 64 KiB must pass a limit of bytes whole: with offloads a VM sends such. */
@@ -308,6 +309,39 @@ static void add_prefix(struct net_prefix prefix, struct strbuf *text) {
     strbuf_addf(text, "%s/%u", ip, prefix.length);
 }
 
+/* --- the host's own networks --- */
+
+static int compare_prefixes(const void *a, const void *b) {
+    const struct net_prefix *p = a, *q = b;
+    if (p->address != q->address)
+        return p->address < q->address ? -1 : 1;
+    return (int)p->length - (int)q->length;
+}
+
+/* Of two prefixes that share an address one is within the other, and here the shorter one comes first. 0.0.0.0/n is no
+ * network that the kernel would make a route to. */
+void ruleset_networks_tidy(struct ruleset_networks *networks) {
+    struct net_prefix *p = networks->prefixes;
+    size_t kept = 0;
+    for (size_t i = 0; i < networks->count; i++)
+        p[i].address &= net_mask(p[i].length);
+    if (networks->count > 1)
+        qsort(p, networks->count, sizeof *p, compare_prefixes);
+    for (size_t i = 0; i < networks->count; i++)
+        if (p[i].address != 0 && (kept == 0 || !net_contains(p[kept - 1], p[i].address)))
+            p[kept++] = p[i];
+    networks->count = kept;
+}
+
+static void write_networks(const struct ruleset_networks *networks, struct strbuf *text) {
+    strbuf_addf(text, "    set host_networks {\n        type ipv4_addr\n        flags interval\n");
+    for (size_t i = 0; i < networks->count; i++) {
+        strbuf_addf(text, i == 0 ? "        elements = { " : ",\n            ");
+        add_prefix(networks->prefixes[i], text);
+    }
+    strbuf_addf(text, networks->count > 0 ? " }\n    }\n" : "    }\n");
+}
+
 /* One rule for each network that is allowed. */
 static void write_allowed(const struct config_network *cfg, const char *before, const char *after,
                           struct strbuf *text) {
@@ -350,7 +384,8 @@ static void write_from_vms(const struct config_network *cfg, struct strbuf *text
     if (*cfg->dns && net_parse_ip(cfg->dns, &dns) == 0)
         strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 goto outwards\n", cfg->dns);
     strbuf_addf(text, "        ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 172.16.0.0/12, "
-                      "192.168.0.0/16, 224.0.0.0/3 } goto stop_private\n");
+                      "192.168.0.0/16, 224.0.0.0/3 } goto stop_private\n"
+                      "        ip daddr @host_networks goto stop_private\n");
     if (*cfg->uplink)
         strbuf_addf(text, "        oifname \"%s\" goto outwards\n", cfg->uplink);
     strbuf_addf(text, "        goto stop_private\n    }\n");
@@ -399,7 +434,7 @@ void ruleset_write_removal(struct strbuf *text) {
 }
 
 void ruleset_write(const struct config_network *cfg, struct net_mac bridge, const struct ruleset_vm *vms, size_t count,
-                   struct strbuf *text) {
+                   const struct ruleset_networks *networks, struct strbuf *text) {
     char gateway[NET_IP_TEXT];
     net_format_ip(cfg->address.address, gateway);
     ruleset_write_removal(text);
@@ -407,6 +442,7 @@ void ruleset_write(const struct config_network *cfg, struct net_mac bridge, cons
     strbuf_addf(text, "table inet %s {\n    comment \"master-controller: what VMs on %s may reach\"\n", RULESET_NAME,
                 cfg->bridge);
     write_sets(cfg, true, vms, count, text);
+    write_networks(networks, text);
     write_connections(cfg, text);
     write_stops(true, text);
     write_input(cfg, gateway, text);

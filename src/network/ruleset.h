@@ -3,8 +3,8 @@
  * Two tables of one name. "bridge master_controller" sees every frame that leaves a TAP, before the bridge learns from
  * it: MAC, address and ARP sender must be the VM's own, only IPv4 and ARP exist, the receiver is the gateway (or, where
  * configured, another VM). "inet master_controller" sees what is for the host or to be routed: a VM reaches of the host
- * only ping at the gateway and configured ports, no other VM, no metadata address, no private network, and the outside
- * only by the uplink.
+ * only ping at the gateway and configured ports, no other VM, no metadata address, no private network, none of the host's
+ * own networks (set "host_networks"), and the outside only by the uplink.
  *
  * The rules are static. A VM is one element in each of the sets below, by the name of its TAP (bridge) or by its address
  * (inet, where the bridge table has proven it). A TAP "fc-vm-…" without elements passes nothing. Elements of sets whose
@@ -80,11 +80,21 @@ struct ruleset_vm {
     struct ruleset_count count[RULESET_SETS]; /* of each set's element */
 };
 
+/* The host's own networks. */
+struct ruleset_networks {
+    struct net_prefix *prefixes;
+    size_t count;
+};
+
+/* Makes of the addresses of links the networks that these are connected to: sorted, each once and none within another,
+ * as an nftables set of intervals wants them. */
+void ruleset_networks_tidy(struct ruleset_networks *networks);
+
 /* Adds the commands that replace whatever tables of that name there are, in one transaction, by what the configuration
- * says, with these VMs in them and their counters going on from where they are. The names of bridge and uplink have been
- * checked. */
+ * says, with these VMs in them and their counters going on from where they are. `networks` are tidy. The names of bridge
+ * and uplink have been checked. */
 void ruleset_write(const struct config_network *cfg, struct net_mac bridge, const struct ruleset_vm *vms, size_t count,
-                   struct strbuf *text);
+                   const struct ruleset_networks *networks, struct strbuf *text);
 
 /* Adds the commands that remove the tables; they need not exist. */
 void ruleset_write_removal(struct strbuf *text);

@@ -1,5 +1,5 @@
 /* Our firewall tables against others: whoever changes or deletes them is noticed by the kernel's own notice, and they are
- * put back, with all VMs in them, in one transaction. */
+ * put back, with all VMs in them, in one transaction. Likewise when the host gets or loses a network. */
 #include "base/log.h"
 #include "vm/machine.h"
 
@@ -17,7 +17,10 @@ static void done(void *userdata) {
     sd_event_source_set_enabled(vms->guard, SD_EVENT_ON);
     if (failed && !vms->guard_failed)
         log_error("the firewall that keeps VMs apart cannot be put back: %s; trying again", vms->guard_err.detail);
-    if (vms->guard_result > 0)
+    if (vms->guard_result == NETWORK_GUARDED_NETWORKS)
+        log_event(LOG_LEVEL_INFO, (struct log_about){.event = "networks-changed"},
+                  "the host's own networks have changed: the firewall keeps VMs from those that there are now");
+    if (vms->guard_result == NETWORK_GUARDED_RULES)
         log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "firewall-restored"},
                   "somebody changed or deleted the nftables tables \"" RULESET_NAME
                   "\": they were put back with all VMs in "

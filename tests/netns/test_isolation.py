@@ -14,7 +14,7 @@ from frames import ARP, BROADCAST, IPV4, IPV6, Guest, arp, echo, eth, ipv4, tcp,
 from test_network import (BRIDGE, UID, Error, Space, held, internet, name, run, space, tools, vm,  # noqa: F401
                           wait_until)
 
-GATEWAY, UPLINK, OUTSIDE = "192.168.0.1", "203.0.113.2", "203.0.113.1"
+GATEWAY, UPLINK, NEXT_HOP, OUTSIDE = "192.168.0.1", "203.0.113.2", "203.0.113.1", "198.51.100.1"
 A, B = vm(1), vm(2)
 IP = {1: "192.168.0.9", 2: "192.168.0.10"}
 MAC = {1: "02:fc:00:00:00:09", 2: "02:fc:00:00:00:0a"}
@@ -73,8 +73,10 @@ def shared():
         space.ip("link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", there)
         space.ip("address", "add", f"{UPLINK}/24", "dev", "wan0")
         space.ip("link", "set", "wan0", "up")
-        space.ip("route", "add", "default", "via", OUTSIDE)
-        other.ip("address", "add", f"{OUTSIDE}/24", "dev", "eth0")
+        space.ip("route", "add", "default", "via", NEXT_HOP)
+        other.ip("address", "add", f"{NEXT_HOP}/24", "dev", "eth0")
+        other.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
+        other.ip("link", "set", "lo", "up")
         other.ip("link", "set", "eth0", "up")
         from test_network import Tool
         one = Net(Tool, space, arp_per_second=100000)
@@ -139,6 +141,10 @@ CASES = {
     "a private network, 10/8": (lambda a: [a.packet("10.1.2.3", 17, udp(53))], "private"),
     "a private network, 172.16/12": (lambda a: [a.packet("172.31.255.1", 17, udp(53))], "private"),
     "a carrier's network": (lambda a: [a.packet("100.64.0.1", 17, udp(53))], "private"),
+    "the host's next hop": (lambda a: [a.packet(NEXT_HOP, 1, echo(1))], "private"),
+    "a neighbour of the host, on its public network": (
+        lambda a: [a.packet("203.0.113.99", 6, tcp(a.ip, "203.0.113.99", 22))], "private"),
+    "the broadcast address of the host's public network": (lambda a: [a.packet("203.0.113.255", 17, udp(137))], "host"),
     "a multicast address by the gateway": (lambda a: [a.packet("224.0.0.251", 17, udp(5353))], "protocol"),
     "a loopback address": (lambda a: [a.packet("127.0.0.1", 17, udp(7777))], "protocol"),
     "a reserved address": (lambda a: [a.packet("250.0.0.1", 17, udp(5353))], "private"),
@@ -339,14 +345,14 @@ def test_a_flood_of_connections(net):
     # What is one flow is one connection, though nobody answers.
     before = one.stopped()["connections"]
     time.sleep(1.2)
-    one.a.send(*[one.a.packet("203.0.113.99", 17, udp(9))] * 100)
+    one.a.send(*[one.a.packet("198.51.100.99", 17, udp(9))] * 100)
     assert one.stopped()["connections"] == before
     assert one.b.ping(OUTSIDE)
 
 
 def test_connections_at_a_time(net):
     one = net(connections=20, connections_per_second=0)
-    one.a.send(*[one.a.packet("203.0.113.99", 17, udp(9, source=1000 + i)) for i in range(50)])
+    one.a.send(*[one.a.packet("198.51.100.99", 17, udp(9, source=1000 + i)) for i in range(50)])
     assert one.stopped()["connections"] == 30
     assert one.b.ping(OUTSIDE)
 
@@ -409,6 +415,84 @@ def test_allowed_networks(net, internet):
     one = net(allow="10.1.2.0/24, 172.16.0.9")
     assert one.a.ping("10.1.2.3")
     assert not one.a.ping("10.1.3.3", seconds=1) and one.stopped()["private"] >= 1
+
+
+@pytest.fixture
+def lan(space):
+    """A namespace on a network of the host that is public, and is not the uplink's; the host has no address there yet."""
+    lan = Space(f"{space.name}-l")
+    run("ip", "netns", "add", lan.name)
+    space.ip("link", "add", "lan0", "type", "veth", "peer", "name", "eth0", "netns", lan.name)
+    space.ip("link", "set", "lan0", "up")
+    lan.ip("address", "add", "198.51.100.200/29", "dev", "eth0")
+    lan.ip("link", "set", "eth0", "up")
+    lan.ip("route", "add", "default", "via", "198.51.100.201")
+    yield lan
+    run("ip", "netns", "del", lan.name)
+
+
+def test_networks_of_the_host_that_come_and_go(net, lan):
+    """By the kernel's own notice, and with counters and VMs as they were; an address that is only renewed changes nothing."""
+    one = net()
+    known = lambda: re.findall(r"[\d.]+/\d+", one.space.nft("list", "set", "inet", "master_controller", "host_networks"))
+    assert "203.0.113.0/24" in known() and "127.0.0.0/8" in known() and "192.168.0.0/16" not in known()
+    before = known()
+    one.a.send(*[neighbour_solicitation(one.a)] * 5)
+    assert one.a.ping() and one.tool("guard") == "0"
+    one.space.ip("address", "add", "198.51.100.201/29", "dev", "lan0")
+    one.space.ip("address", "add", "198.51.100.202/29", "dev", "lan0")
+    assert lan.run("ping", "-c1", "-W3", "198.51.100.201")
+    assert one.tool("guard") == "2", "the networks have changed, nobody harmed the tables"
+    assert set(known()) == {*before, "198.51.100.200/29"}
+    assert not one.a.ping("198.51.100.200", seconds=1)
+    assert one.stopped()["private"] >= 1 and one.stopped()["protocol"] == 5
+    assert one.a.ping(OUTSIDE) and one.b.ping()
+    rules = one.space.nft("list", "ruleset")
+    one.space.ip("address", "change", "198.51.100.201/29", "dev", "lan0", "valid_lft", "1000", "preferred_lft", "1000")
+    assert one.tool("guard") == "0" and one.space.nft("list", "ruleset") == rules
+    one.space.nft("flush", "set", "inet", "master_controller", "host_networks")
+    assert one.tool("guard") == "1" and "198.51.100.200/29" in known()
+    one.space.ip("address", "flush", "dev", "lan0")
+    assert one.tool("guard") == "2" and known() == before
+
+
+def test_a_network_of_the_host_that_is_allowed(net, lan):
+    lan.ip("address", "add", "198.51.100.203/29", "dev", "eth0")
+    one = net(allow="198.51.100.203")
+    one.space.ip("address", "add", "198.51.100.201/29", "dev", "lan0")
+    assert one.tool("guard") == "2"
+    assert one.a.ping("198.51.100.203")
+    assert not one.a.ping("198.51.100.200", seconds=1) and one.stopped()["private"] >= 1
+
+
+def test_a_resolver_on_the_hosts_public_network(net, internet):
+    one = net(dns=NEXT_HOP)
+    with frames.inside(internet.name):
+        there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with contextlib.closing(there):
+        there.settimeout(5)
+        there.bind((NEXT_HOP, 53))
+        one.a.send(one.a.packet(NEXT_HOP, 17, udp(53, b"query")))
+        assert there.recvfrom(99) == (b"query", (UPLINK, 4444))
+    one.a.send(one.a.packet(NEXT_HOP, 17, udp(54)))
+    assert one.a.ping() and one.stopped()["private"] == 1
+
+
+def test_networks_of_the_namespace_that_the_daemon_runs_in(tools, space, internet):
+    """The uplink leads there, and it is as much the host as the VMs' namespace."""
+    home = Space(f"{space.name}-h")
+    run("ip", "netns", "add", home.name)
+    try:
+        home.ip("link", "set", "lo", "up")
+        home.ip("address", "add", "192.0.2.77/28", "dev", "lo")
+        tool = tools("nsenter", f"--net=/run/netns/{home.name}")
+        tool.start(space.name, uplink="wan0")
+        known = lambda: space.nft("list", "set", "inet", "master_controller", "host_networks")
+        assert "192.0.2.64/28" in known() and "203.0.113.0/24" in known()
+        home.ip("address", "add", "192.0.2.99/28", "dev", "lo")
+        assert tool("guard") == "2" and "192.0.2.96/28" in known()
+    finally:
+        run("ip", "netns", "del", home.name)
 
 
 def test_a_resolver_on_a_private_network(net, internet):

@@ -75,6 +75,17 @@ def test_the_tables_are_gone(host, space, harm, table):
     assert "bridge.port-isolated" not in findings
 
 
+def test_a_network_of_the_host_that_the_firewall_does_not_know(host, space):
+    """It came while there was no controller. That a VM does not reach those that it does know is nothing to tell of."""
+    space.ip("address", "add", "198.51.100.201/29", "dev", "wan0")
+    target, findings = host(expect=(0, {"nft.isolation-missing"}))
+    note = findings["nft.isolation-missing"]
+    assert note["role"] == "note" and "198.51.100.200/29" in note["title"] and target["reachable"] is True
+    assert any(e["where"] == "wan0" for e in note["evidence"])
+    assert host.tool("guard") == "2"
+    host(expect=(0, set()))
+
+
 def test_a_vm_that_the_firewall_does_not_know(host, space):
     space.nft("delete", "element", "bridge", "master_controller", "vm_addresses", f'{{ "{A[0]}" . {MAC[1]} . {IP[1]} }}')
     target, findings = host()

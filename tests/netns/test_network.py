@@ -173,7 +173,8 @@ def space(name):
 
 @pytest.fixture
 def internet(space):
-    """Another namespace behind the uplink wan0, which does not know the VMs' addresses."""
+    """Another namespace behind the uplink wan0, which does not know the VMs' addresses: the host's next hop, and behind it,
+    on its lo, an address of the internet."""
     other = Space(f"nt-{os.getpid()}-{next(counter)}")
     run("ip", "netns", "add", other.name)
     space.ip("link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", other.name)
@@ -182,6 +183,8 @@ def internet(space):
     space.ip("route", "add", "default", "via", "203.0.113.1")
     other.ip("address", "add", "203.0.113.1/24", "dev", "eth0")
     other.ip("link", "set", "eth0", "up")
+    other.ip("address", "add", "198.51.100.1/32", "dev", "lo")
+    other.ip("link", "set", "lo", "up")
     yield other
     run("ip", "netns", "del", other.name)
 
@@ -490,9 +493,9 @@ def test_masquerade(tools, space, internet):
     server = serve(internet, 8080, "hello")
     try:
         with guest_namespace(space, "192.168.3.4/16") as guest:
-            ask = "import socket;s=socket.create_connection(('203.0.113.1',8080),3);print(s.recv(99).decode())"
+            ask = "import socket;s=socket.create_connection(('198.51.100.1',8080),3);print(s.recv(99).decode())"
             assert guest.run(sys.executable, "-c", ask).strip() == "hello 203.0.113.2"
-            assert guest.run("ping", "-c1", "-W3", "203.0.113.1")
+            assert guest.run("ping", "-c1", "-W3", "198.51.100.1")
             # Answers come in, strangers do not.
             internet.ip("route", "add", "192.168.0.0/16", "via", "203.0.113.2")
             assert "1 packets transmitted, 0 received" in internet.run("ping", "-c1", "-W1", "192.168.3.4", check=False)

@@ -173,12 +173,17 @@ static struct config_network configuration(const char *uplink, bool masquerade) 
 
 static const struct net_mac bridge_mac = {{0x02, 0xfc, 0x6b, 0x33, 0xa3, 0xc3}};
 
-static char *ruleset_of(const struct config_network *cfg, const struct ruleset_vm *vms, size_t count) {
+static char *ruleset_with(const struct config_network *cfg, const struct ruleset_vm *vms, size_t count,
+                          const struct ruleset_networks *networks) {
     struct strbuf text = {.max = 4 << 20};
-    ruleset_write(cfg, bridge_mac, vms, count, &text);
+    ruleset_write(cfg, bridge_mac, vms, count, networks, &text);
     assert_non_null(text.data);
     assert_false(text.truncated);
     return text.data;
+}
+
+static char *ruleset_of(const struct config_network *cfg, const struct ruleset_vm *vms, size_t count) {
+    return ruleset_with(cfg, vms, count, &(struct ruleset_networks){0});
 }
 
 static bool says(const struct config_network *cfg, const char *words) {
@@ -248,6 +253,46 @@ static void ruleset_opens_what_is_configured_and_no_more(void **state) {
     assert_false(says(&cfg, "masquerade\n"));
     str_copy(cfg.uplink, sizeof cfg.uplink, "");
     assert_false(says(&cfg, "wan0"));
+}
+
+/* What nft(8) takes as the elements of a set of intervals: sorted, and none within another. */
+static void ruleset_networks_are_tidied(void **state) {
+    struct net_prefix given[] = {{0xcb007102, 24}, {0x7f000001, 8},  {0xcb007109, 32},
+                                 {0xcb007102, 24}, {0x05060708, 0},  {0xc6336401, 31},
+                                 {0xcb007101, 25}, {0xcb007201, 24}, {0xffffff01, 24}};
+    static const struct net_prefix wanted[] = {
+        {0x7f000000, 8}, {0xc6336400, 31}, {0xcb007100, 24}, {0xcb007200, 24}, {0xffffff00, 24}};
+    struct ruleset_networks networks = {given, sizeof given / sizeof *given};
+    ruleset_networks_tidy(&networks);
+    assert_int_equal(networks.count, sizeof wanted / sizeof *wanted);
+    for (size_t i = 0; i < networks.count; i++) {
+        assert_int_equal(networks.prefixes[i].address, wanted[i].address);
+        assert_int_equal(networks.prefixes[i].length, wanted[i].length);
+    }
+    networks = (struct ruleset_networks){0};
+    ruleset_networks_tidy(&networks);
+    assert_int_equal(networks.count, 0);
+}
+
+/* What is allowed and the resolver come before them, what the uplink leads to comes behind. */
+static void ruleset_keeps_vms_from_the_hosts_networks(void **state) {
+    struct config_network cfg = configuration("wan0", true);
+    struct net_prefix prefixes[] = {{0xc6336400, 24}, {0xcb007100, 24}};
+    str_copy(cfg.dns, sizeof cfg.dns, "203.0.113.1");
+    str_copy(cfg.allow, sizeof cfg.allow, "203.0.113.7");
+    char *text = ruleset_with(&cfg, NULL, 0, &(struct ruleset_networks){prefixes, 2});
+    assert_non_null(strstr(text, "    set host_networks {\n        type ipv4_addr\n        flags interval\n"
+                                 "        elements = { 198.51.100.0/24,\n            203.0.113.0/24 }\n    }\n"));
+    static const char *const order[] = {
+        "        ip daddr 203.0.113.7/32 goto outwards\n",
+        "        ip daddr 203.0.113.1 meta l4proto { tcp, udp } th dport 53 goto outwards\n",
+        "        ip daddr @host_networks goto stop_private\n", "        oifname \"wan0\" goto outwards\n"};
+    const char *at = text;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        at = strstr(at, order[i]);
+        assert_non_null(at);
+    }
+    free(text);
 }
 
 static void ruleset_reasons_have_names(void **state) {
@@ -366,6 +411,8 @@ int main(void) {
         cmocka_unit_test(ruleset_replaces_both_tables),
         cmocka_unit_test(ruleset_has_each_vm_in_each_set_with_its_counters),
         cmocka_unit_test(ruleset_opens_what_is_configured_and_no_more),
+        cmocka_unit_test(ruleset_networks_are_tidied),
+        cmocka_unit_test(ruleset_keeps_vms_from_the_hosts_networks),
         cmocka_unit_test(ruleset_reasons_have_names),
         cmocka_unit_test(ruleset_takes_only_names_that_mean_themselves),
         cmocka_unit_test(macs_are_stable_and_differ),

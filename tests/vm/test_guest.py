@@ -133,7 +133,7 @@ def test_the_way_out():
     """Through the uplink, behind its address, to a namespace that plays the internet."""
     internet = f"vmin{os.getpid()}"
     with daemon(image=harness.guest_image("ping-dns"), start=False,
-                network={"uplink": "wan0", "dns": "203.0.113.1"}) as d:
+                network={"uplink": "wan0", "dns": "198.51.100.1"}) as d:
         run("ip", "netns", "add", d.name)
         run("ip", "netns", "add", internet)
         try:
@@ -141,12 +141,13 @@ def test_the_way_out():
             for ns, address in ((d.name, "203.0.113.2/24"), (internet, "203.0.113.1/24")):
                 run("ip", "-n", ns, "addr", "add", address, "dev", "wan0")
                 run("ip", "-n", ns, "link", "set", "wan0", "up")
+            run("ip", "-n", d.name, "route", "add", "default", "via", "203.0.113.1")
             d.start()
             d.create(wait=True)
             assert d.admin("GET", "/api/status").json["network"]["masquerade"] is True
             with capture(internet, "tcpdump", "-n", "-l", "-c", "1", "-i", "wan0", "icmp") as tcpdump:
                 out, _ = tcpdump.communicate(timeout=20)
-            assert "203.0.113.2 > 203.0.113.1: ICMP echo request" in out
+            assert "203.0.113.2 > 198.51.100.1: ICMP echo request" in out
         finally:
             d.stop()
             run(*d.command("--remove"), check=False)

@@ -10,7 +10,7 @@ import harness
 from harness import run, wait_for
 from test_guest import echoes, in_namespace, pings
 
-GATEWAY, UPLINK, OUTSIDE = "192.168.0.1", "203.0.113.2", "203.0.113.1"
+GATEWAY, UPLINK, NEXT_HOP, OUTSIDE = "192.168.0.1", "203.0.113.2", "203.0.113.1", "198.51.100.1"
 
 
 def shell(d, vm, script, timeout=40):
@@ -41,10 +41,11 @@ def two_guests(**network):
     try:
         for words in (["link", "set", "lo", "up"], ["link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", other],
                       ["address", "add", f"{UPLINK}/24", "dev", "wan0"], ["link", "set", "wan0", "up"],
-                      ["route", "add", "default", "via", OUTSIDE]):
+                      ["route", "add", "default", "via", NEXT_HOP]):
             run("ip", "-n", d.name, *words)
-        run("ip", "-n", other, "address", "add", f"{OUTSIDE}/24", "dev", "eth0")
-        run("ip", "-n", other, "link", "set", "eth0", "up")
+        for words in (["address", "add", f"{NEXT_HOP}/24", "dev", "eth0"], ["link", "set", "eth0", "up"],
+                      ["address", "add", f"{OUTSIDE}/32", "dev", "lo"], ["link", "set", "lo", "up"]):
+            run("ip", "-n", other, *words)
         d.start()
         a, b = d.create(user="a", wait=True), d.create(user="b", wait=True)
         for vm in (a, b):
@@ -72,6 +73,7 @@ def harms(d, a, b):
     yield f"nc -w 2 {UPLINK} 22 </dev/null", "host"
     yield "nc -w 2 169.254.169.254 80 </dev/null", "metadata"
     yield "nc -w 2 10.0.0.1 80 </dev/null", "private"
+    yield f"ping -c 2 -W 1 {NEXT_HOP}; nc -w 2 {NEXT_HOP} 22 </dev/null", "private"
     yield f"{take}; ping -c 2 -W 1 -I {b['ip']} {OUTSIDE}; {give}", "ip"
     yield f"{take}; arping -U -c 2 -I eth0 {b['ip']}; {give}", "arp"
     # As the gateway: the shell's own connection cannot live through it.

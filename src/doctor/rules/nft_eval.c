@@ -340,6 +340,10 @@ static const struct snap_nft_elem *find_elem(const struct snapshot *s, const str
     return found ? found : any;
 }
 
+bool nft_set_has(const struct snapshot *s, const struct snap_nft_set *set, const uint8_t *key) {
+    return find_elem(s, set, key) != NULL;
+}
+
 static void do_lookup(struct machine *m, const struct snap_nft_expr *x) {
     const struct snapshot *s = m->index->s;
     const struct snap_nft_set *set = find_set(m, x->name);

@@ -41,6 +41,9 @@ void nft_index_free(struct nft_index *index);
 void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, const char *device,
                    const struct packet *packet, const char *except, struct nft_result *ret);
 
+/* Whether a set has an element for a key, of set->key_len bytes as the kernel keeps it. */
+bool nft_set_has(const struct snapshot *s, const struct snap_nft_set *set, const uint8_t *key);
+
 /* "nft" text of a rule, of its chain's name ("bridge filter OUTPUT"), escaped. */
 void nft_rule_text(const struct snapshot *s, const struct snap_nft_rule *rule, char *dst, size_t size);
 const char *nft_family_name(uint8_t family);

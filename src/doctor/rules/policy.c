@@ -6,6 +6,7 @@
 
 #include "base/str.h"
 #include "doctor/rules/internal.h"
+#include "doctor/rules/nft_eval.h"
 
 static bool has_chain(const struct snapshot *s, uint8_t family, const char *name) {
     for (uint32_t i = 0; i < s->chains_count; i++)
@@ -30,12 +31,17 @@ bool policy_separates_vms(const struct judge *j) {
     return !has_chain(j->s, NFPROTO_BRIDGE, "forward") || has_rules(j->s, NFPROTO_BRIDGE, "forward");
 }
 
-static const struct snap_nft_set *address_set(const struct snapshot *s) {
+static const struct snap_nft_set *find_set(const struct snapshot *s, uint8_t family, const char *name) {
     for (uint32_t i = 0; i < s->sets_count; i++)
-        if (s->sets[i].family == NFPROTO_BRIDGE && strcmp(s->sets[i].table, POLICY_TABLE) == 0 &&
-            strcmp(s->sets[i].name, "vm_addresses") == 0 && s->sets[i].complete)
+        if (s->sets[i].family == family && strcmp(s->sets[i].table, POLICY_TABLE) == 0 &&
+            strcmp(s->sets[i].name, name) == 0)
             return &s->sets[i];
     return NULL;
+}
+
+static const struct snap_nft_set *address_set(const struct snapshot *s) {
+    const struct snap_nft_set *set = find_set(s, NFPROTO_BRIDGE, "vm_addresses");
+    return set && set->complete ? set : NULL;
 }
 
 /* A key of the set: the TAP's name in 16 bytes, the MAC in 8, the address in 4. */
@@ -76,6 +82,33 @@ static void rule_table_gone(struct judge *j) {
     }
 }
 
+/* Whether the firewall keeps VMs from a network of the host's, by one of its addresses there. */
+static bool is_kept_from(const struct snapshot *s, uint32_t ip) {
+    const struct snap_nft_set *set = find_set(s, NFPROTO_INET, "host_networks");
+    uint32_t key = htonl(ip);
+    return set && (!set->complete || (set->key_len == sizeof key && nft_set_has(s, set, (const uint8_t *)&key)));
+}
+
+/* Networks of the host that came while no controller was there to hear of it. */
+static void rule_open_network(struct judge *j) {
+    for (uint32_t i = 0; i < j->s->addrs_count; i++) {
+        const struct snap_addr *a = &j->s->addrs[i];
+        uint32_t network = a->ip & net_mask(a->length);
+        if (a->link == j->bridge->index || network == 0 || a->length > 31 || is_kept_from(j->s, a->ip))
+            continue;
+        struct cause *c = cause_add(j, "nft.isolation-missing", 0, 0,
+                                    "the controller's firewall does not keep VMs from %s/%u, a network of this host",
+                                    ip_text(network).text, a->length);
+        cause_evidence(c, "addr", snap_link_name(j->s, a->link), "%s/%u", ip_text(a->ip).text, a->length);
+        cause_evidence(c, "nft", "inet " POLICY_TABLE " set host_networks", "has no element for it");
+        cause_plan(c,
+                   "start the controller: systemctl restart master-controller (it reads the host's networks anew; VMs "
+                   "go on)");
+        if (c)
+            c->note = true;
+    }
+}
+
 static bool knows_tap(const struct snapshot *s, const struct snap_nft_set *set, const char *tap) {
     char key[16] = "";
     str_copy(key, sizeof key, tap);
@@ -110,6 +143,8 @@ void rules_policy(struct judge *j) {
     if (!j->s->host.managed || !j->bridge || snap_gap_of(j->s, "nft"))
         return;
     rule_table_gone(j);
+    if (has_rules(j->s, NFPROTO_INET, "forward"))
+        rule_open_network(j);
     if (j->tap && str_starts(j->tap->name, "fc-vm-") && has_chain(j->s, NFPROTO_BRIDGE, "from_vm"))
         rule_unknown_tap(j);
 }
