@@ -107,6 +107,34 @@ static void check_folders(struct inspection *in) {
     }
 }
 
+static void check_needed_files(struct inspection *in) {
+    struct ext4_node node;
+    for (const struct need *n = need_files; n->name; n++) {
+        if (!inspect_needs(in, n))
+            continue;
+        int r = ext4_find(in->fs, n->name, true, &node, NULL);
+        if (r < 0 || !S_ISREG(node.mode) || node.size == 0)
+            report_fail(in->report, "files.needed", n->name, n->breaks, MEND_REBUILD, "%s is %s", n->name,
+                        r < 0                ? "missing"
+                        : S_ISREG(node.mode) ? "empty"
+                                             : "no file");
+    }
+}
+
+static int check_needed_programs(struct inspection *in) {
+    static const uint32_t nobody = 65534; /* who may do no more than all may */
+    struct program_problem p;
+    for (const struct need *n = need_programs; n->name; n++) {
+        int r = inspect_needs(in, n) ? program_check(in->fs, &in->programs, n->name, nobody, &p) : 0;
+        if (r < 0)
+            return r;
+        if (r == 1)
+            report_fail(in->report, "files.program", n->name, n->breaks, MEND_REBUILD, "%s %s", n->name,
+                        report_safe(p.what));
+    }
+    return 0;
+}
+
 static int check_init(struct inspection *in) {
     struct program_problem p;
     int r = program_check(in->fs, &in->programs, "/sbin/init", 0, &p);
@@ -252,5 +280,6 @@ int check_files(struct inspection *in) {
     check_nsswitch(in);
     check_fstab(in);
     check_identity(in);
-    return 0;
+    check_needed_files(in);
+    return check_needed_programs(in);
 }

@@ -97,6 +97,22 @@ static void check_netplan(struct found *f) {
         other_source(f, "network.netplan", f->file, "netplan configures an interface");
 }
 
+/* udev's own rule for the names of cards, which the image masks. */
+static void check_names(struct inspection *in) {
+    static const char ours[] = "/etc/systemd/network/99-default.link";
+    char target[EXT4_PATH_MAX];
+    struct ext4_node node;
+    int r = ext4_find(in->fs, ours, false, &node, NULL);
+    bool masked = r == 0 && (S_ISREG(node.mode) ? node.size == 0
+                                                : ext4_link(in->fs, &node, target, sizeof target) == 0 &&
+                                                      strcmp(target, "/dev/null") == 0);
+    if (!masked && inspect_exists(in, "/lib/systemd/network/99-default.link"))
+        report_fail(
+            in->report, "network.names", ours,
+            "udev may give the guest's card another name and another MAC than the controller knows: VM unreachable",
+            "ln -s /dev/null there, in the recipe's customize", "udev's 99-default.link is not masked");
+}
+
 /* A firewall in the guest that nobody asked for: the incident's dead packets, seen from outside as a guest that is deaf. */
 static void check_firewall(struct inspection *in) {
     static const char *const units[] = {"nftables.service", "ufw.service", "firewalld.service",
@@ -116,6 +132,7 @@ int check_network(struct inspection *in) {
     check_ifupdown(&f);
     check_daemons(&f);
     check_netplan(&f);
+    check_names(in);
     check_firewall(in);
     if (in->init_kind == 'f' && f.count == 0)
         report_fail(in->report, "network.none", "initramfs",

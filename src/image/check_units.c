@@ -5,6 +5,7 @@
 
 #include "base/fd.h"
 #include "base/str.h"
+#include "image/condition.h"
 #include "image/inspect.h"
 
 /* ---------------------------------------------------------------- commands */
@@ -108,7 +109,34 @@ static bool is_service(const char *name) {
     return len > 8 && strcmp(name + len - 8, ".service") == 0;
 }
 
-/* A unit that the type needs: there, not masked, pulled in, its programs can start. */
+static int check_conditions(struct checking *c, bool tell_unknown) {
+    const struct unit_condition *no, *unknown;
+    int r = condition_check(c->in->fs, c->unit, &no, &unknown);
+    if (r < 0)
+        return r;
+    if (no)
+        report_add(c->in->report, c->role, no->is_assert ? "unit.assert" : "unit.condition", c->unit->name, c->breaks,
+                   "take that line out of the unit or its drop-in, or make it hold in the recipe",
+                   "%s does not start in a VM: its %s%s=%s does not hold there", report_safe(c->unit->name),
+                   no->is_assert ? "Assert" : "Condition", report_safe(no->type), report_safe(no->value));
+    else if (unknown && tell_unknown)
+        report_note(c->in->report, "unit.condition-not-judged", c->unit->name, "", "",
+                    "whether %s starts cannot be told from the image alone: it has %s%s=%s", report_safe(c->unit->name),
+                    unknown->is_assert ? "Assert" : "Condition", report_safe(unknown->type),
+                    report_safe(unknown->value));
+    return 0;
+}
+
+static int check_can_start(struct inspection *in, const struct unit *unit, const char *breaks) {
+    struct checking c = {in, unit, breaks, IMAGE_FAILURE, 0};
+    if (is_service(unit->name) && unit->start_count == 0)
+        report_fail(in->report, "unit.no-command", unit->name, breaks,
+                    "give it an ExecStart=", "%s has no ExecStart=", unit->name);
+    int r = check_conditions(&c, true);
+    return r == 0 ? check_commands(&c) : r;
+}
+
+/* A unit that the type needs: there, not masked, pulled in, nothing keeps it from starting. */
 static int check_needed(struct inspection *in, const struct need *need) {
     struct unit *alone = NULL;
     const struct unit *unit = unit_graph_find(&in->units, need->name);
@@ -136,11 +164,7 @@ static int check_needed(struct inspection *in, const struct need *need) {
                         "systemctl enable in the recipe's customize", "%s is not enabled: %s", need->name,
                         alone ? "nothing that default.target pulls in wants it"
                               : "no target wants it, it starts only if another unit asks for it");
-        if (is_service(need->name) && unit->start_count == 0)
-            report_fail(report, "unit.no-command", need->name, need->breaks,
-                        "give it an ExecStart=", "%s has no ExecStart=", need->name);
-        struct checking c = {in, unit, need->breaks, IMAGE_FAILURE, 0};
-        r = check_commands(&c);
+        r = check_can_start(in, unit, need->breaks);
         break;
     }
     unit_free(alone);
@@ -163,7 +187,9 @@ static int check_others(struct inspection *in) {
             continue;
         struct checking c = {in, unit, unit->own ? "a service of the image does not start" : "",
                              unit->own ? IMAGE_FAILURE : IMAGE_NOTE, 0};
-        r = check_commands(&c);
+        r = unit->own ? check_conditions(&c, false) : 0;
+        if (r == 0)
+            r = check_commands(&c);
     }
     return r;
 }

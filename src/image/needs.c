@@ -83,6 +83,7 @@ const struct need need_units[] = {
      "nobody can look into its VMs when their network fails, mctl vm exec does not work, none is called running"},
     {REAL, "acpid.socket", "the guest does not hear its power button: each VM is killed after its deadline"},
     {REAL, "acpid.path", "the guest does not hear its power button: each VM is killed after its deadline"},
+    {REAL, "acpid.service", "nothing answers the guest's power button: each VM is killed after its deadline"},
     {TIGERVNC, "xtigervnc.service", "there is no screen: the desktop page will close with 1014"},
     {XVFB, "xvfb.service", "there is no screen: the desktop page will close with 1014"},
     {BROWSER, "openbox.service", "there is no window manager: the browser does not fill the screen"},
@@ -95,6 +96,23 @@ const struct need need_units[] = {
 const struct need need_users[] = {
     {CLI, "user", "there is nobody to work as: mctl vm exec --user user fails, and tools run as root"},
     {BROWSER, "desktop", "the desktop's services run as this user: none of them starts, the page will close with 1014"},
+    {0},
+};
+
+const struct need need_files[] = {
+    {REAL, "/etc/acpi/events/power-button",
+     "the guest hears its power button and does nothing: each VM is killed after its deadline"},
+    {REAL, "/etc/ssl/certs/ca-certificates.crt", "no HTTPS connection is trusted: every AI tool fails to log in"},
+    {BROWSER, "/home/desktop/.config/chromium/Default/Preferences",
+     "the browser's window has buttons: one that was minimised is lost, for there is no taskbar"},
+    {0},
+};
+
+const struct need need_programs[] = {
+    {REAL, "/usr/bin/mc-oidc", "the log-in tool of the profile generic-oidc is not there: its users cannot log in"},
+    {REAL, "/bin/systemctl",
+     "the power button does nothing, and the agent can neither tell of services nor restart one"},
+    {CLI, "/bin/bash", "the user has no shell"},
     {0},
 };
 

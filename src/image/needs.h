@@ -37,6 +37,8 @@ bool need_is_of(const struct need *need, enum image_type type, enum image_screen
 extern const struct need need_packages[]; /* Debian's names; one that ends in "-": any that begins so */
 extern const struct need need_units[];    /* must be reached from default.target, and their programs be there */
 extern const struct need need_users[];    /* other than root */
+extern const struct need need_files[];    /* must be there and hold something */
+extern const struct need need_programs[]; /* the same, and every user can start them; but those of units */
 extern const struct need need_folders[];  /* mount points and such: must be folders */
 
 /* The least free room that a guest needs for what it writes. */

@@ -27,6 +27,8 @@ void unit_free(struct unit *unit) {
         free(unit->before[i]);
     for (unsigned i = 0; i < unit->wants_count; i++)
         free(unit->wants[i]);
+    for (unsigned i = 0; i < unit->condition_count; i++)
+        free(unit->conditions[i].value);
     free(unit);
 }
 
@@ -59,6 +61,26 @@ static void add_line(char **lines, unsigned *count, const char *value) {
         lines[(*count)++] = copy;
 }
 
+/* An empty one takes back all conditions, or all asserts, of whatever kind. */
+static void add_condition(struct unit *unit, bool is_assert, const char *type, const char *value) {
+    unsigned kept = 0;
+    for (unsigned i = 0; !*value && i < unit->condition_count; i++) {
+        if (unit->conditions[i].is_assert == is_assert)
+            free(unit->conditions[i].value);
+        else
+            unit->conditions[kept++] = unit->conditions[i];
+    }
+    if (!*value) {
+        unit->condition_count = kept;
+        return;
+    }
+    struct unit_condition c = {.is_assert = is_assert};
+    if (unit->condition_count == UNIT_CONDITIONS_MAX || !str_copy(c.type, sizeof c.type, type) ||
+        !(c.value = strdup(value)))
+        return;
+    unit->conditions[unit->condition_count++] = c;
+}
+
 static bool pulls_in(const char *key) {
     static const char *const keys[] = {"Wants", "Requires", "BindsTo", "Upholds", "Sockets"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -74,6 +96,11 @@ static void take_setting(struct unit *unit, const char *section, const char *key
             add_want(unit, at, len, false);
             at += len + strspn(at + len, " \t");
         }
+    } else if (strcmp(section, "[Unit]") == 0) {
+        if (str_starts(key, "Condition"))
+            add_condition(unit, false, key + strlen("Condition"), value);
+        else if (str_starts(key, "Assert"))
+            add_condition(unit, true, key + strlen("Assert"), value);
     } else if (strcmp(section, "[Service]") == 0) {
         if (strcmp(key, "ExecStart") == 0)
             add_line(unit->start, &unit->start_count, value);
@@ -305,11 +332,11 @@ static int add_activated(struct ext4 *fs, struct unit_graph *graph, const struct
     char name[UNIT_NAME_MAX + 16];
     const char *dot = strrchr(unit->name, '.');
     if (unit->activates)
-        return strlen(unit->activates) < UNIT_NAME_MAX ? add_unit(fs, graph, unit->activates, false) : 0;
+        return strlen(unit->activates) < UNIT_NAME_MAX ? add_unit(fs, graph, unit->activates, unit->enabled) : 0;
     if (!dot || (strcmp(dot, ".socket") != 0 && strcmp(dot, ".path") != 0 && strcmp(dot, ".timer") != 0))
         return 0;
     snprintf(name, sizeof name, "%.*s.service", (int)(dot - unit->name), unit->name);
-    return strlen(name) < UNIT_NAME_MAX ? add_unit(fs, graph, name, false) : 0;
+    return strlen(name) < UNIT_NAME_MAX ? add_unit(fs, graph, name, unit->enabled) : 0;
 }
 
 int unit_graph_load(struct ext4 *fs, struct unit_graph *ret) {
@@ -327,6 +354,10 @@ int unit_graph_load(struct ext4 *fs, struct unit_graph *ret) {
         if (r == 0)
             r = add_activated(fs, &graph, unit);
     }
+    /* Again, for those that turned out to be enabled later: it adds none. */
+    for (unsigned i = 0; r == 0 && i < graph.count; i++)
+        r = graph.unit[i]->enabled && graph.unit[i]->state == UNIT_LOADED ? add_activated(fs, &graph, graph.unit[i])
+                                                                          : 0;
     if (r < 0)
         unit_graph_free(&graph);
     else

@@ -72,10 +72,10 @@ def packages_of(kind, screen="xvfb"):
 
 def put_programs(root, kind, screen):
     true, ls = pathlib.Path("/bin/true").read_bytes(), pathlib.Path("/bin/ls").read_bytes()
-    names = ["lib/systemd/systemd", "usr/sbin/acpid", "bin/systemctl", "bin/rm", "bin/sh",
+    names = ["lib/systemd/systemd", "usr/sbin/acpid", "bin/systemctl", "bin/rm", "bin/sh", "bin/bash", "usr/bin/python3",
              "usr/lib/master-controller/mc-agent"]
     if kind == "browser":
-        names += [f"usr/bin/{p}" for p in ("openbox", "python3", *SCREENS[screen][1])]
+        names += [f"usr/bin/{p}" for p in ("openbox", *SCREENS[screen][1])]
         put(root, "usr/lib/chromium/chromium", ls, 0o755)
     for name in names:
         put(root, name, true, 0o755)
@@ -90,7 +90,7 @@ UNITS = {
     "sysinit.target": "[Unit]\n", "sockets.target": "[Unit]\n", "paths.target": "[Unit]\n",
     "system-systemd\\x2dodd.slice": "[Unit]\nDescription=A name as systemd escapes it\n",
     "rescue.target": "[Unit]\nRequires=sysinit.target\n",
-    "acpid.socket": "[Socket]\nListenStream=/run/acpid.socket\n",
+    "acpid.socket": "[Unit]\nConditionVirtualization=!container\n[Socket]\nListenStream=/run/acpid.socket\n",
     "acpid.path": "[Path]\nDirectoryNotEmpty=/etc/acpi/events/\n",
     "acpid.service": "[Service]\nExecStart=/usr/sbin/acpid -f $OPTIONS\n",
     "nftables.service": "[Service]\nExecStart=/bin/true -f /etc/nftables.conf\n",
@@ -120,7 +120,7 @@ def put_configuration(root, kind, screen):
     if kind == "browser":
         users += "desktop:x:1000:1000::/home/desktop:/usr/sbin/nologin\n"
         shadow += "desktop:!:20000:0:99999:7:::\n"
-        (root / "home/desktop").mkdir(parents=True)
+        shutil.copytree(root / "etc/skel", root / "home/desktop")
     else:
         users += "user:x:1000:1000::/home/user:/bin/sh\n"
         shadow += "user:!:20000:0:99999:7:::\n"
@@ -130,6 +130,9 @@ def put_configuration(root, kind, screen):
     put(root, "etc/machine-id", "", 0o444)
     put(root, "etc/nsswitch.conf", "passwd: files\nhosts:          files dns\n")
     put(root, "etc/ld.so.conf.d/x86_64-linux-gnu.conf", "/usr/local/lib/x86_64-linux-gnu\n")
+    put(root, "etc/ssl/certs/ca-certificates.crt", "-----BEGIN CERTIFICATE-----\n")
+    put(root, "lib/systemd/network/99-default.link", "[Link]\nNamePolicy=keep kernel database onboard slot path\n")
+    link(root, "etc/systemd/network/99-default.link", "/dev/null")
     link(root, "etc/resolv.conf", "/run/resolv.conf")
     for folder in ["dev", "proc", "sys", "run", "root", "usr/sbin"]:
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -141,15 +144,16 @@ def put_configuration(root, kind, screen):
     put(root, "usr/lib/master-controller/image", f"TYPE={kind}\nRECIPE={'ab' * 32}\n" + (f"SCREEN={screen}\n" if kind == "browser" else ""))
 
 
+def recipe_folders(kind, screen="xvfb"):
+    layers = [RECIPE / "files", RECIPE / kind / "files"] + ([RECIPE / screen / "files"] if kind == "browser" else [])
+    return [folder for folder in layers if folder.is_dir()]
+
+
 def make_tree(root, kind, screen="xvfb"):
     """The recipe's own files, and around them what Debian's packages would bring."""
     root.mkdir()
-    if kind == "browser":
-        for files in ["files", "browser/files", f"{screen}/files"]:
-            shutil.copytree(RECIPE / files, root, dirs_exist_ok=True)
-    else:
-        for name in ["etc/hosts", "etc/fstab", "etc/systemd/system/mc-agent.service"]:
-            put(root, name, (RECIPE / "files" / name).read_bytes())
+    for files in recipe_folders(kind, screen):
+        shutil.copytree(files, root, dirs_exist_ok=True)
     put_programs(root, kind, screen)
     put_units(root, kind, screen)
     put_configuration(root, kind, screen)

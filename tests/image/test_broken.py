@@ -40,6 +40,10 @@ class Edit:
         have = [f"/{'/'.join(parts[:i])}" for i in range(1, len(parts) + 1)]
         self.commands += [f"mkdir {p}" for p in have if not self.exists(p) and f"mkdir {p}" not in self.commands]
 
+    def condition(self, unit, *lines):
+        self.mkdir(f"{ETC}/{unit}.d")
+        self.put(f"{ETC}/{unit}.d/condition.conf", "\n".join(["[Unit]", *lines, ""]), new=True)
+
     def mode(self, path, mode):
         self.commands += [f"sif {path} mode 0{mode:o}"]
 
@@ -166,7 +170,7 @@ def program_not_for_the_user(e):
     e.mode("/usr/bin/openbox", 0o100700)
 
 
-@broken("unit.exec-interpreter", named="python3")
+@broken("unit.exec-interpreter", "files.program", named="python3")
 def interpreter_missing(e):
     e.rm("/usr/bin/python3")
 
@@ -215,6 +219,69 @@ def drop_in_replaces_the_command(e):
           "[Service]\nExecStart=\nExecStart=/opt/nothing --no-first-run \\\n  --more\n", new=True)
 
 
+CONDITIONS = {  # of a unit that the image needs, one a line, and which of them is named
+    "a_file_that_is_there": ["PathExists=/etc/hosts", "PathExists=!/etc/passwd"],
+    "a_file_that_is_not": ["PathExists=/opt/licence"],
+    "a_folder_that_is_a_file": ["PathIsDirectory=/etc", "PathIsDirectory=/etc/hosts"],
+    "an_empty_file": ["FileNotEmpty=/etc/machine-id"],
+    "a_program_that_is_none": ["FileIsExecutable=/bin/sh", "FileIsExecutable=/etc/hosts"],
+    "an_empty_folder": ["DirectoryNotEmpty=/root"],
+    "a_link_that_is_none": ["PathIsSymbolicLink=/sbin/init", "PathIsSymbolicLink=/etc/hosts"],
+    "containers_alone": ["Virtualization=vm", "Virtualization=container"],
+    "no_machine_that_is_virtual": ["Virtualization=no"],
+    "vmware_alone": ["Virtualization=vmware"],
+    "a_word_that_no_kernel_is_given": ["KernelCommandLine=root", "KernelCommandLine=console=ttyS0", "KernelCommandLine=desktop.start"],
+    "the_first_boot": ["FirstBoot=no", "FirstBoot=yes"],
+    "another_processor": ["Architecture=x86-64", "Architecture=arm64"],
+    "another_user": ["User=root", "User=1000"],
+    "none_of_several": ["PathExists=/etc/hosts", "PathExists=|/opt/b", "PathExists=| !/etc/hosts"],
+}
+for name, lines in CONDITIONS.items():
+    broken("unit.condition", named=f"Condition{lines[-1]}" if name != "none_of_several" else "/opt/b")(
+        type("", (), {"__call__": lambda self, e, lines=lines: e.condition("openbox.service", *("Condition" + line for line in lines)),
+                      "__name__": f"condition_{name}"})())
+
+
+@broken("unit.assert", named="AssertPathExists=/opt/licence")
+def assertion_that_does_not_hold(e):
+    e.condition("xvfb.service", "AssertPathExists=/opt/licence")
+
+
+@broken("unit.condition", named="acpid.service")
+def condition_of_what_a_socket_starts(e):
+    e.change("/lib/systemd/system/acpid.service", "[Service]", "[Unit]\nConditionPathExists=/dev/null/x\nConditionVirtualization=container\n[Service]")
+
+
+@broken("unit.exec-missing", named="/usr/sbin/acpid")
+def power_button_daemon_missing(e):
+    e.rm("/usr/sbin/acpid")
+
+
+@broken("files.needed", named="power-button")
+def power_button_does_nothing(e):
+    e.rm("/etc/acpi/events/power-button")
+
+
+@broken("files.needed", named="ca-certificates.crt")
+def no_certificates(e):
+    e.put("/etc/ssl/certs/ca-certificates.crt", "")
+
+
+@broken("files.program", named="mc-oidc")
+def login_tool_missing(e):
+    e.rm("/usr/bin/mc-oidc")
+
+
+@broken("files.program", named="mc-oidc")
+def login_tool_for_root_alone(e):
+    e.mode("/usr/bin/mc-oidc", 0o100700)
+
+
+@broken("network.names", named="99-default.link")
+def card_gets_another_name(e):
+    e.rm("/etc/systemd/network/99-default.link")
+
+
 @broken("unit.default-target", "unit.not-enabled", named="multi-user.target")
 def default_target_rescue(e):
     e.link(f"{ETC}/default.target", "/lib/systemd/system/rescue.target")
@@ -235,9 +302,10 @@ def user_is_root(e):
     e.change("/etc/passwd", "desktop:x:1000:", "desktop:x:0:")
 
 
-@broken("account.home", named="/home/desktop")
+@broken("account.home", "files.needed", named="/home/desktop")
 def home_missing(e):
-    e.do("rmdir /home/desktop")
+    e.rm("/home/desktop/.config/chromium/Default/Preferences")
+    e.do(*(f"rmdir /home/desktop{folder}" for folder in ("/.config/chromium/Default", "/.config/chromium", "/.config", "")))
 
 
 @broken("account.home", named="uid 0")
@@ -695,6 +763,44 @@ def test_what_the_recipe_brings_is_what_is_looked_for(kind, good, good_cli, tmp_
     edit.apply()
     missing = {f["object"] for f in verify(image, "--quick", check=1)["findings"] if f["id"] == "package.missing"}
     assert len(recipe) >= 12 and missing >= set(recipe), set(recipe) - missing
+
+
+NOT_ASKED_FOR = {  # files of the recipe without which an image does what it should
+    "etc/apt/sources.list.d/debian.sources": "there is no apt in it",
+    "etc/fstab": "it says that there is nothing to mount",
+    "etc/skel/.config/chromium/Default/Preferences": "what was made of it counts: the one in the user's home",
+    "etc/systemd/journald.conf.d/master-controller.conf": "the console shows less",
+    "etc/systemd/system.conf.d/master-controller.conf": "the shut-down may take longer",
+    "etc/systemd/system/ssh.service.d/master-controller.conf": "of a server that no image has",
+    "etc/systemd/system/systemd-udev-trigger.service.d/master-controller.conf": "the boot takes longer",
+}
+
+
+@pytest.mark.parametrize("kind, screen", [("browser", "xvfb"), ("browser", "tigervnc"), ("cli", "xvfb")])
+def test_no_file_of_the_recipe_can_vanish(kind, screen, tmp_path):
+    """One by one: each is missed by its name, or by that of the unit that starts it, but those that need not be there."""
+    image = golden.make_image(tmp_path / "image", kind, screen)
+    files = {str(p.relative_to(folder)) for folder in golden.recipe_folders(kind, screen) for p in folder.rglob("*") if p.is_file()}
+    assert len(files) > (15 if kind == "browser" else 7)
+    for file in sorted(files):
+        inode = golden.run("debugfs", "-R", f"stat /{file}", image / "rootfs.ext4").stdout.split()[1].decode()
+        debugfs(image / "rootfs.ext4", f"unlink /{file}")
+        found = [f for f in verify(image, "--quick")["findings"] if f["role"] == "failure" and f["id"] != "fs.damaged"]
+        assert bool(found) == (file not in NOT_ASKED_FOR), (file, found)
+        assert not found or any(file.rpartition("/")[2] in f["title"] + f["object"] for f in found) or "master-controller.json" in file, (file, found)
+        debugfs(image / "rootfs.ext4", f"ln <{inode}> /{file}")
+    assert verify(image, check=0)["findings"] == [], "it is whole again"
+
+
+def test_what_an_image_alone_cannot_tell(image, tmp_path):
+    """A condition that only a running guest decides is no failure, and is said; one that holds is nothing."""
+    edit = Edit(image, tmp_path)
+    edit.condition("openbox.service", "ConditionPathExists=/run/x", "ConditionVirtualization=|kvm", "ConditionVirtualization=|vm")
+    edit.condition("xvfb.service", "ConditionPathExists=/opt/none", "ConditionPathExists=", "AssertPathExists=!/opt/none")
+    edit.apply()
+    findings = verify(image, "--quick", check=0)["findings"]
+    assert [(f["id"], f["object"], f["role"]) for f in findings] == [("unit.condition-not-judged", "openbox.service", "note")]
+    assert "ConditionPathExists=/run/x" in findings[0]["title"]
 
 
 def test_there_are_many():

@@ -276,7 +276,8 @@ static unsigned kinds_of(const struct need *need, const struct need *and) {
 }
 
 static void every_need_says_what_breaks(void **state) {
-    static const struct need *const lists[] = {need_packages, need_units, need_users, need_folders};
+    static const struct need *const lists[] = {need_packages, need_units,    need_users,
+                                               need_files,    need_programs, need_folders};
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         for (const struct need *n = lists[i]; n->name; n++) {
             assert_true(kinds_of(n, n) > 0);
