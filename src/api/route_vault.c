@@ -16,9 +16,10 @@ static json_t *text_or_null(const char *text) {
 static json_t *credential_json(const struct credential *c) {
     char key[2 * CREDENTIAL_KEY_ID + 1];
     str_hex(c->key_id, sizeof c->key_id, key);
-    return json_pack("{s:s, s:s, s:I, s:o, s:o, s:o, s:s}", "user", c->user, "provider", c->provider, "version",
+    return json_pack("{s:s, s:s, s:I, s:o, s:o, s:o, s:s, s:o}", "user", c->user, "provider", c->provider, "version",
                      (json_int_t)c->version, "owner_vm", text_or_null(c->owner_vm), "created_at",
-                     api_time(c->created_ms), "updated_at", api_time(c->updated_ms), "key_id", key);
+                     api_time(c->created_ms), "updated_at", api_time(c->updated_ms), "key_id", key, "logged_out_at",
+                     api_time(c->logged_out_ms));
 }
 
 /* Those of one user, or all (NULL). Answers and returns NULL when they cannot be read. */

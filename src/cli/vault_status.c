@@ -20,10 +20,10 @@ static void print_vault(json_t *answer) {
         cli_print_safe(stdout, cli_text(problem, "hint"));
         printf("\n");
     }
-    json_array_foreach(json_object_get(answer, "credentials"), i, c)
-        printf("%-16s  %-16s  version %lld of %s  key %s  %s\n", cli_text(c, "user"), cli_text(c, "provider"),
-               (long long)json_integer_value(json_object_get(c, "version")), cli_text(c, "updated_at"),
-               cli_text(c, "key_id"), cli_text(c, "owner_vm"));
+    json_array_foreach(json_object_get(answer, "credentials"), i, c) printf(
+        "%-16s  %-16s  version %lld of %s  key %s  %s%s\n", cli_text(c, "user"), cli_text(c, "provider"),
+        (long long)json_integer_value(json_object_get(c, "version")), cli_text(c, "updated_at"), cli_text(c, "key_id"),
+        cli_text(c, "owner_vm"), *cli_text(c, "logged_out_at") ? "  logged out there" : "");
 }
 
 int verb_vault_status(struct cli *cli, int argc, char **argv) {

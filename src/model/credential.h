@@ -15,4 +15,5 @@ struct credential {
     int64_t created_ms;                /* real time of the first version */
     int64_t updated_ms;                /* real time of this one */
     uint8_t key_id[CREDENTIAL_KEY_ID]; /* of the master key that its data key is wrapped by */
+    int64_t logged_out_ms;             /* real time since when its owner has no files of it any more; 0: it has them */
 };

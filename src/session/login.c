@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "session/guest_files.h"
+#include "session/guest_tool.h"
 
 #define AGENT_WAIT_MS 120000 /* for an agent that is away */
 #define PAUSE_MS 500
@@ -178,33 +179,6 @@ static void keep(struct login *l, const uint8_t *text, size_t len) {
 
 /* --- the check --- */
 
-static json_t *words_json(const struct provider_words *words) {
-    json_t *array = json_array();
-    const char *word;
-    for (unsigned i = 0; (word = provider_word(words, i)); i++)
-        json_array_append_new(array, json_string(word));
-    return array;
-}
-
-/* Tools take a machine without a display for one without a browser. */
-static json_t *environment_json(const struct provider *p) {
-    json_t *env = json_pack("{s:s}", "DISPLAY", ":0");
-    const char *word;
-    for (unsigned i = 0; (word = provider_word(&p->environment, i)); i++) {
-        char name[PROVIDER_WORDS_TEXT];
-        size_t len = strcspn(word, "=");
-        memcpy(name, word, len);
-        name[len] = '\0';
-        json_object_set_new(env, name, json_string(word + len + 1));
-    }
-    return env;
-}
-
-static json_t *exec_json(const struct login *l, const struct provider_words *command) {
-    return json_pack("{s:s, s:o, s:o, s:s}", "op", "exec", "argv", words_json(command), "env",
-                     environment_json(&l->provider), "user", guest_home(VM_TYPE_BROWSER).user);
-}
-
 static void on_check_data(void *userdata, enum agent_stream stream, const uint8_t *data, size_t len) {
     struct login *l = userdata;
     if (len > 0)
@@ -220,8 +194,7 @@ static void on_checked(void *userdata, json_t *ok, const struct err *err) {
         return;
     }
     l->busy_since_ms = 0;
-    if (ok && json_is_integer(json_object_get(ok, "status")) &&
-        json_integer_value(json_object_get(ok, "status")) == 0) {
+    if (guest_tool_ended_well(ok)) {
         agent_job_cancel(l->tool); /* one that goes on running must not change what is read */
         l->tool = NULL;
         l->step = STEP_READ;
@@ -251,8 +224,8 @@ static void start_check(struct login *l) {
     l->step = STEP_CHECK;
     if (!agent)
         begin_again(l, "the agent in the VM was lost: the login begins anew");
-    else if (agent_begin(agent, exec_json(l, &l->provider.check), (int)l->provider.check_timeout_ms, &handler, l,
-                         &l->check, &err) < 0)
+    else if (agent_begin(agent, guest_tool_request(&l->provider, &l->provider.check, VM_TYPE_BROWSER),
+                         (int)l->provider.check_timeout_ms, &handler, l, &l->check, &err) < 0)
         on_trouble(l, &err);
 }
 
@@ -406,9 +379,8 @@ static void tool_failed(struct login *l, json_t *ok) {
 static void on_tool_done(void *userdata, json_t *ok, const struct err *err) {
     struct login *l = userdata;
     struct err own = {0};
-    json_t *status = ok ? json_object_get(ok, "status") : NULL;
     l->tool = NULL;
-    bool is_well = json_is_integer(status) && json_integer_value(status) == 0;
+    bool is_well = guest_tool_ended_well(ok);
     l->checks_again = l->step == STEP_CHECK && is_well;
     if (l->step != STEP_TOOL) /* the check decides */
         return;
@@ -438,7 +410,7 @@ static void start_tool(struct login *l) {
     if (l->again_why)
         l->owner.again(l->userdata, l->session_id, l->again_why);
     l->again_why = NULL;
-    json_t *request = exec_json(l, &p->command);
+    json_t *request = guest_tool_request(p, &p->command, VM_TYPE_BROWSER);
     json_object_set_new(request, "browser", json_true());
     if (p->pty)
         json_object_set_new(request, "pty", json_pack("{s:i, s:i}", "rows", 50, "columns", 400));

@@ -342,12 +342,10 @@ static void follow_vm(struct sessions *all, struct session *session, const struc
     }
 }
 
-static void on_vm_changed(void *userdata, const struct vm *vm) {
-    struct sessions *all = userdata;
+/* It has this state, or will have it in a moment: its folder is still there then, for the session's end in it. */
+static void follow_session_of(struct sessions *all, const struct vm *vm) {
     struct session session;
     struct err err = {0};
-    if (all->custody)
-        custody_vm_changed(all->custody, vm);
     if (vm->type != VM_TYPE_BROWSER)
         return;
     int r = store_session_of_vm(all->store, vm->id, &session, &err);
@@ -355,6 +353,22 @@ static void on_vm_changed(void *userdata, const struct vm *vm) {
         follow_vm(all, &session, vm);
     else if (r < 0 && r != -ENOENT)
         log_error("%s", err.detail);
+}
+
+static void on_vm_over(void *userdata, const struct vm *vm) {
+    follow_session_of(userdata, vm);
+}
+
+static void on_vm_changed(void *userdata, const struct vm *vm) {
+    struct sessions *all = userdata;
+    if (all->custody)
+        custody_vm_changed(all->custody, vm);
+    follow_session_of(all, vm);
+}
+
+static bool is_looked_at(void *userdata, const struct vm *vm) {
+    const struct sessions *all = userdata;
+    return custody_is_looking(all->custody, vm->id);
 }
 
 /* --- a new daemon --- */
@@ -414,8 +428,11 @@ int sessions_new(const struct sessions_params *params, struct sessions **ret_ses
                              .loop = params->loop,
                              .config = params->config,
                              .started_ms = time_realtime_ms()};
-    struct custody_params custody = {
-        .loop = params->loop, .store = params->store, .vault = params->vault, .vms = params->vms};
+    struct custody_params custody = {.loop = params->loop,
+                                     .store = params->store,
+                                     .vault = params->vault,
+                                     .vms = params->vms,
+                                     .providers = params->config->session.providers};
     int r = all->vault ? custody_new(&custody, &all->custody, err) : 0;
     if (r == 0)
         r = catch_up(all, err);
@@ -424,6 +441,9 @@ int sessions_new(const struct sessions_params *params, struct sessions **ret_ses
         return r;
     }
     vms_on_change(all->vms, on_vm_changed, all);
+    vms_on_over(all->vms, on_vm_over, all);
+    if (all->custody)
+        vms_set_last_look(all->vms, is_looked_at, all);
     provider_each(all->config->session.providers, warn_of_provider, NULL);
     arm(all, all->started_ms + 1);
     *ret_sessions = all;

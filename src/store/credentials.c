@@ -4,7 +4,7 @@
 #include "base/fd.h"
 #include "store/sqlite.h"
 
-#define CREDENTIAL_COLUMNS "user, provider, version, owner_vm, created_ms, updated_ms, key_id"
+#define CREDENTIAL_COLUMNS "user, provider, version, owner_vm, created_ms, updated_ms, key_id, logged_out_ms"
 
 static struct credential read_credential(struct query *q) {
     struct credential c = {0};
@@ -15,6 +15,7 @@ static struct credential read_credential(struct query *q) {
     c.created_ms = query_get_int(q);
     c.updated_ms = query_get_int(q);
     query_get_blob(q, c.key_id, sizeof c.key_id);
+    c.logged_out_ms = query_get_int(q);
     return c;
 }
 
@@ -69,7 +70,7 @@ static int insert(struct store *store, const struct store_credential *c, struct 
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
                        "INSERT INTO credential (" CREDENTIAL_COLUMNS ", wrapped, sealed)"
-                       " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                       " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                        err);
     if (r < 0)
         return r;
@@ -80,6 +81,7 @@ static int insert(struct store *store, const struct store_credential *c, struct 
     query_int(&q, c->about.created_ms);
     query_int(&q, c->about.updated_ms);
     query_blob(&q, c->about.key_id, sizeof c->about.key_id);
+    query_int(&q, c->about.logged_out_ms);
     query_blob(&q, c->wrapped, sizeof c->wrapped);
     query_blob(&q, c->sealed, c->sealed_len);
     return step_one(&q, err);
@@ -88,8 +90,8 @@ static int insert(struct store *store, const struct store_credential *c, struct 
 static int update(struct store *store, const struct store_credential *c, uint64_t former, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(&q, store,
-                       "UPDATE credential SET version = ?, owner_vm = ?, updated_ms = ?, key_id = ?, wrapped = ?,"
-                       " sealed = ? WHERE user = ? AND provider = ? AND version = ?",
+                       "UPDATE credential SET version = ?, owner_vm = ?, updated_ms = ?, key_id = ?,"
+                       " logged_out_ms = ?, wrapped = ?, sealed = ? WHERE user = ? AND provider = ? AND version = ?",
                        err);
     if (r < 0)
         return r;
@@ -97,6 +99,7 @@ static int update(struct store *store, const struct store_credential *c, uint64_
     query_text(&q, c->about.owner_vm);
     query_int(&q, c->about.updated_ms);
     query_blob(&q, c->about.key_id, sizeof c->about.key_id);
+    query_int(&q, c->about.logged_out_ms);
     query_blob(&q, c->wrapped, sizeof c->wrapped);
     query_blob(&q, c->sealed, c->sealed_len);
     query_text(&q, c->about.user);
@@ -143,6 +146,22 @@ int store_credential_own(struct store *store, const struct credential *c, const 
     if (r < 0)
         return r;
     query_text(&q, owner_vm);
+    query_text(&q, c->user);
+    query_text(&q, c->provider);
+    query_int(&q, (int64_t)c->version);
+    query_text(&q, c->owner_vm);
+    return step_one(&q, err);
+}
+
+int store_credential_log_out(struct store *store, const struct credential *c, int64_t at_ms, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store,
+                       "UPDATE credential SET logged_out_ms = ? WHERE user = ? AND provider = ? AND version = ?"
+                       " AND owner_vm = ?",
+                       err);
+    if (r < 0)
+        return r;
+    query_int(&q, at_ms);
     query_text(&q, c->user);
     query_text(&q, c->provider);
     query_int(&q, (int64_t)c->version);

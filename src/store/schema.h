@@ -46,4 +46,6 @@ static const char *const store_migrations[] = {
     "  sealed BLOB NOT NULL, PRIMARY KEY (user, provider));",
     /* 5: the event of a VM's end says where its evidence is */
     "ALTER TABLE event ADD COLUMN evidence TEXT NOT NULL DEFAULT '';",
+    /* 6: a user who has logged out in the VM stays logged out */
+    "ALTER TABLE credential ADD COLUMN logged_out_ms INTEGER NOT NULL DEFAULT 0;",
 };

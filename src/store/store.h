@@ -190,6 +190,9 @@ int store_credential_rewrap(struct store *store, const struct credential *creden
 int store_credential_own(struct store *store, const struct credential *credential, const char *owner_vm,
                          struct err *err);
 
+/* Sets logged_out_ms, likewise. Error: -ESTALE. */
+int store_credential_log_out(struct store *store, const struct credential *credential, int64_t at_ms, struct err *err);
+
 /* Error: -ENOENT "vault.none". */
 int store_credential_remove(struct store *store, const char *user, const char *provider, struct err *err);
 

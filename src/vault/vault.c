@@ -74,6 +74,7 @@ static int store_new(struct vault *vault, struct credential *about, const void *
         return r;
     about->version++;
     about->updated_ms = time_realtime_ms();
+    about->logged_out_ms = 0;
     r = seal_close(keys_current(&keys), data, len, about, &sealed, err);
     if (r < 0)
         return r;
@@ -123,6 +124,16 @@ static int may_own(struct vault *vault, const struct credential *about, const ch
     return err_hint(err, "it can be in one VM at a time: end that one first");
 }
 
+/* Its files are nobody's but the VM's in which they were removed: they may come back there. */
+static int may_have(struct vault *vault, const struct credential *about, const char *vm_id, struct err *err) {
+    int r = may_own(vault, about, vm_id, err);
+    if (r < 0 || !about->logged_out_ms || strcmp(about->owner_vm, vm_id) == 0)
+        return r;
+    err_set(err, EKEYREVOKED, "vault.logged-out", "user %s has logged out of %s in %s", about->user, about->provider,
+            about->owner_vm);
+    return err_hint(err, "a new login ends that");
+}
+
 static int open_record(struct vault *vault, const struct store_credential *c, struct secret *ret_secret,
                        struct err *err) {
     _cleanup_keys_ struct keys keys = {0};
@@ -149,7 +160,7 @@ int vault_open(struct vault *vault, const char *user, const char *provider, cons
     if (r == 0)
         r = open_record(vault, &c, &secret, err);
     if (r == 0)
-        r = may_own(vault, &c.about, vm_id, err);
+        r = may_have(vault, &c.about, vm_id, err);
     if (r == 0) {
         *ret_version = c.about.version;
         *ret_secret = secret;
@@ -192,6 +203,19 @@ int vault_renew(struct vault *vault, const char *user, const char *provider, con
     if (r == 0)
         *ret_version = about.version;
     return r;
+}
+
+int vault_log_out(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t version,
+                  bool is_out, struct err *err) {
+    struct credential about = {0};
+    int r = look_up(vault, user, provider, &about, err);
+    if (r < 0)
+        return r;
+    if (about.version != version || strcmp(about.owner_vm, vm_id) != 0)
+        return changed(user, provider, err);
+    if ((about.logged_out_ms != 0) == is_out)
+        return 0;
+    return store_credential_log_out(vault->store, &about, is_out ? time_realtime_ms() : 0, err);
 }
 
 int vault_release(struct vault *vault, const char *vm_id, struct err *err) {

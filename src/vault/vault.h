@@ -29,7 +29,8 @@ int vault_put(struct vault *vault, const char *user, const char *provider, const
               size_t len, uint64_t *ret_version, struct err *err);
 
 /* Opens it for a VM that owns it, or that may. Errors: -ENOENT "vault.none"; -EBUSY "vault.owned": another VM that
- * lives owns it; "vault.key-unknown", "vault.damaged". The caller frees with secret_free(). */
+ * lives owns it; -EKEYREVOKED "vault.logged-out": its user logged out in another VM; "vault.key-unknown", "vault.damaged". The
+ * caller frees with secret_free(). */
 int vault_open(struct vault *vault, const char *user, const char *provider, const char *vm_id,
                struct secret *ret_secret, uint64_t *ret_version, struct err *err);
 
@@ -42,6 +43,11 @@ int vault_own(struct vault *vault, const char *user, const char *provider, const
  * "vault.changed". */
 int vault_renew(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t former,
                 const void *data, size_t len, uint64_t *ret_version, struct err *err);
+
+/* Its owner's files of that version are gone (is_out: its user has logged out there, and no VM gets it any more until there
+ * is a new version), or are there again. Errors: -ENOENT; -ESTALE "vault.changed". */
+int vault_log_out(struct vault *vault, const char *user, const char *provider, const char *vm_id, uint64_t version,
+                  bool is_out, struct err *err);
 
 /* The VM gives back what it owns: another may take it without waiting for this one's end. */
 int vault_release(struct vault *vault, const char *vm_id, struct err *err);

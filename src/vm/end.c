@@ -1,13 +1,14 @@
 /* The end of a VM, whatever its cause. Theory of operation:
  *
- * It is one job of a worker, in an order that a crash may cut anywhere: until the record says that the VM has ended, the
+ * It is the work of a worker, in an order that a crash may cut anywhere: until the record says that the VM has ended, the
  * next start finds it among the living and ends it again, and every step below is done already or can be done again.
  *
  *   1. nobody is left who could use what it has: the VMM is killed by its pidfd, and who is in its control groups
  *   2. how things are now is written into its folder, and a cause is looked for
  *   3. TAP, disks and control groups go
- *   4. the evidence is moved and sealed, the folder goes
- *   5. on the loop's thread: state, reason and event in one transaction; then its address is free
+ *   4. on the loop's thread: whom the VM served is told, and may write into the folder (vms_on_over())
+ *   5. the evidence is moved and sealed, the folder goes
+ *   6. on the loop's thread: state, reason and event in one transaction; then its address is free
  *
  * What cannot be done now (to kill a process that the kernel holds, to write on a full disk) is tried again each second: until then
  * the VM is there, over, and holds its address. */
@@ -116,6 +117,11 @@ static void work(void *userdata) {
     evidence_judge(&job->e, job->was_asked);
     put_cause_first(job);
     remove_parts(job);
+}
+
+/* 5. */
+static void seal(void *userdata) {
+    struct ending *job = userdata;
     int r = evidence_seal(&job->e);
     if (r < 0) {
         /* Evidence is never destroyed, and a VM can end on a full disk: the next start of the controller seals it. */
@@ -136,7 +142,7 @@ static void try_again(struct machine *m, loop_fn *fn) {
     machine_tell(m); /* who waits for its end is told that it does not come */
 }
 
-/* 5. A store that cannot be written now (a full disk) is tried again. */
+/* 6. A store that cannot be written now (a full disk) is tried again. */
 static void write_end(void *userdata) {
     struct machine *m = userdata;
     struct err err = {0};
@@ -169,6 +175,31 @@ static void done(void *userdata) {
         log_error("%s: %s", job->e.vm.id, job->trouble);
     }
     free_ending(job);
+}
+
+/* 4. */
+static void tell_over(const struct ending *job) {
+    const struct vms *vms = job->vms;
+    struct vm vm = job->m->vm;
+    if (!vms->over || vm_transition(vm.state, job->m->owed_event, &vm.state) < 0)
+        return;
+    vm.reachable = -1;
+    str_copy(vm.reason, sizeof vm.reason, job->reason);
+    vms->over(vms->over_data, &vm);
+}
+
+static void worked(void *userdata) {
+    struct ending *job = userdata;
+    if (job->result < 0) {
+        done(job);
+        return;
+    }
+    if (job->m)
+        tell_over(job);
+    if (workers_submit(job->vms->enders, seal, done, job) == 0)
+        return;
+    seal(job); /* without memory for a job */
+    done(job);
 }
 
 /* The last events as a JSON array, for the evidence. */
@@ -214,10 +245,10 @@ static struct ending *new_ending(struct vms *vms, const struct vm *vm) {
 
 static void submit(struct ending *job) {
     job->vms->endings++;
-    if (workers_submit(job->vms->enders, work, done, job) < 0) {
+    if (workers_submit(job->vms->enders, work, worked, job) < 0) {
         /* Without memory for a job it is done here and now. */
         work(job);
-        done(job);
+        worked(job);
     }
 }
 

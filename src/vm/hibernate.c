@@ -233,10 +233,10 @@ static void done(void *userdata) {
 }
 
 /* image, accel: NULL where it is taken up. */
-static int begin(struct machine *m, const struct image *image, const char *accel, struct err *err) {
+static struct hibernation *new_job(struct machine *m, const struct image *image, const char *accel) {
     struct hibernation *job = calloc(1, sizeof *job);
     if (!job)
-        return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
+        return NULL;
     *job = (struct hibernation){.vms = m->vms,
                                 .m = m,
                                 .vm = m->vm,
@@ -248,19 +248,40 @@ static int begin(struct machine *m, const struct image *image, const char *accel
         job->image = *image;
     str_copy(job->accel, sizeof job->accel, accel ? accel : "");
     machine_user_folder(m->vms, m->vm.id, job->folder);
+    return job;
+}
+
+/* Takes job. */
+static int begin(struct machine *m, struct hibernation *job) {
     m->is_busy = true;
     hibernate_forget_error(m);
-    if (workers_submit(m->vms->resters, work, done, job) == 0)
+    if (job && workers_submit(m->vms->resters, work, done, job) == 0)
         return 0;
     m->is_busy = false;
     free(job);
-    return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
+    return -ENOMEM;
 }
 
 void hibernate_take_up(struct machine *m) {
-    struct err err = {0};
-    if (begin(m, NULL, NULL, &err) < 0)
-        log_error("%s: %s", m->vm.id, err.detail);
+    if (begin(m, new_job(m, NULL, NULL)) < 0)
+        log_error("%s: there was no memory to take it up", m->vm.id);
+}
+
+/* Its guest has been looked at for the last time; meanwhile somebody may have wanted it gone. */
+static void rest(void *userdata) {
+    struct machine *m = userdata;
+    struct hibernation *job = m->rest;
+    m->rest = NULL;
+    if (m->vm.state == VM_STATE_STOPPING) {
+        free(job);
+        m->is_busy = false;
+        machine_stop(m);
+        return;
+    }
+    job->vm = m->vm;
+    machine_unwatch(m);
+    if (begin(m, job) < 0)
+        hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");
 }
 
 /* ---- what callers want ---- */
@@ -333,17 +354,18 @@ int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char
     int r = check(m, &image, &choice, err);
     if (r < 0)
         return r;
+    m->rest = new_job(m, &image, choice.accel);
+    if (!m->rest)
+        return err_sys(err, ENOMEM, "vm.hibernate", "hibernate %s", m->vm.id);
     m->is_busy = true; /* who hears of it, or loses the agent by it, may end the VM */
     r = machine_change(m, VM_EVENT_HIBERNATE, actor, reason, err);
     if (r < 0) {
         m->is_busy = false;
+        free(m->rest);
+        m->rest = NULL;
         return r;
     }
-    machine_unwatch(m);
-    if (begin(m, &image, choice.accel, err) < 0) {
-        hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");
-        return -ENOMEM;
-    }
+    machine_leave(m, rest);
     *ret_vm = m->vm;
     return 0;
 }

@@ -49,6 +49,7 @@ void machine_unwatch(struct machine *m) {
     m->again = NULL;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
+    m->leave = NULL;
     machine_hush(m);
     machine_agent_stop(m);
 }
@@ -64,6 +65,7 @@ void machine_free(struct machine *m) {
         }
     machine_unwatch(m);
     fd_close(&m->pidfd);
+    free(m->rest);
     free(m);
 }
 
@@ -311,6 +313,10 @@ static int attend(struct machine *m, struct err *err) {
 static int on_process(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
     struct machine *m = userdata;
     char reason[VM_REASON_MAX], words[96] = UNKNOWN_END;
+    if (m->vm.state == VM_STATE_HIBERNATING && m->leave) { /* what is left of it is kept */
+        machine_let_go(m);
+        return 0;
+    }
     proc_reap(m->pidfd, words, sizeof words);
     if (m->vm.state == VM_STATE_RESUMING) {
         resume_lost(m, words);

@@ -45,7 +45,10 @@ struct machine {
     struct halt halt;
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
-    struct loop_timer *deadline; /* of the boot, or of the stop */
+    struct loop_timer *deadline; /* of the boot, of the stop, or of the last look before it */
+    loop_fn *leave;              /* what comes when it has been looked at for the last time; NULL: nobody does */
+    int64_t leave_until_ms;      /* monotonic */
+    void *rest;                  /* freed with it: its hibernation, which begins then (hibernate.c) */
     struct agent *agent;         /* in the guest; NULL: the image has none */
     struct agent_job *agent_job; /* a fact that is asked for, the agent_fact-th, to go into agent_facts */
     json_t *agent_facts;
@@ -103,8 +106,10 @@ struct vms {
     uint32_t count; /* machines */
     struct listener listeners[4];
     int listener_count;
-    vms_in_use_fn *in_use;
-    void *in_use_data;
+    vms_in_use_fn *in_use, *last_look;
+    void *in_use_data, *last_look_data;
+    vms_changed_fn *over;
+    void *over_data;
     struct loop_timer *console_timer, *expire_timer;
     sd_event_source *guard; /* of the firewall */
     struct loop_timer *guard_timer;
@@ -148,6 +153,12 @@ int machine_watch(struct machine *m, struct err *err);
 
 /* No probes, timers and process events any more. */
 void machine_unwatch(struct machine *m);
+
+/* leave.c: calls then(m) when nobody outside looks into its guest any more: mostly at once. Its state is told already. */
+void machine_leave(struct machine *m, loop_fn *then);
+
+/* The same now: where machine_leave() waits (m->leave), and there is nothing left to be looked at. */
+void machine_let_go(struct machine *m);
 
 /* Ends the VMM: asks, waits, kills; its end does the rest. */
 void machine_stop(struct machine *m);

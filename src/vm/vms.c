@@ -253,6 +253,8 @@ void vms_free(struct vms *vms) {
     if (!vms)
         return;
     vms->listener_count = 0; /* they may be gone, and hear it at the next start */
+    vms->over = NULL;
+    vms->last_look = NULL;
     loop_timer_free(vms->console_timer);
     loop_timer_free(vms->expire_timer);
     /* What is being made is made, what ends has ended: in this order, as the one may lead to the other. */
@@ -270,6 +272,11 @@ void vms_free(struct vms *vms) {
 void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     if (vms->listener_count < 4)
         vms->listeners[vms->listener_count++] = (struct listener){fn, userdata};
+}
+
+void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata) {
+    vms->over = fn;
+    vms->over_data = userdata;
 }
 
 bool vms_is_over(struct vms *vms, const char *id) {
@@ -294,6 +301,10 @@ int vms_not_live(struct vms *vms, const char *id, struct err *err) {
     return err_hint(err, "mctl vm why %s tells its story", id);
 }
 
+static void stop(void *userdata) {
+    machine_stop(userdata);
+}
+
 int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                 struct err *err) {
     struct machine *m = machine_find(vms, id);
@@ -306,8 +317,8 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
         if (r < 0)
             return r;
         str_copy(m->stop_actor, sizeof m->stop_actor, actor);
-        if (!m->is_busy) /* else when it has been made */
-            machine_stop(m);
+        if (!m->is_busy) /* else when it has been made, or saved */
+            machine_leave(m, stop);
     }
     *ret_vm = m->vm;
     return 0;

@@ -58,6 +58,10 @@ void vms_free(struct vms *vms);
 /* At most 4 listeners. */
 void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
 
+/* Called when a VM is over and it is known how: with the state and the reason that it will have, before its evidence is sealed.
+ * What is written into its folder (vms_folder() of its record, which still says that it lives) is part of that. One listener. */
+void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata);
+
 /* An id for a VM that will be made: who needs it may write it down first. */
 int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 
@@ -93,6 +97,10 @@ int vms_resume(struct vms *vms, const char *id, bool cold, const char *actor, co
 /* Asks who is outside whether a VM is in use there: then it is not idle. */
 typedef bool vms_in_use_fn(void *userdata, const struct vm *vm);
 void vms_set_use(struct vms *vms, vms_in_use_fn *fn, void *userdata);
+
+/* Asks who is outside whether something is still being taken from a guest that was asked to stop or to sleep, which vms_on_change()
+ * has told: until then, and for 15 s at most, it goes on. */
+void vms_set_last_look(struct vms *vms, vms_in_use_fn *fn, void *userdata);
 
 /* Somebody has just used it. */
 void vms_used(struct vms *vms, const char *id);

@@ -1,75 +1,50 @@
-/* Credentials in users' CLI VMs, with the real agent as a process, a real store and a real vault. VMs are records; the
- * guest is a folder, its user is who runs this test. Argument: the agent's program. */
-#include <pwd.h>
-
-#include "agent_rig.h"
-#include "session/bundle.h"
+/* Credentials in users' CLI VMs, with the real agent as a process, a real store and a real vault (guest_rig.h). Argument: the
+ * agent's program. */
+#include "guest_rig.h"
 #include "session/custody.h"
-#include "session/guest_home.h"
 
 #define BROWSER "vm-00000000-0000-4000-8000-000000000001"
 #define CLI "vm-10000000-0000-4000-8000-000000000002"
 #define OTHER "vm-20000000-0000-4000-8000-000000000003"
 
-static struct {
-    struct agent *agent;
-    char home[96], user[64];
-    int64_t skew_ms; /* so that nobody waits for the next look */
-} fake;
+static int64_t skew_ms; /* so that nobody waits for the next look */
 
 int64_t __real_time_monotonic_ms(void);
 int64_t __wrap_time_monotonic_ms(void);
 int64_t __wrap_time_monotonic_ms(void) {
-    return __real_time_monotonic_ms() + fake.skew_ms;
-}
-
-struct agent *__wrap_vms_agent(struct vms *vms, const char *id);
-struct agent *__wrap_vms_agent(struct vms *vms, const char *id) {
-    return fake.agent;
-}
-
-struct guest_home __wrap_guest_home(enum vm_type type);
-struct guest_home __wrap_guest_home(enum vm_type type) {
-    return (struct guest_home){fake.user, fake.home};
+    return __real_time_monotonic_ms() + skew_ms;
 }
 
 struct fixture {
-    struct rig rig;
-    char dir[64];
-    struct store *store;
-    struct vault *vault;
+    struct world w;
     struct custody *custody;
 };
 
 static void start_custody(struct fixture *f) {
-    struct custody_params params = {.loop = f->rig.loop, .store = f->store, .vault = f->vault};
+    struct custody_params params = {
+        .loop = f->w.rig.loop, .store = f->w.store, .vault = f->w.vault, .providers = f->w.dir};
     assert_int_equal(custody_new(&params, &f->custody, NULL), 0);
+}
+
+/* A login works but where its file says otherwise; each check leaves a line. */
+static void write_profile(struct fixture *f) {
+    char path[128], text[800];
+    snprintf(path, sizeof path, "%s/mine.conf", f->w.dir);
+    int n = snprintf(text, sizeof text,
+                     "[provider]\ntitle = Mine\nenabled = yes\n[login]\nflow = authorization-code\n"
+                     "command = /bin/false\nenvironment = HOME=%s\n[credential]\nfile = .tool/deep/one 0640\n"
+                     "check = /bin/sh -c \"echo >>$HOME/checks; ! grep -q broken $HOME/.tool/deep/one\"\n"
+                     "[open-url]\nhost = login.example.test\n",
+                     guest.home);
+    assert_int_equal(file_write_atomic(path, text, (size_t)n, 0600), 0);
 }
 
 static int set_up(void **state) {
     struct fixture *f = calloc(1, sizeof *f);
-    char path[128];
-    struct passwd *p = getpwuid(getuid());
-    int fd;
-    assert_non_null(p);
-    memset(&fake, 0, sizeof fake);
-    str_copy(fake.user, sizeof fake.user, p->pw_name);
-    strcpy(f->dir, "/tmp/mc-custody-XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
-    snprintf(fake.home, sizeof fake.home, "%s/home", f->dir);
-    assert_int_equal(mkdir(fake.home, 0700), 0);
-    assert_int_equal(loop_new(&f->rig.loop, NULL), 0);
-    snprintf(path, sizeof path, "%s/db", f->dir);
-    assert_int_equal(store_open(path, "host", &f->store, NULL), 0);
-    snprintf(path, sizeof path, "%s/key", f->dir);
-    assert_int_equal(vault_new(f->store, path, &f->vault, NULL), 0);
-    f->rig.pid = start_agent(&fd);
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    struct agent_params params = {.loop = f->rig.loop, .fd = fd, .changed = on_changed, .userdata = &f->rig};
-    assert_int_equal(agent_new(&params, &f->rig.agent, NULL), 0);
-    for (int64_t end = time_monotonic_ms() + WAIT_MS; f->rig.state != AGENT_READY && time_monotonic_ms() < end;)
-        turn(&f->rig);
-    fake.agent = f->rig.agent;
+    skew_ms = 0;
+    world_begin(&f->w);
+    guest_wait(&f->w);
+    write_profile(f);
     start_custody(f);
     *state = f;
     return 0;
@@ -78,12 +53,7 @@ static int set_up(void **state) {
 static int tear_down(void **state) {
     struct fixture *f = *state;
     custody_free(f->custody);
-    agent_free(f->rig.agent);
-    end_agent(f->rig.pid);
-    vault_free(f->vault);
-    store_close(f->store);
-    loop_free(f->rig.loop);
-    dir_remove(f->dir);
+    world_end(&f->w);
     free(f);
     return 0;
 }
@@ -97,14 +67,14 @@ static void vm_is_made(struct fixture *f, const char *id, enum vm_type type, uns
     str_copy(vm.id, sizeof vm.id, id);
     strcpy(vm.user, "ann");
     vm_tap_from_id(vm.id, vm.tap);
-    assert_int_equal(store_vm_claim(f->store, &vm, 100, "tester", NULL), 0);
+    assert_int_equal(store_vm_claim(f->w.store, &vm, 100, "tester", NULL), 0);
 }
 
 static void vm_becomes(struct fixture *f, const char *id, enum vm_state state) {
     struct vm vm;
-    assert_int_equal(store_vm_get(f->store, id, &vm, NULL), 0);
+    assert_int_equal(store_vm_get(f->w.store, id, &vm, NULL), 0);
     vm.state = state;
-    assert_int_equal(store_vm_update(f->store, &vm, NULL, NULL), 0);
+    assert_int_equal(store_vm_update(f->w.store, &vm, NULL, NULL), 0);
     custody_vm_changed(f->custody, &vm);
 }
 
@@ -117,10 +87,10 @@ static void log_in(struct fixture *f, const char *text, bool is_released) {
     assert_int_equal(bundle_new(&b, NULL), 0);
     memcpy(bundle_room(&b, &room), text, strlen(text));
     assert_int_equal(bundle_add(&b, &file, strlen(text), NULL), 0);
-    assert_int_equal(vault_put(f->vault, "ann", "mine", BROWSER, b.memory.data, b.len, &version, NULL), 0);
+    assert_int_equal(vault_put(f->w.vault, "ann", "mine", BROWSER, b.memory.data, b.len, &version, NULL), 0);
     bundle_free(&b);
     if (is_released)
-        assert_int_equal(vault_release(f->vault, BROWSER, NULL), 0);
+        assert_int_equal(vault_release(f->w.vault, BROWSER, NULL), 0);
     custody_stored(f->custody, "ann");
 }
 
@@ -128,7 +98,7 @@ static char *guest_file(const char *text) {
     static char data[256];
     char path[160];
     _cleanup_free_ char *found = NULL;
-    snprintf(path, sizeof path, "%s/.tool/deep/one", fake.home);
+    snprintf(path, sizeof path, "%s/.tool/deep/one", guest.home);
     if (text)
         assert_int_equal(file_write_atomic(path, text, strlen(text), 0640), 0);
     else if (file_read(path, sizeof data, &found, NULL) < 0)
@@ -140,7 +110,7 @@ static char *guest_file(const char *text) {
 static struct credential record(struct fixture *f) {
     struct credential *list, c;
     size_t n;
-    assert_int_equal(store_credential_list(f->store, "ann", &list, &n, NULL), 0);
+    assert_int_equal(store_credential_list(f->w.store, "ann", &list, &n, NULL), 0);
     assert_int_equal(n, 1);
     c = list[0];
     free(list);
@@ -149,7 +119,7 @@ static struct credential record(struct fixture *f) {
 
 static void turns(struct fixture *f, int64_t ms) {
     for (int64_t end = __real_time_monotonic_ms() + ms; __real_time_monotonic_ms() < end;)
-        sd_event_run(loop_event(f->rig.loop), 20000);
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
 }
 
 static void wait_file(struct fixture *f, const char *text) {
@@ -157,7 +127,7 @@ static void wait_file(struct fixture *f, const char *text) {
         const char *now = guest_file(NULL);
         if (now && strcmp(now, text) == 0)
             return;
-        sd_event_run(loop_event(f->rig.loop), 20000);
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
     }
     fail_msg("the guest has %s, not %s", guest_file(NULL) ?: "nothing", text);
 }
@@ -169,17 +139,32 @@ static bool is_there(struct fixture *f, uint64_t version) {
 
 static void wait_there(struct fixture *f, uint64_t version) {
     for (int64_t end = __real_time_monotonic_ms() + WAIT_MS; !is_there(f, version) && __real_time_monotonic_ms() < end;)
-        sd_event_run(loop_event(f->rig.loop), 20000);
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
     assert_true(is_there(f, version));
 }
 
 static void wait_version(struct fixture *f, uint64_t version) {
     for (int64_t end = __real_time_monotonic_ms() + WAIT_MS;
          record(f).version != version && __real_time_monotonic_ms() < end;) {
-        fake.skew_ms += 1000;
-        sd_event_run(loop_event(f->rig.loop), 20000);
+        skew_ms += 1000;
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
     }
     assert_int_equal(record(f).version, version);
+}
+
+static void wait_let_go(struct fixture *f) {
+    for (int64_t end = __real_time_monotonic_ms() + WAIT_MS;
+         custody_is_looking(f->custody, CLI) && __real_time_monotonic_ms() < end;)
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
+    assert_false(custody_is_looking(f->custody, CLI));
+}
+
+static int mkdir_of_file(void) {
+    char path[160];
+    snprintf(path, sizeof path, "%s/.tool", guest.home);
+    int r = mkdir(path, 0700);
+    snprintf(path, sizeof path, "%s/.tool/deep", guest.home);
+    return r < 0 ? r : mkdir(path, 0700);
 }
 
 static void both_vms(struct fixture *f) {
@@ -200,10 +185,10 @@ static void it_is_put_into_a_vm_that_runs(void **state) {
     wait_file(f, "first");
     wait_there(f, 1);
     assert_string_equal(record(f).owner_vm, CLI);
-    snprintf(path, sizeof path, "%s/.tool/deep", fake.home);
+    snprintf(path, sizeof path, "%s/.tool/deep", guest.home);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0700);
-    snprintf(path, sizeof path, "%s/.tool/deep/one", fake.home);
+    snprintf(path, sizeof path, "%s/.tool/deep/one", guest.home);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0640);
     /* A new login while it runs. */
@@ -235,21 +220,17 @@ static void what_a_tool_renews_is_taken_back(void **state) {
     wait_there(f, 2);
     assert_string_equal(record(f).owner_vm, CLI);
     /* Nothing new, no new version. */
-    fake.skew_ms += 20000;
+    skew_ms += 20000;
     turns(f, 1500);
     assert_int_equal(record(f).version, 2);
-    /* A VM that stops is looked at once more, at once. */
     guest_file("last");
     vm_becomes(f, CLI, VM_STATE_STOPPING);
-    for (int64_t end = __real_time_monotonic_ms() + WAIT_MS;
-         record(f).version != 3 && __real_time_monotonic_ms() < end;)
-        sd_event_run(loop_event(f->rig.loop), 20000);
+    wait_let_go(f);
     assert_int_equal(record(f).version, 3);
     vm_becomes(f, CLI, VM_STATE_STOPPED);
     assert_false(is_there(f, 3));
     /* The next one gets what the last one left. */
-    dir_remove(fake.home);
-    assert_int_equal(mkdir(fake.home, 0700), 0);
+    guest_empty_home();
     vm_is_made(f, OTHER, VM_TYPE_CLI, 3);
     vm_becomes(f, OTHER, VM_STATE_RUNNING);
     wait_file(f, "last");
@@ -264,7 +245,7 @@ static void a_former_logins_files_are_not_taken(void **state) {
     guest_file("renewed");
     log_in(f, "second", true);
     wait_file(f, "second");
-    fake.skew_ms += 20000;
+    skew_ms += 20000;
     turns(f, 1500);
     assert_int_equal(record(f).version, 2);
     assert_string_equal(guest_file(NULL), "second");
@@ -281,24 +262,156 @@ static void a_new_daemon_compares_and_overwrites_nothing(void **state) {
     start_custody(f);
     wait_version(f, 2);
     assert_string_equal(guest_file(NULL), "renewed");
-    /* The last one owned it, and died before the files were there. */
-    custody_free(f->custody);
-    dir_remove(fake.home);
-    assert_int_equal(mkdir(fake.home, 0700), 0);
-    start_custody(f);
-    wait_file(f, "renewed");
-    wait_there(f, 2);
-    /* Logged out in the VM while we look: it is not put there again. */
-    dir_remove(fake.home);
-    assert_int_equal(mkdir(fake.home, 0700), 0);
-    fake.skew_ms += 20000;
-    turns(f, 1500);
-    assert_null(guest_file(NULL));
 }
 
 static void restart_custody(struct fixture *f) {
     custody_free(f->custody);
     start_custody(f);
+}
+
+static void wait_logged_out(struct fixture *f, bool is_out) {
+    for (int64_t end = __real_time_monotonic_ms() + WAIT_MS;
+         (record(f).logged_out_ms != 0) != is_out && __real_time_monotonic_ms() < end;) {
+        skew_ms += 1000;
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
+    }
+    assert_int_equal(record(f).logged_out_ms != 0, is_out);
+}
+
+static void who_has_logged_out_stays_logged_out(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    guest_empty_home();
+    wait_logged_out(f, true);
+    assert_false(is_there(f, 1));
+    for (int i = 0; i < 3; i++) { /* by the next daemon, too */
+        restart_custody(f);
+        skew_ms += 20000;
+        turns(f, 700);
+    }
+    assert_null(guest_file(NULL));
+    assert_int_equal(record(f).version, 1);
+    /* They come back where they were: then nobody has. */
+    assert_int_equal(mkdir_of_file(), 0);
+    guest_file("first");
+    wait_logged_out(f, false);
+    assert_true(is_there(f, 1));
+    guest_empty_home();
+    wait_logged_out(f, true);
+    /* The next VM does not get them either. */
+    vm_becomes(f, CLI, VM_STATE_STOPPED);
+    vm_is_made(f, OTHER, VM_TYPE_CLI, 3);
+    vm_becomes(f, OTHER, VM_STATE_RUNNING);
+    skew_ms += 20000;
+    turns(f, 1500);
+    assert_null(guest_file(NULL));
+    /* Until its user logs in anew. */
+    log_in(f, "second", true);
+    wait_file(f, "second");
+    assert_int_equal(record(f).logged_out_ms, 0);
+}
+
+/* A tool that writes its file anew may have none for a moment. */
+static void a_file_that_is_away_for_a_moment_is_no_logout(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    guest_empty_home();
+    skew_ms += 15000;
+    turns(f, 700);
+    assert_int_equal(mkdir_of_file(), 0);
+    guest_file("renewed");
+    wait_version(f, 2);
+    assert_int_equal(record(f).logged_out_ms, 0);
+}
+
+static unsigned checks(void) {
+    char path[160];
+    _cleanup_free_ char *text = NULL;
+    size_t len = 0;
+    snprintf(path, sizeof path, "%s/checks", guest.home);
+    return file_read(path, 4096, &text, &len) < 0 ? 0 : (unsigned)len;
+}
+
+static void wait_checks(struct fixture *f, unsigned n) {
+    for (int64_t end = __real_time_monotonic_ms() + WAIT_MS; checks() < n && __real_time_monotonic_ms() < end;) {
+        skew_ms += 500;
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
+    }
+    assert_true(checks() >= n);
+}
+
+static void what_does_not_work_replaces_nothing(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    guest_file("broken");
+    wait_checks(f, 1);
+    turns(f, 700);
+    unsigned before = checks();
+    skew_ms += 20000; /* it is looked at, and not checked again at once */
+    turns(f, 1500);
+    assert_int_equal(checks(), before);
+    wait_checks(f, before + 1); /* but after a while */
+    turns(f, 700);
+    assert_int_equal(record(f).version, 1);
+    /* The VM's end changes nothing about it. */
+    vm_becomes(f, CLI, VM_STATE_HIBERNATING);
+    wait_let_go(f);
+    assert_int_equal(record(f).version, 1);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    guest_file("mended");
+    wait_version(f, 2);
+    assert_true(is_there(f, 2));
+    /* Without a profile nothing can be checked. */
+    char path[128];
+    snprintf(path, sizeof path, "%s/mine.conf", f->w.dir);
+    assert_int_equal(unlink(path), 0);
+    guest_file("unknown");
+    for (int i = 0; i < 3; i++) {
+        skew_ms += 20000;
+        turns(f, 700);
+    }
+    assert_int_equal(record(f).version, 2);
+    write_profile(f);
+    wait_version(f, 3);
+}
+
+/* What it has is taken first; a guest that does not answer costs nothing, or seconds. */
+static void a_vm_that_is_put_to_rest_is_looked_at_first(void **state) {
+    struct fixture *f = *state;
+    both_vms(f);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    log_in(f, "first", true);
+    wait_there(f, 1);
+    assert_false(custody_is_looking(f->custody, CLI));
+    guest_file("renewed");
+    vm_becomes(f, CLI, VM_STATE_HIBERNATING);
+    assert_true(custody_is_looking(f->custody, CLI));
+    assert_false(custody_is_looking(f->custody, OTHER));
+    wait_let_go(f);
+    assert_int_equal(record(f).version, 2);
+    vm_becomes(f, CLI, VM_STATE_HIBERNATED);
+    assert_false(custody_is_looking(f->custody, CLI));
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    kill(f->w.rig.pid, SIGSTOP);
+    int64_t began_ms = __real_time_monotonic_ms();
+    vm_becomes(f, CLI, VM_STATE_STOPPING);
+    wait_let_go(f);
+    assert_true(__real_time_monotonic_ms() - began_ms < 10000);
+    kill(f->w.rig.pid, SIGCONT);
+    vm_becomes(f, CLI, VM_STATE_RUNNING);
+    guest_stop(&f->w);
+    vm_becomes(f, CLI, VM_STATE_STOPPING);
+    assert_false(custody_is_looking(f->custody, CLI));
+    assert_int_equal(record(f).version, 2);
 }
 
 /* What the VM has of a revoked login must not become the newest version, whoever looks at it next. */
@@ -308,7 +421,7 @@ static void a_new_login_that_could_not_be_put_is_not_overwritten(void **state) {
     vm_becomes(f, CLI, VM_STATE_RUNNING);
     log_in(f, "first", true);
     wait_there(f, 1);
-    strcpy(fake.user, "nobody-there");
+    strcpy(guest.user, "nobody-there");
     log_in(f, "second", true);
     turns(f, 1500);
     assert_false(is_there(f, 2));
@@ -316,12 +429,12 @@ static void a_new_login_that_could_not_be_put_is_not_overwritten(void **state) {
     assert_string_equal(record(f).owner_vm, "");
     restart_custody(f);
     for (int i = 0; i < 4; i++) {
-        fake.skew_ms += 20000;
+        skew_ms += 20000;
         turns(f, 700);
     }
     assert_int_equal(record(f).version, 2);
-    strcpy(fake.user, getpwuid(getuid())->pw_name);
-    fake.skew_ms += 61000;
+    str_copy(guest.user, sizeof guest.user, guest_own_user());
+    skew_ms += 61000;
     wait_file(f, "second");
     wait_there(f, 2);
     assert_int_equal(record(f).version, 2);
@@ -329,7 +442,7 @@ static void a_new_login_that_could_not_be_put_is_not_overwritten(void **state) {
 
 static void key_mode(struct fixture *f, mode_t mode) {
     char path[128];
-    snprintf(path, sizeof path, "%s/key", f->dir);
+    snprintf(path, sizeof path, "%s/key", f->w.dir);
     assert_int_equal(chmod(path, mode), 0);
 }
 
@@ -359,7 +472,7 @@ static void a_key_that_is_unsafe_for_a_while_loses_nothing(void **state) {
     key_mode(f, 0644);
     guest_file("renewed");
     for (int i = 0; i < 3; i++) {
-        fake.skew_ms += 20000;
+        skew_ms += 20000;
         turns(f, 700);
     }
     assert_int_equal(record(f).version, 1);
@@ -372,17 +485,17 @@ static void what_cannot_be_put_stops_nothing(void **state) {
     struct fixture *f = *state;
     both_vms(f);
     vm_becomes(f, CLI, VM_STATE_RUNNING);
-    strcpy(fake.user, "nobody-there");
+    strcpy(guest.user, "nobody-there");
     log_in(f, "first", true);
     turns(f, 1500);
     assert_false(is_there(f, 1));
-    strcpy(fake.user, getpwuid(getuid())->pw_name);
-    fake.skew_ms += 61000;
+    str_copy(guest.user, sizeof guest.user, guest_own_user());
+    skew_ms += 61000;
     wait_file(f, "first");
     /* Forgotten meanwhile. */
-    assert_int_equal(store_credential_remove(f->store, "ann", "mine", NULL), 0);
+    assert_int_equal(store_credential_remove(f->w.store, "ann", "mine", NULL), 0);
     guest_file("renewed");
-    fake.skew_ms += 20000;
+    skew_ms += 20000;
     turns(f, 2500);
     assert_false(is_there(f, 1));
 }
@@ -397,6 +510,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup_teardown(what_a_tool_renews_is_taken_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_former_logins_files_are_not_taken, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_compares_and_overwrites_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(who_has_logged_out_stays_logged_out, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_file_that_is_away_for_a_moment_is_no_logout, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_does_not_work_replaces_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_vm_that_is_put_to_rest_is_looked_at_first, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_login_that_could_not_be_put_is_not_overwritten, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_cannot_be_compared_is_not_overwritten, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_key_that_is_unsafe_for_a_while_loses_nothing, set_up, tear_down),

@@ -1,46 +1,22 @@
-/* A login's life with the real agent as a process, a real store and a real vault. The VM is a record, its user is who runs
- * this test, and its tool is a shell. Argument: the agent's program. */
-#include <poll.h>
-#include <pwd.h>
-
-#include "agent_rig.h"
-#include "session/bundle.h"
-#include "session/guest_files.h"
+/* A login's life with the real agent as a process, a real store and a real vault (guest_rig.h); its tool is a shell. Argument:
+ * the agent's program. */
+#include "guest_rig.h"
 #include "session/login.h"
 
 #define SECRET "pLaNtEd4711"
 #define ADDRESS "https://login.example.test/authorize?state=" SECRET
 
-/* --- what stands in for vm/ --- */
-
-static struct {
-    struct agent *agent;
-    bool is_at_rest;
-    char home[96], user[64];
-} fake;
-
-struct agent *__wrap_vms_agent(struct vms *vms, const char *id);
-struct agent *__wrap_vms_agent(struct vms *vms, const char *id) {
-    return fake.agent;
-}
+static bool is_at_rest;
 
 bool __wrap_vms_is_at_rest(struct vms *vms, const char *id);
 bool __wrap_vms_is_at_rest(struct vms *vms, const char *id) {
-    return fake.is_at_rest;
-}
-
-struct guest_home __wrap_guest_home(enum vm_type type);
-struct guest_home __wrap_guest_home(enum vm_type type) {
-    return (struct guest_home){fake.user, fake.home};
+    return is_at_rest;
 }
 
 /* --- the fixture --- */
 
 struct fixture {
-    struct rig rig;
-    char dir[64], key[96];
-    struct store *store;
-    struct vault *vault;
+    struct world w;
     struct provider provider;
     struct login *login;
     unsigned begun, again;
@@ -66,50 +42,10 @@ static void on_ended(void *userdata, const char *session_id, const struct err *e
     f->login = NULL;
 }
 
-static void start_guest(struct fixture *f) {
-    int fd;
-    f->rig.pid = start_agent(&fd);
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-    struct agent_params params = {.loop = f->rig.loop, .fd = fd, .changed = on_changed, .userdata = &f->rig};
-    f->rig.state = AGENT_CONNECTING;
-    assert_int_equal(agent_new(&params, &f->rig.agent, NULL), 0);
-    fake.agent = f->rig.agent;
-}
-
-static void stop_guest(struct fixture *f) {
-    fake.agent = NULL;
-    agent_free(f->rig.agent);
-    end_agent(f->rig.pid);
-}
-
-/* A tool that was left may write once more before the agent has ended it. */
-static void empty_home(void) {
-    for (int tries = 0;; tries++) {
-        dir_remove(fake.home);
-        if (mkdir(fake.home, 0700) == 0)
-            return;
-        assert_true(tries < 1000);
-        poll(NULL, 0, 5);
-    }
-}
-
 static int set_up(void **state) {
     struct fixture *f = calloc(1, sizeof *f);
-    struct err err = {0};
-    char path[128];
-    struct passwd *p = getpwuid(getuid());
-    assert_non_null(p);
-    str_copy(fake.user, sizeof fake.user, p->pw_name);
-    strcpy(f->dir, "/tmp/mc-login-XXXXXX");
-    assert_non_null(mkdtemp(f->dir));
-    snprintf(fake.home, sizeof fake.home, "%s/home", f->dir);
-    assert_int_equal(mkdir(fake.home, 0700), 0);
-    snprintf(path, sizeof path, "%s/db", f->dir);
-    snprintf(f->key, sizeof f->key, "%s/key", f->dir);
-    assert_int_equal(loop_new(&f->rig.loop, &err), 0);
-    assert_int_equal(store_open(path, "host", &f->store, &err), 0);
-    assert_int_equal(vault_new(f->store, f->key, &f->vault, &err), 0);
-    start_guest(f);
+    is_at_rest = false;
+    world_begin(&f->w);
     *state = f;
     return 0;
 }
@@ -117,11 +53,7 @@ static int set_up(void **state) {
 static int tear_down(void **state) {
     struct fixture *f = *state;
     login_free(f->login);
-    stop_guest(f);
-    vault_free(f->vault);
-    store_close(f->store);
-    loop_free(f->rig.loop);
-    dir_remove(f->dir);
+    world_end(&f->w);
     free(f);
     return 0;
 }
@@ -132,25 +64,10 @@ static void set(struct fixture *f, const char *section, const char *key, const c
         fail_msg("%s", err.detail);
 }
 
-/* script: what the tool does; it has $HOME, and $ADDRESS. */
-static void begin_login(struct fixture *f, const char *flow, const char *script, const char *check, bool is_resumed) {
+static void start_login(struct fixture *f, bool is_resumed) {
     static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
-    char words[900], home[128];
-    provider_init(&f->provider, "mine");
-    set(f, "provider", "title", "Test");
-    set(f, "login", "flow", flow);
-    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", script);
-    set(f, "login", "command", words);
-    snprintf(home, sizeof home, "HOME=%s", fake.home);
-    set(f, "login", "environment", home);
-    set(f, "login", "environment", "ADDRESS=" ADDRESS);
-    set(f, "credential", "file", ".tool/one");
-    set(f, "credential", "file", ".tool/two 0640");
-    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", check);
-    set(f, "credential", "check", words);
-    set(f, "open-url", "host", "login.example.test");
-    struct login_params params = {.loop = f->rig.loop,
-                                  .vault = f->vault,
+    struct login_params params = {.loop = f->w.rig.loop,
+                                  .vault = f->w.vault,
                                   .provider = &f->provider,
                                   .session_id = "0123456789abcdef0123456789abcdef",
                                   .user = "ann",
@@ -161,25 +78,35 @@ static void begin_login(struct fixture *f, const char *flow, const char *script,
     assert_int_equal(login_new(&params, &f->login, NULL), 0);
 }
 
+/* script: what the tool does; it has $HOME, and $ADDRESS. */
+static void begin_login(struct fixture *f, const char *flow, const char *script, const char *check, bool is_resumed) {
+    char words[900], home[128];
+    provider_init(&f->provider, "mine");
+    set(f, "provider", "title", "Test");
+    set(f, "login", "flow", flow);
+    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", script);
+    set(f, "login", "command", words);
+    snprintf(home, sizeof home, "HOME=%s", guest.home);
+    set(f, "login", "environment", home);
+    set(f, "login", "environment", "ADDRESS=" ADDRESS);
+    set(f, "credential", "file", ".tool/one");
+    set(f, "credential", "file", ".tool/two 0640");
+    snprintf(words, sizeof words, "/bin/sh -c \"%s\"", check);
+    set(f, "credential", "check", words);
+    set(f, "open-url", "host", "login.example.test");
+    start_login(f, is_resumed);
+}
+
 /* The login that was just begun is one whose tool goes on when its files are there. */
 static void is_done_by_files(struct fixture *f) {
     login_free(f->login);
     set(f, "login", "done", "files");
-    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
-    struct login_params params = {.loop = f->rig.loop,
-                                  .vault = f->vault,
-                                  .provider = &f->provider,
-                                  .session_id = "0",
-                                  .user = "ann",
-                                  .vm_id = "vm-1",
-                                  .owner = &owner,
-                                  .userdata = f};
-    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+    start_login(f, false);
 }
 
 static void wait_end(struct fixture *f) {
     for (int64_t end = time_monotonic_ms() + WAIT_MS; !f->is_over && time_monotonic_ms() < end;)
-        turn(&f->rig);
+        turn(&f->w.rig);
     assert_true(f->is_over);
 }
 
@@ -192,14 +119,14 @@ static struct login_view view(struct fixture *f) {
 
 static void wait_url(struct fixture *f) {
     for (int64_t end = time_monotonic_ms() + WAIT_MS; f->login && !view(f).url && time_monotonic_ms() < end;)
-        turn(&f->rig);
+        turn(&f->w.rig);
     assert_int_equal(view(f).url_len, strlen(ADDRESS));
     assert_memory_equal(view(f).url, ADDRESS, strlen(ADDRESS));
 }
 
 static void touch(const char *name) {
     char path[160];
-    snprintf(path, sizeof path, "%s/%s", fake.home, name);
+    snprintf(path, sizeof path, "%s/%s", guest.home, name);
     assert_int_equal(file_write_atomic(path, "x", 1, 0600), 0);
 }
 
@@ -214,7 +141,7 @@ static void vault_has(struct fixture *f, const char *one, const char *two) {
     uint64_t version;
     size_t at = 0;
     assert_int_equal(
-        vault_open(f->vault, "ann", "mine", "vm-00000000-0000-4000-8000-000000000002", &text, &version, &err), 0);
+        vault_open(f->w.vault, "ann", "mine", "vm-00000000-0000-4000-8000-000000000002", &text, &version, &err), 0);
     assert_int_equal(bundle_next(text.data, text.len, &at, &file), 1);
     assert_string_equal(file.file.path, ".tool/one");
     assert_int_equal(file.file.mode, 0600);
@@ -241,7 +168,7 @@ static void ended_with(struct fixture *f, const char *code, const char *words) {
         print_error("%s\n", f->err.detail);
     assert_non_null(strstr(f->err.detail, words));
     struct vault_status status;
-    assert_int_equal(vault_look(f->vault, &status, NULL), 0);
+    assert_int_equal(vault_look(f->w.vault, &status, NULL), 0);
     assert_int_equal(status.credentials, 0);
 }
 
@@ -258,7 +185,7 @@ static void a_code_comes_by_the_browser(void **state) {
     touch("consent");
     for (int64_t end = time_monotonic_ms() + WAIT_MS;
          f->login && !login_is_done(f->login) && time_monotonic_ms() < end;)
-        turn(&f->rig);
+        turn(&f->w.rig);
     assert_non_null(f->login); /* its check takes its time, which is not the user's */
     wait_end(f);
     ended_well(f);
@@ -288,7 +215,7 @@ static void what_goes_wrong_is_said(void **state) {
         begin_login(f, "authorization-code", cases[i].script, cases[i].check, false);
         wait_end(f);
         ended_with(f, cases[i].code, cases[i].words);
-        empty_home();
+        guest_empty_home();
     }
 }
 
@@ -297,16 +224,7 @@ static void a_tool_that_is_not_there(void **state) {
     begin_login(f, "authorization-code", "true", "true", false);
     login_free(f->login);
     set(f, "login", "command", "no-such-tool login");
-    static const struct login_owner owner = {.begun = on_begun, .again = on_again, .ended = on_ended};
-    struct login_params params = {.loop = f->rig.loop,
-                                  .vault = f->vault,
-                                  .provider = &f->provider,
-                                  .session_id = "0",
-                                  .user = "ann",
-                                  .vm_id = "vm-1",
-                                  .owner = &owner,
-                                  .userdata = f};
-    assert_int_equal(login_new(&params, &f->login, NULL), 0);
+    start_login(f, false);
     wait_end(f);
     ended_with(f, "login.tool", "no-such-tool cannot be run");
 }
@@ -347,19 +265,19 @@ static void a_tool_that_goes_on_is_ended(void **state) {
     touch("consent");
     wait_end(f);
     ended_well(f);
-    snprintf(pid_path, sizeof pid_path, "%s/pid", fake.home);
+    snprintf(pid_path, sizeof pid_path, "%s/pid", guest.home);
     assert_int_equal(file_read(pid_path, 32, &pid, NULL), 0);
-    wait_until_dead(&f->rig, atoi(pid));
+    wait_until_dead(&f->w.rig, atoi(pid));
 }
 
 static void a_lost_agent_begins_it_anew(void **state) {
     struct fixture *f = *state;
     begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, false);
     wait_url(f);
-    stop_guest(f);
+    guest_stop(&f->w);
     assert_null(view(f).url);
     assert_int_equal(f->again, 0); /* it may be the end of the VM */
-    start_guest(f);
+    guest_start(&f->w);
     wait_url(f);
     assert_int_equal(f->again, 1);
     touch("consent");
@@ -374,13 +292,13 @@ static void a_hibernated_vm_is_waited_for(void **state) {
     for (unsigned i = 0; i < 6; i++) {
         wait_url(f);
         assert_int_equal(f->again, i);
-        fake.is_at_rest = true;
-        stop_guest(f);
+        is_at_rest = true;
+        guest_stop(&f->w);
         for (int64_t end_ms = time_monotonic_ms() + 600; time_monotonic_ms() < end_ms;)
-            sd_event_run(loop_event(f->rig.loop), 20000);
+            sd_event_run(loop_event(f->w.rig.loop), 20000);
         assert_false(f->is_over);
-        start_guest(f);
-        fake.is_at_rest = false;
+        guest_start(&f->w);
+        is_at_rest = false;
     }
     wait_url(f);
     touch("consent");
@@ -391,15 +309,15 @@ static void a_hibernated_vm_is_waited_for(void **state) {
 /* One that was begun by an earlier daemon has never seen its agent. */
 static void a_hibernated_vm_may_still_get_its_agent(void **state) {
     struct fixture *f = *state;
-    struct agent *agent = fake.agent;
-    fake.agent = NULL;
-    fake.is_at_rest = true;
+    struct agent *agent = guest.agent;
+    guest.agent = NULL;
+    is_at_rest = true;
     begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, true);
     for (int64_t end_ms = time_monotonic_ms() + 600; time_monotonic_ms() < end_ms;)
-        sd_event_run(loop_event(f->rig.loop), 20000);
+        sd_event_run(loop_event(f->w.rig.loop), 20000);
     assert_false(f->is_over);
-    fake.agent = agent;
-    fake.is_at_rest = false;
+    guest.agent = agent;
+    is_at_rest = false;
     wait_url(f);
 }
 
@@ -416,7 +334,7 @@ static void a_new_daemon_looks_whether_it_is_done(void **state) {
     assert_int_equal(f->again, 0);
     /* Or had it begun: it begins anew. */
     f->is_over = false;
-    empty_home();
+    guest_empty_home();
     begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " CONSENT "; " SAVE, GOOD, true);
     wait_url(f);
     assert_int_equal(f->again, 1);
@@ -435,7 +353,7 @@ static void fill_agent(struct agent_job *jobs[16]) {
     struct err err = {0};
     for (unsigned n = 0; n < 16 && !*err.code; n++)
         if (!jobs[n])
-            agent_begin(fake.agent, json_pack("{s:s, s:[s, s]}", "op", "exec", "argv", "/bin/sleep", "1000"), 0,
+            agent_begin(guest.agent, json_pack("{s:s, s:[s, s]}", "op", "exec", "argv", "/bin/sleep", "1000"), 0,
                         &handler, &jobs[n], &jobs[n], &err);
     assert_string_equal(err.code, "agent.busy");
 }
@@ -450,7 +368,7 @@ static void a_busy_guest_is_not_the_end(void **state) {
     fill_agent(jobs);
     touch("consent");
     for (int64_t end = time_monotonic_ms() + 5000; time_monotonic_ms() < end; fill_agent(jobs))
-        turn(&f->rig); /* an event at a time: what ends leaves its place to nobody else */
+        turn(&f->w.rig); /* an event at a time: what ends leaves its place to nobody else */
     assert_false(f->is_over);
     assert_string_equal(view(f).words, "The provider's page is being opened");
     for (unsigned i = 0; i < 16; i++)
@@ -467,16 +385,16 @@ static void an_agent_lost_in_the_check_loses_no_login(void **state) {
     size_t len = 0;
     begin_login(f, "authorization-code", "echo >>$HOME/runs; $BROWSER $ADDRESS; " SAVE,
                 "[ -e $HOME/looked ] || { >$HOME/looked; sleep 1000; }; " GOOD, false);
-    snprintf(path, sizeof path, "%s/looked", fake.home);
+    snprintf(path, sizeof path, "%s/looked", guest.home);
     for (int64_t end = time_monotonic_ms() + WAIT_MS; access(path, F_OK) < 0 && time_monotonic_ms() < end;)
-        turn(&f->rig);
+        turn(&f->w.rig);
     assert_true(login_is_done(f->login));
-    stop_guest(f);
-    start_guest(f);
+    guest_stop(&f->w);
+    guest_start(&f->w);
     wait_end(f);
     ended_well(f);
     assert_int_equal(f->again, 0);
-    snprintf(path, sizeof path, "%s/runs", fake.home);
+    snprintf(path, sizeof path, "%s/runs", guest.home);
     assert_int_equal(file_read(path, 32, &runs, &len), 0);
     assert_int_equal(len, 1);
 }
@@ -498,11 +416,11 @@ static void a_tool_that_ends_while_its_files_are_looked_for(void **state) {
                 "true", false);
     is_done_by_files(f);
     wait_url(f);
-    kill(f->rig.pid, SIGSTOP);
+    kill(f->w.rig.pid, SIGSTOP);
     touch("consent");
     for (int64_t end = time_monotonic_ms() + 3000; time_monotonic_ms() < end;)
-        turn(&f->rig);
-    kill(f->rig.pid, SIGCONT);
+        turn(&f->w.rig);
+    kill(f->w.rig.pid, SIGCONT);
     wait_end(f);
     ended_with(f, "login.no-file", ".tool/two");
 }
@@ -520,12 +438,12 @@ static void a_tool_that_ends_in_the_check_is_checked_again(void **state) {
 
 static void an_image_without_an_agent(void **state) {
     struct fixture *f = *state;
-    struct agent *agent = fake.agent;
-    fake.agent = NULL;
+    struct agent *agent = guest.agent;
+    guest.agent = NULL;
     begin_login(f, "authorization-code", "true", "true", false);
     wait_end(f);
     ended_with(f, "agent.none", "has no agent");
-    fake.agent = agent;
+    guest.agent = agent;
 }
 
 static void a_login_can_be_left_at_any_time(void **state) {
@@ -534,10 +452,10 @@ static void a_login_can_be_left_at_any_time(void **state) {
         f->is_over = false;
         begin_login(f, "authorization-code", "$BROWSER $ADDRESS; " SAVE, GOOD, false);
         for (int i = 0; i < turns && f->login; i++)
-            sd_event_run(loop_event(f->rig.loop), 20000);
+            sd_event_run(loop_event(f->w.rig.loop), 20000);
         login_free(f->login);
         f->login = NULL;
-        empty_home();
+        guest_empty_home();
     }
 }
 

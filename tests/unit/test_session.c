@@ -19,7 +19,7 @@
 static struct {
     int64_t now_ms;
     struct store *store;
-    vms_changed_fn *changed;
+    vms_changed_fn *changed, *over;
     void *userdata;
     char folder[96];
     unsigned made, destroyed;
@@ -36,6 +36,11 @@ void __wrap_vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
 void __wrap_vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     fake.changed = fn;
     fake.userdata = userdata;
+}
+
+void __wrap_vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata);
+void __wrap_vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata) {
+    fake.over = fn;
 }
 
 int __wrap_vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
@@ -251,6 +256,29 @@ static void the_story_has_every_step(void **state) {
     assert_string_equal(err.code, "session.ended");
 }
 
+/* Its folder is sealed before the record says that it has ended. */
+static void a_vm_that_was_killed_has_its_sessions_end_in_its_folder(void **state) {
+    struct fixture *f = *state;
+    struct session s = start(f, "u");
+    struct vm vm;
+    char path[128];
+    _cleanup_free_ char *text = NULL;
+    vm_becomes(s.vm_id, VM_STATE_RUNNING, "");
+    assert_int_equal(store_vm_get(f->store, s.vm_id, &vm, NULL), 0);
+    vm.state = VM_STATE_FAILED;
+    strcpy(vm.reason, "its VMM was killed by signal 9");
+    fake.over(fake.userdata, &vm);
+    s = get(f, s.id);
+    assert_int_equal(s.status, SESSION_FAILED);
+    assert_string_equal(s.reason, "its VM failed: its VMM was killed by signal 9");
+    snprintf(path, sizeof path, "%s/session.json", fake.folder);
+    assert_int_equal(file_read(path, 4096, &text, NULL), 0);
+    assert_non_null(strstr(text, "\"status\": \"failed\""));
+    assert_non_null(strstr(text, s.reason));
+    vm_becomes(s.vm_id, VM_STATE_FAILED, "its VMM was killed by signal 9");
+    assert_int_equal(f->ended, 1);
+}
+
 static void the_limit_counts_from_the_desktop(void **state) {
     struct fixture *f = *state;
     struct session s = start(f, "u");
@@ -446,6 +474,7 @@ static void tickets_and_cookies(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(the_story_has_every_step, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_vm_that_was_killed_has_its_sessions_end_in_its_folder, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_limit_counts_from_the_desktop, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_limit_where_there_is_none, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_timer_comes_by_itself, set_up, tear_down),

@@ -140,7 +140,25 @@ def test_a_login_from_the_desktop_to_the_users_own_vm(host):
     expected = ["700 1000", "640 1000", json.dumps({"token": f"{SECRET}-token"}, separators=(",", ":"))]
     wait_for(lambda: in_vm(d, login.user, "code", vm) == expected, 60, 0.5)
     wait_for(lambda: login.get("/credentials/status").json["in_vm"] == vm, 30, 0.1)
-    assert d.admin("GET", f"/api/users/{login.user}/credentials").json["credentials"][0]["owner_vm"] == vm
+    stored = lambda: d.admin("GET", f"/api/users/{login.user}/credentials").json["credentials"][0]
+    assert stored()["owner_vm"] == vm
+
+    # What a tool has renewed is taken before its VM sleeps or ends, however soon that is; what does not work is not.
+    write = lambda vm, text: login.exec("sh", "-c", f"echo '{text}' >/home/user/.tool/credentials.json", vm=vm)
+    tokens = [f'{{"token":"{SECRET}-token","renewed":{n}}}' for n in range(2)]
+    assert write(vm, tokens[0]).returncode == 0
+    d.mctl("vm", "hibernate", vm)
+    assert stored()["version"] == 2, d.log.read_text()[-3000:]
+    d.mctl("vm", "resume", vm)
+    assert write(vm, tokens[1]).returncode == 0
+    d.mctl("vm", "destroy", vm, "--reason", "the test goes on in another one")
+    assert stored()["version"] == 3
+    second = d.create(user=login.user, wait=True)["id"]
+    wait_for(lambda: in_vm(d, login.user, "code", second)[2:] == [tokens[1]], 60, 0.5)
+    assert write(second, "half a fi").returncode == 0
+    d.mctl("vm", "destroy", second, "--reason", "what it has does not work")
+    assert (stored()["version"], stored()["logged_out_at"]) == (3, None)
+    assert f"{second}: the credential of user {login.user} for code was changed there" in d.log.read_text()
 
 
 ENDS = {
@@ -178,6 +196,9 @@ def test_other_flows_and_a_daemon_that_is_killed_meanwhile(host):
     os.kill(d.processes([lost.vm])[0], signal.SIGKILL)
     wait_for(lambda: lost.session["status"] == "failed", 60, 0.1)
     assert "its VM failed" in lost.session["reason"] and "login-again" not in [e[0] for e in lost.events()]
+    d.wait_state(lost.vm, "failed")
+    evidence = json.loads((d.state / "evidence" / lost.vm / "session.json").read_text())
+    assert (evidence["status"], evidence["reason"]) == ("failed", lost.session["reason"])
     d.stop(signal.SIGKILL)
     d.start()
     for login in begun.values():
