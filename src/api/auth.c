@@ -139,15 +139,41 @@ static bool hash_cookie(struct http_request *req, uint8_t ret_hash[STORE_HASH_SI
 }
 
 int api_cookie_forget(struct api *api, struct http_request *req, struct err *err) {
-    uint8_t hash[STORE_HASH_SIZE];
-    return hash_cookie(req, hash) ? store_secret_remove(api->store, hash, err) : 0;
+    struct api_credential cookie;
+    if (!hash_cookie(req, cookie.id))
+        return 0;
+    int r = store_secret_remove(api->store, cookie.id, err);
+    if (r == 0)
+        api_revoked(api, &cookie);
+    return r;
+}
+
+struct api_credential api_credential_of_token(const struct token *token) {
+    struct api_credential credential = {0};
+    memcpy(credential.id, token->id, strlen(token->id));
+    return credential;
+}
+
+struct api_credential api_credential(const struct api *api) {
+    return api->caller.role == CALLER_USER ? api_credential_of_token(&api->caller.token) : api->caller.cookie;
+}
+
+bool api_credential_is(const struct api_credential *a, const struct api_credential *b) {
+    return memcmp(a->id, b->id, sizeof a->id) == 0;
+}
+
+void api_revoked(struct api *api, const struct api_credential *credential) {
+    api_stream_revoked(api, credential);
+    api_follow_revoked(api, credential);
+    api_exec_revoked(api, credential);
+    api_desktop_revoked(api, credential);
 }
 
 /* A cookie is sent by the browser, whoever made it ask. SameSite keeps other sites' pages out; those of another port of
  * this host, which is the same site, are told by these two headers. */
 static bool has_dashboard_cookie(struct api *api, struct http_request *req) {
     const char *site = http_request_header(req, "Sec-Fetch-Site");
-    uint8_t hash[STORE_HASH_SIZE];
+    uint8_t *hash = api->caller.cookie.id;
     return api_origin_is_ours(api, req, false) && (!site || strcmp(site, "same-origin") == 0) &&
            hash_cookie(req, hash) &&
            store_secret_use(api->store, STORE_COOKIE, hash, api->token_hash, time_realtime_ms(), NULL) == 0;

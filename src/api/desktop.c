@@ -39,6 +39,7 @@ struct desktop {
     struct loop_timer *verdict_timer;
     char vm_id[VM_ID_TEXT];
     char session_id[SESSION_ID_TEXT];
+    struct api_credential by;
 };
 
 /* What a relay thread says. */
@@ -238,8 +239,12 @@ void route_session_websock(struct http_request *req, const struct http_match *ma
         http_problem(req, 500, "internal", NULL, "out of memory", NULL);
         return;
     }
-    *d =
-        (struct desktop){.next = api->desktops, .api = api, .tag = ++api->next_tag, .req = req, .websocket = websocket};
+    *d = (struct desktop){.next = api->desktops,
+                          .api = api,
+                          .tag = ++api->next_tag,
+                          .req = req,
+                          .websocket = websocket,
+                          .by = api_credential(api)};
     api->desktops = d;
     if (api->stop_timer)
         say(&d->verdict, 1012, RESTARTS);
@@ -367,6 +372,16 @@ void api_desktop_session_ended(struct api *api, const struct session *session) {
         if (d->verdict.code || strcmp(d->session_id, session->id) != 0)
             continue;
         say_ended(&d->verdict, session);
+        if (d->conn)
+            relay_close(api->relay, d->conn, d->verdict.code, d->verdict.reason);
+    }
+}
+
+void api_desktop_revoked(struct api *api, const struct api_credential *credential) {
+    for (struct desktop *d = api->desktops; d; d = d->next) {
+        if (d->verdict.code || !api_credential_is(&d->by, credential))
+            continue;
+        say(&d->verdict, 4401, "The token that this was begun with was revoked.");
         if (d->conn)
             relay_close(api->relay, d->conn, d->verdict.code, d->verdict.reason);
     }

@@ -35,6 +35,7 @@ struct exec {
     struct agent_outbox out;
     bool is_ending; /* the last word is in the outbox */
     char vm_id[VM_ID_TEXT], actor[STORE_ACTOR_MAX];
+    struct api_credential by;
 };
 
 static void drop(struct exec *x) {
@@ -180,6 +181,7 @@ static int receive(struct exec *x) {
     if (n == 0)
         return -ECONNRESET;
     int r = agent_decoder_push(&x->in, buffer, (size_t)n);
+    explicit_bzero(buffer, (size_t)n); /* there are secrets among it */
     return r < 0 ? r : take_frames(x);
 }
 
@@ -253,12 +255,24 @@ void route_vm_exec(struct http_request *req, const struct http_match *match, voi
         http_problem(req, 500, "internal", NULL, "out of memory", NULL);
         return;
     }
-    *x = (struct exec){.next = api->execs, .api = api, .fd = -1, .out = {.max = OUT_MAX}};
+    *x = (struct exec){.next = api->execs, .api = api, .fd = -1, .out = {.max = OUT_MAX}, .by = api_credential(api)};
     str_copy(x->vm_id, sizeof x->vm_id, vm.id);
     api_actor(api, req, x->actor);
     api->execs = x;
     if (http_upgrade(req, headers, 1, on_upgraded, x) < 0)
         drop(x);
+}
+
+void api_exec_revoked(struct api *api, const struct api_credential *credential) {
+    struct err err = {0};
+    err_set(&err, EACCES, "auth.revoked", "the token that this was begun with was revoked");
+    for (struct exec *x = api->execs; x; x = x->next) {
+        if (x->is_ending || !api_credential_is(&x->by, credential))
+            continue;
+        agent_job_cancel(x->job);
+        x->job = NULL;
+        end_with(x, &err);
+    }
 }
 
 void api_exec_free(struct api *api) {

@@ -23,6 +23,7 @@ struct follower {
     char vm_id[VM_ID_TEXT];
     int fd; /* the log, which stays the same file when it becomes evidence */
     off_t at;
+    struct api_credential by;
 };
 
 static void drop(struct follower *f) {
@@ -102,7 +103,7 @@ void api_follow_console(struct api *api, struct http_request *req, const struct 
         http_problem(req, 503, "console.busy", NULL, "too many consoles are followed already", NULL);
         return;
     }
-    *f = (struct follower){.api = api, .req = req, .fd = -1};
+    *f = (struct follower){.api = api, .req = req, .fd = -1, .by = api_credential(api)};
     str_copy(f->vm_id, sizeof f->vm_id, vm->id);
     if (open_log(api, vm, &f->fd) < 0 || fstat(f->fd, &st) < 0) {
         free(f);
@@ -124,6 +125,17 @@ void api_follow_console(struct api *api, struct http_request *req, const struct 
         loop_timer_new(api->loop, FOLLOW_INTERVAL_MS, on_timer, api, &api->follow_timer);
     else
         loop_timer_again(api->follow_timer, FOLLOW_INTERVAL_MS);
+}
+
+void api_follow_revoked(struct api *api, const struct api_credential *credential) {
+    for (struct follower *f = api->followers, *next; f; f = next) {
+        next = f->next;
+        struct http_request *req = f->req;
+        if (!api_credential_is(&f->by, credential))
+            continue;
+        drop(f);
+        http_stream_end(req);
+    }
 }
 
 void api_follow_free(struct api *api) {

@@ -5,6 +5,7 @@
 
 #include "api/api.h"
 #include "http/router.h"
+#include "loop/workers.h"
 #include "relay/relay.h"
 
 /* Who may call a route; the flags of struct http_route. */
@@ -13,6 +14,12 @@ enum api_access {
     API_ADMIN,   /* the unix socket, or the admin token */
     API_USER,    /* these, or a user's token; what is not that user's is not there for it: the handler asks */
     API_SESSION, /* these, or the cookie of the session {id} */
+};
+
+/* What a connection was begun with that outlives its request and can be revoked: a user's token, or the dashboard's cookie.
+ * Zeros: neither. */
+struct api_credential {
+    uint8_t id[STORE_HASH_SIZE];
 };
 
 /* Who a request is from. */
@@ -24,7 +31,8 @@ struct api_caller {
         CALLER_USER,      /* a user's token */
         CALLER_ADMIN,     /* the unix socket, or the admin token */
     } role;
-    struct token token; /* CALLER_USER */
+    struct token token;           /* CALLER_USER */
+    struct api_credential cookie; /* CALLER_DASHBOARD */
 };
 
 #define API_COOKIE_TEXT 65 /* 256 random bits in hex */
@@ -55,6 +63,7 @@ struct api {
     struct desktop *desktops;   /* browsers that see one, or are about to */
     struct loop_timer *follow_timer;
     struct loop_timer *stop_timer;            /* api_stop() was called */
+    struct workers *lookers;                  /* NULL until somebody looks at the bridge */
     struct stream *stream;                    /* who listens to what happens; NULL until somebody does */
     struct doctor_run *doctors;               /* at work */
     char token_hash[2 * STORE_HASH_SIZE + 1]; /* hex */
@@ -72,6 +81,12 @@ bool api_is_admin_token(struct api *api, const char *text);
 /* The dashboard's cookie: kept as a hash, and of no use once there is another admin token. */
 int api_cookie_make(struct api *api, unsigned life_s, char ret_cookie[API_COOKIE_TEXT], struct err *err);
 int api_cookie_forget(struct api *api, struct http_request *req, struct err *err);
+/* That of the request whose handler runs, and of a token. */
+struct api_credential api_credential(const struct api *api);
+struct api_credential api_credential_of_token(const struct token *token);
+bool api_credential_is(const struct api_credential *a, const struct api_credential *b);
+/* It is of no use any more: the connections that were begun with it end. */
+void api_revoked(struct api *api, const struct api_credential *credential);
 /* Finds out who calls. Answers the request itself when the caller may not go on. Return: whether it may. */
 bool api_allowed(struct api *api, struct http_request *req, const struct http_match *match);
 /* Whose things the caller may see: a user's id, or NULL for everybody's. */
@@ -115,12 +130,18 @@ struct api_inventory {
     struct network_port *ports;
     size_t n_ports;
 };
-int api_inventory_take(struct api *api, struct api_inventory *ret, struct err *err);
+/* Defers the request, takes it and calls then, which answers; it is freed after that. Where it cannot be had the request is
+ * answered. */
+typedef void api_inventory_fn(struct api *api, struct http_request *req, const struct api_inventory *inventory);
+void api_inventory_take(struct api *api, struct http_request *req, api_inventory_fn *then);
+/* Who waits for the kernel, which needs tens of milliseconds to tell of a thousand ports; NULL: there cannot be any. */
+struct workers *api_lookers(struct api *api);
 void api_inventory_done(struct api_inventory *inventory);
 json_t *api_ports_json(const struct api_inventory *inventory);
 json_t *api_findings_json(struct api *api, const struct api_inventory *inventory);
 
 /* stream.c */
+void api_stream_revoked(struct api *api, const struct api_credential *credential);
 void api_stream_free(struct api *api);
 
 /* route_health.c */
@@ -153,12 +174,14 @@ bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, co
 
 /* follow.c */
 void api_follow_console(struct api *api, struct http_request *req, const struct vm *vm);
+void api_follow_revoked(struct api *api, const struct api_credential *credential);
 void api_follow_free(struct api *api);
 
 /* desktop.c */
 int api_relay_start(struct api *api, struct err *err);
 void api_relay_stop(struct api *api);
 void api_desktop_vm_changed(struct api *api, const struct vm *vm);
+void api_desktop_revoked(struct api *api, const struct api_credential *credential);
 void api_desktop_session_ended(struct api *api, const struct session *session);
 /* Whether somebody is connected to the session's desktop. */
 bool api_desktop_is_watched(struct api *api, const char *session_id);
@@ -167,6 +190,7 @@ bool api_desktop_is_watched(struct api *api, const char *session_id);
 void api_doctor_free(struct api *api);
 
 /* exec.c */
+void api_exec_revoked(struct api *api, const struct api_credential *credential);
 void api_exec_free(struct api *api);
 
 /* route_login.c */

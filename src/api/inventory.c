@@ -7,17 +7,53 @@
 #include "api/internal.h"
 #include "base/fd.h"
 
-int api_inventory_take(struct api *api, struct api_inventory *ret, struct err *err) {
-    struct api_inventory inventory = {0};
-    int r = network_look(api->network, &inventory.net, &inventory.ports, &inventory.n_ports, err);
-    if (r == 0)
-        r = store_vm_list(api->store, NULL, STORE_LIVE, &inventory.vms, &inventory.n_vms, err);
-    if (r < 0) {
-        api_inventory_done(&inventory);
-        return r;
+struct look {
+    struct api *api;
+    struct http_request *req; /* NULL: the caller has gone */
+    api_inventory_fn *then;
+    struct api_inventory found;
+    int r;
+    struct err err;
+};
+
+struct workers *api_lookers(struct api *api) {
+    if (!api->lookers)
+        workers_new(api->loop, "mc-picture", 1, &api->lookers, NULL);
+    return api->lookers;
+}
+
+/* On a worker's thread. */
+static void look(void *userdata) {
+    struct look *l = userdata;
+    l->r = network_look(l->api->network, &l->found.net, &l->found.ports, &l->found.n_ports, &l->err);
+}
+
+static void looked(void *userdata) {
+    struct look *l = userdata;
+    if (l->r == 0)
+        l->r = store_vm_list(l->api->store, NULL, STORE_LIVE, &l->found.vms, &l->found.n_vms, &l->err);
+    if (l->req && l->r < 0)
+        api_fail(l->req, &l->err);
+    else if (l->req)
+        l->then(l->api, l->req, &l->found);
+    api_inventory_done(&l->found);
+    free(l);
+}
+
+static void on_gone(struct http_request *req, void *userdata) {
+    ((struct look *)userdata)->req = NULL;
+}
+
+void api_inventory_take(struct api *api, struct http_request *req, api_inventory_fn *then) {
+    struct look *l = calloc(1, sizeof *l);
+    if (l)
+        *l = (struct look){.api = api, .req = req, .then = then};
+    if (!l || !api_lookers(api) || workers_submit(api->lookers, look, looked, l) < 0) {
+        free(l);
+        http_problem(req, 500, "internal", NULL, "out of memory", NULL);
+        return;
     }
-    *ret = inventory;
-    return 0;
+    http_request_defer(req, on_gone, l);
 }
 
 void api_inventory_done(struct api_inventory *inventory) {

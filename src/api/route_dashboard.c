@@ -67,15 +67,11 @@ void route_dashboard_close(struct http_request *req, const struct http_match *ma
         answer_cookie(api, req, "", 0);
 }
 
-void route_network(struct http_request *req, const struct http_match *match, void *userdata) {
-    struct api *api = userdata;
-    struct api_inventory inventory;
-    struct err err = {0};
-    if (api_inventory_take(api, &inventory, &err) < 0) {
-        api_fail(req, &err);
-        return;
-    }
+static void answer_network(struct api *api, struct http_request *req, const struct api_inventory *inventory) {
     api_json(req, 200,
-             json_pack("{s:o, s:o}", "network", api_network_json(&inventory.net), "ports", api_ports_json(&inventory)));
-    api_inventory_done(&inventory);
+             json_pack("{s:o, s:o}", "network", api_network_json(&inventory->net), "ports", api_ports_json(inventory)));
+}
+
+void route_network(struct http_request *req, const struct http_match *match, void *userdata) {
+    api_inventory_take(userdata, req, answer_network);
 }

@@ -103,24 +103,20 @@ json_t *api_network_json(const struct network_status *net) {
                      "isolated", net->isolated, "problem", api_network_problem(net));
 }
 
-void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
-    struct api *api = userdata;
+static void answer_status(struct api *api, struct http_request *req, const struct api_inventory *inventory) {
     struct counts counts = {0};
-    struct api_inventory inventory;
-    struct err err = {0};
-    if (api_inventory_take(api, &inventory, &err) < 0) {
-        api_fail(req, &err);
-        return;
-    }
-    count(inventory.vms, inventory.n_vms, &counts);
+    count(inventory->vms, inventory->n_vms, &counts);
     json_t *states = json_object();
     for (int i = 0; i < VM_STATE_COUNT; i++)
         json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
     api_json(req, 200,
              json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i, s:o}", "version", MC_VERSION, "url",
                        api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network",
-                       api_network_json(&inventory.net), "disk", disk_json(api), "vms", states, "unreachable",
+                       api_network_json(&inventory->net), "disk", disk_json(api), "vms", states, "unreachable",
                        (int)counts.unreachable, "paused", (int)vms_halted(api->vms), "desktops",
-                       (int)relay_count(api->relay), "findings", api_findings_json(api, &inventory)));
-    api_inventory_done(&inventory);
+                       (int)relay_count(api->relay), "findings", api_findings_json(api, inventory)));
+}
+
+void route_status(struct http_request *req, const struct http_match *match, void *userdata) {
+    api_inventory_take(userdata, req, answer_status);
 }

@@ -98,6 +98,8 @@ void route_token_revoke(struct http_request *req, const struct http_match *match
         api_fail(req, &err);
         return;
     }
+    struct api_credential credential = api_credential_of_token(&token);
+    api_revoked(api, &credential);
     api_actor(api, req, actor);
     log_event(LOG_LEVEL_INFO, (struct log_about){.event = "token-revoked"}, "token %s of user %s, by %s", token.id,
               token.user, actor);

@@ -23,7 +23,6 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
-#include "loop/workers.h"
 
 #define LISTENERS_MAX 16
 #define NEWS_AT_ONCE 64 /* a few milliseconds of the loop's time */
@@ -41,6 +40,7 @@ struct listener {
     struct http_request *req;
     int64_t at; /* the number of the event that it got last */
     int64_t since_ms, spoke_ms;
+    struct api_credential by;
     char who[STORE_ACTOR_MAX];
 };
 
@@ -48,7 +48,6 @@ struct stream {
     struct api *api;
     struct listener *listeners;
     struct loop_timer *timer;
-    struct workers *workers; /* the kernel needs tens of milliseconds to tell of a thousand ports */
     bool looking;
     struct api_inventory found; /* by the worker: net and ports alone */
     int found_r;
@@ -206,7 +205,7 @@ static void on_timer(void *userdata) {
     bool more = tell_news(api);
     if (!stream->looking && now_ms - stream->looked_ms >= PICTURE_MS) {
         stream->looked_ms = now_ms;
-        stream->looking = workers_submit(stream->workers, look, looked, stream) == 0;
+        stream->looking = workers_submit(api->lookers, look, looked, stream) == 0;
     }
     store_news_last(api->store, &last, NULL);
     for (struct listener *l = stream->listeners, *next; l; l = next) {
@@ -223,7 +222,7 @@ static int arm(struct api *api) {
     if (!api->stream && !(api->stream = calloc(1, sizeof *api->stream)))
         return -ENOMEM;
     api->stream->api = api;
-    if (!api->stream->workers && workers_new(api->loop, "mc-picture", 1, &api->stream->workers, NULL) < 0)
+    if (!api_lookers(api))
         return -EAGAIN;
     if (!api->stream->timer)
         return loop_timer_new(api->loop, INTERVAL_MS, on_timer, api, &api->stream->timer);
@@ -278,8 +277,13 @@ void route_stream(struct http_request *req, const struct http_match *match, void
         return;
     }
     int64_t now_ms = time_monotonic_ms();
-    *l = (struct listener){
-        .next = api->stream->listeners, .api = api, .req = req, .at = at, .since_ms = now_ms, .spoke_ms = now_ms};
+    *l = (struct listener){.next = api->stream->listeners,
+                           .api = api,
+                           .req = req,
+                           .at = at,
+                           .since_ms = now_ms,
+                           .spoke_ms = now_ms,
+                           .by = api_credential(api)};
     api_actor(api, req, l->who);
     api->stream->listeners = l;
     http_request_defer(req, on_gone, l);
@@ -295,13 +299,21 @@ void route_stream(struct http_request *req, const struct http_match *match, void
         send_event(l, "hello", at, json_pack("{s:b}", "reset", reset));
 }
 
+void api_stream_revoked(struct api *api, const struct api_credential *credential) {
+    for (struct listener *l = api->stream ? api->stream->listeners : NULL, *next; l; l = next) {
+        next = l->next;
+        if (api_credential_is(&l->by, credential))
+            end(l, "what this was begun with was given back, or revoked");
+    }
+}
+
 void api_stream_free(struct api *api) {
     struct stream *s = api->stream;
+    while (s && s->listeners)
+        drop(s->listeners);
+    workers_free(ptr_steal(api->lookers));
     if (!s)
         return;
-    while (s->listeners)
-        drop(s->listeners);
-    workers_free(s->workers);
     loop_timer_free(s->timer);
     free(s);
     api->stream = NULL;

@@ -139,6 +139,60 @@ def test_a_page_that_was_left(plain_image):
         assert end["actor"] == "controller" and "page was closed" in end["reason"]
 
 
+def test_a_token_that_is_revoked_takes_what_it_began_with_it(plain_image):
+    """The desktop that it shows and the console that it follows; not those of another token of the same user."""
+    with idle(image=plain_image) as d:
+        sid, _, vm = ready(d, "ann")
+        tokens = [d.mctl("--json", "token", "create", "--user", "ann").json for _ in range(2)]
+        own = [{"Authorization": f"Bearer {t['secret']}"} for t in tokens]
+
+        def follow(headers):
+            connection = http.client.HTTPConnection("127.0.0.1", d.port, timeout=30)
+            connection.request("GET", f"/api/vms/{vm['id']}/console?follow=1", headers=headers)
+            return connection.getresponse()
+        with desktop(d, vm):
+            wait_status(d, sid, "awaiting_user_auth")
+            consoles = [follow(headers) for headers in own]
+            revoke = lambda n: lambda: d.mctl("token", "revoke", tokens[n]["token"]["id"])
+
+            async def look():
+                uri = f"ws://127.0.0.1:{d.port}/api/auth/session/{sid}/novnc/websock"
+                async with websockets.connect(uri, extra_headers=own[1], subprotocols=["binary"]) as other:
+                    assert await asyncio.wait_for(other.recv(), 10) == b"RFB 003.008\n"
+                    said = await until_closed(d, sid, own[0], revoke(0))
+                    await asyncio.wait_for(await other.ping(), 10)
+                    return said
+            code, reason = asyncio.run(look())
+            assert code == 4401 and "revoked" in reason
+            console = d.state / "users" / vm["id"] / "console.log"
+            with console.open("a") as f:
+                f.write("after that\n")
+            assert b"after that" not in consoles[0].read(), "it has ended"
+            while b"after that" not in consoles[1].readline():
+                pass
+            assert d.get("/api/vms", headers=own[0]).status == 401 and d.get("/api/vms", headers=own[1]).status == 200
+
+
+def test_behind_a_proxy_that_speaks_https(plain_image):
+    """What browsers call the daemon counts: for links, for the Origin, and for cookies, which go over https alone."""
+    with idle(image=plain_image, api={"public_url": "https://vms.example.test"}) as d:
+        answer = d.admin("POST", "/api/auth/start", {"userId": "ann", "provider": "demo"}).json
+        sid, (address, ticket) = answer["sessionId"], answer["novncURL"].split("#ticket=")
+        assert address == f"https://vms.example.test/api/auth/session/{sid}/novnc"
+        give = lambda origin: d.request("POST", f"/api/auth/session/{sid}/ticket", {"ticket": ticket}, {"Origin": origin})
+        local = f"http://127.0.0.1:{d.port}"
+        for origin in (local, "http://vms.example.test", "https://vms.example.test.evil.example", "null"):
+            assert (give(origin).status, give(origin).json["code"]) == (403, "origin.foreign"), origin
+        said = give("https://vms.example.test")
+        assert said.status == 204 and said.headers["Set-Cookie"].endswith("; HttpOnly; SameSite=Strict; Secure")
+        jar = {"Cookie": said.headers["Set-Cookie"].split(";")[0]}
+        assert closed(d, sid, jar, "https://vms.example.test")[0] == 1013
+        assert closed(d, sid, jar, local)[0] == 4401 and closed(d, sid, jar)[0] == 4401
+        operator = lambda origin: d.request("POST", "/api/admin/dashboard", {"token": d.token}, {"Origin": origin})
+        assert operator(local).status == 403
+        assert operator("https://vms.example.test").headers["Set-Cookie"].endswith("; Secure")
+
+
 def test_cancel_is_read_by_who_looks(plain_image):
     with idle(image=plain_image) as d:
         sid, jar, vm = ready(d, "s1")

@@ -13,14 +13,14 @@ from harness import idle, wait_for
 
 
 class Listener:
-    def __init__(self, d, last=None, rcvbuf=None):
+    def __init__(self, d, last=None, rcvbuf=None, cookie=None):
         self.connection = http.client.HTTPConnection("127.0.0.1", d.port, timeout=60)
         if rcvbuf:
             self.connection.sock = socket.socket()
             self.connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
             self.connection.sock.settimeout(60)
             self.connection.sock.connect(("127.0.0.1", d.port))
-        headers = {"Authorization": f"Bearer {d.token}"}
+        headers = {"Cookie": cookie} if cookie else {"Authorization": f"Bearer {d.token}"}
         if last is not None:
             headers["Last-Event-ID"] = str(last)
         self.connection.request("GET", "/api/events/stream", headers=headers)
@@ -101,6 +101,25 @@ def test_what_happens_and_what_was_missed():
         assert d.admin("GET", "/api/events/stream?x=1").json["code"] == "query.unknown"
         for wrong in ("x", "-1", "1.5", "99999999999999999999"):
             assert Listener(d, last=wrong).status == 400
+
+
+def test_who_signs_out_hears_no_more():
+    """Nor does anybody else with the same cookie; who has another one does."""
+    with idle() as d:
+        def sign_in():
+            answer = d.request("POST", "/api/admin/dashboard", {"token": d.token})
+            assert answer.status == 204 and "; Secure" not in answer.headers["Set-Cookie"]
+            return answer.headers["Set-Cookie"].split(";")[0]
+        out, stays = sign_in(), sign_in()
+        a, b = Listener(d, cookie=out), Listener(d, cookie=stays)
+        by_token = Listener(d)
+        assert d.request("DELETE", "/api/admin/dashboard", headers={"Cookie": out}).status == 204
+        name, data = a.until(lambda n, e: n == "end")
+        assert "given back" in data["words"] and a.next() is None
+        assert Listener(d, cookie=out).status == 401
+        vm = d.create("ann")
+        for listener in (b, by_token):
+            listener.until(about(vm, "started"))
 
 
 def test_a_port_that_is_gone_left_over_or_somebody_elses():

@@ -35,6 +35,17 @@ class Client:
         self.send(JSON, 0, json.dumps({"hello": {"min": 1, "max": 1}}).encode())
         self.hello = self.answer(0)["hello"]
 
+    @classmethod
+    def upgraded(cls, connection):
+        """The daemon's end of an exec, which speaks the same frames, behind the answer to the upgrade."""
+        client = cls.__new__(cls)
+        client.socket, client.session, client.last_id, client.buffer = connection, 1, 1, b""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(1)
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return client
+
     def send(self, kind, id, payload, stream=0):
         head = HEADER.pack(MAGIC, kind, stream, 0, self.session, id, len(payload), zlib.crc32(payload), 0)[:24]
         self.socket.sendall(head + struct.pack("<I", zlib.crc32(head)) + payload)

@@ -18,7 +18,7 @@ import time
 import pytest
 
 import harness
-from agent_client import Client, Refused
+from agent_client import JSON, Client, Refused
 from harness import daemon, wait_for
 
 BOOT_S = 90
@@ -145,6 +145,22 @@ def test_a_signal_reaches_the_program_and_a_lost_client_ends_it(running):
     p.kill()
     p.wait()
     wait_for(lambda: "sleep 4711" not in processes(d, vm_id, "sleep 4711"), 60, 0.5)
+
+
+def test_a_program_ends_with_the_token_that_it_was_begun_with(running):
+    d, vm_id = running
+    token = d.mctl("--json", "token", "create", "--user", d.vm(vm_id)["user"]).json
+    with socket.create_connection(("127.0.0.1", d.port), 60) as s:
+        s.sendall(f"GET /api/vms/{vm_id}/exec HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+                  f"Upgrade: master-controller-exec\r\nAuthorization: Bearer {token['secret']}\r\n\r\n".encode())
+        client = Client.upgraded(s)
+        client.send(JSON, 1, json.dumps({"argv": ["/bin/sh", "-c", "echo up; exec sleep 4713"]}).encode())
+        while (frame := client.frame())[3] != b"up\n":
+            assert frame[0] != JSON, frame
+        d.mctl("token", "revoke", token["token"]["id"])
+        assert client.answer(1)["error"]["code"] == "auth.revoked"
+        assert s.recv(1) == b""
+    wait_for(lambda: "sleep 4713" not in processes(d, vm_id, "sleep 4713"), 60, 0.5)
 
 
 def test_a_slow_reader_holds_up_only_itself(running):
