@@ -68,6 +68,7 @@ static const struct key keys[] = {
     {"vm", "probe_timeout", "3", KIND_SECONDS, AT(vm.probe_timeout_ms), 100, 60000},
     {"vm", "reach_interval", "10", KIND_SECONDS, AT(vm.reach_interval_ms), 100, 3600000},
     {"vm", "stop_timeout", "5", KIND_SECONDS, AT(vm.stop_timeout_ms), 0, 600000},
+    {"vm", "hibernate_timeout", "300", KIND_SECONDS, AT(vm.hibernate_timeout_ms), 1000, 3600000},
     {"vm", "idle_yields_after", "900", KIND_SECONDS, AT(vm.idle_yields_ms), 0, 2592000000},
     {"vm", "cli_memory", "512", KIND_U32, AT(vm.type[VM_TYPE_CLI].memory_mib), 128, 1048576},
     {"vm", "cli_vcpus", "1", KIND_U32, AT(vm.type[VM_TYPE_CLI].vcpus), 1, 32},

@@ -60,6 +60,8 @@ struct config_vm {
     uint32_t reach_interval_ms; /* between two looks at a running VM */
     uint32_t idle_yields_ms;    /* without use, after which a VM may be hibernated to make room for another; 0: never */
     uint32_t stop_timeout_ms;   /* from the request to stop until the VMM is killed */
+    /* Each: to save a VM's memory, to load it, to go on. */
+    uint32_t hibernate_timeout_ms;
     struct config_vm_type type[VM_TYPE_COUNT];
 };
 

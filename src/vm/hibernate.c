@@ -31,7 +31,9 @@ struct hibernation {
     int64_t begun_ms; /* monotonic */
     uint64_t bytes;
     bool is_saved, is_alive;
-    bool is_held; /* its VMM, by the kernel, though it was killed */
+    bool is_held;       /* its VMM, by the kernel, though it was killed */
+    bool stands;        /* its VMM lives, and has not said that the machine goes on */
+    int64_t give_up_ms; /* monotonic: until then it is asked to */
     struct err err;
 };
 
@@ -62,6 +64,10 @@ int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, 
     if (r == 0 && confine_remove(vms->confine, folder, vm->id) < 0)
         log_warning("%s: its control group could not be removed", vm->id);
     return r;
+}
+
+int64_t hibernate_deadline_ms(const struct vms *vms) {
+    return time_monotonic_ms() + vms->config->vm.hibernate_timeout_ms;
 }
 
 void hibernate_again(struct machine *m, loop_fn *fn, void *userdata) {
@@ -135,7 +141,11 @@ static void keep_boot_files(struct hibernation *job) {
 }
 
 static int save(struct hibernation *job) {
-    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN, .accel = job->accel};
+    struct vmm_saved saved = {.folder = job->folder,
+                              .vm = &job->vm,
+                              .name = SAVED_BEGUN,
+                              .accel = job->accel,
+                              .deadline_ms = hibernate_deadline_ms(job->vms)};
     char version[VMM_VERSION_MAX];
     keep_boot_files(job);
     int r = saved_begin(job->folder, &job->err);
@@ -144,17 +154,18 @@ static int save(struct hibernation *job) {
     return r < 0 ? r : saved_finish(job->folder, &job->vm, version, job->accel, &job->bytes, &job->err);
 }
 
-/* Return: whether it still lives. One that does not answer is mostly about to end: its sockets go first. */
-static bool go_on(struct hibernation *job) {
-    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN};
+/* One that does not answer is mostly about to end: its sockets go first. */
+static void go_on(struct hibernation *job) {
+    struct vmm_saved saved = {
+        .folder = job->folder, .vm = &job->vm, .name = SAVED_BEGUN, .deadline_ms = hibernate_deadline_ms(job->vms)};
     struct err err = {0};
-    saved_drop(job->folder, NULL);
-    if (job->ops->go(&saved, &err) == 0)
-        return is_alive(job->pidfd, 0);
-    if (!is_alive(job->pidfd, LOST_GRACE_MS))
-        return false;
-    log_error("%s: it does not go on: %s", job->vm.id, err.detail);
-    return true;
+    int r = job->ops->go(&saved, &err);
+    job->is_alive = is_alive(job->pidfd, r == 0 ? 0 : LOST_GRACE_MS);
+    if (r < 0 && job->is_alive && !job->stands) {
+        log_error("%s: it does not go on, and is asked to again: %s", job->vm.id, err.detail);
+        job->give_up_ms = hibernate_deadline_ms(job->vms);
+    }
+    job->stands = r < 0 && job->is_alive;
 }
 
 static void release(void *userdata) {
@@ -171,11 +182,26 @@ static void work(void *userdata) {
     if (!job->is_taken_up)
         save(job);
     job->is_saved = saved_is_whole(job->folder);
-    job->is_alive = !job->is_saved && is_alive(job->pidfd, 0) && go_on(job);
+    if (!job->is_saved)
+        saved_drop(job->folder,
+                   NULL); /* what it had written of it: as much room as there may be is free for its disk */
+    if (!job->is_saved && is_alive(job->pidfd, 0))
+        go_on(job);
     if (!job->is_alive)
         release(job);
     if (!job->is_saved)
-        saved_drop(job->folder, NULL); /* what it had written of it */
+        saved_drop(job->folder, NULL);
+}
+
+/* What its VMM does not answer for that long will not come any more. */
+static void work_again(void *userdata) {
+    struct hibernation *job = userdata;
+    if (job->stands && time_monotonic_ms() < job->give_up_ms)
+        go_on(job);
+    else
+        job->is_alive = false;
+    if (!job->is_alive)
+        release(job);
 }
 
 /* ---- the loop ---- */
@@ -196,20 +222,38 @@ static void stays(struct hibernation *job) {
 
 static void done(void *userdata);
 
-static void release_again(void *userdata) {
+static void try_again(void *userdata) {
     struct hibernation *job = userdata;
     loop_timer_free(job->m->again);
     job->m->again = NULL;
-    if (workers_submit(job->vms->resters, release, done, job) < 0)
-        hibernate_again(job->m, release_again, job);
+    if (workers_submit(job->vms->resters, work_again, done, job) < 0)
+        hibernate_again(job->m, try_again, job);
+}
+
+/* Its VMM has ended, or all is as if nothing had been. */
+static void tell_end(const struct hibernation *job, char ret_reason[VM_REASON_MAX]) {
+    const char *words = *job->err.detail ? job->err.detail : "the controller had ended too";
+    if (job->is_saved && job->is_taken_up)
+        snprintf(ret_reason, VM_REASON_MAX, "its memory had been saved when the controller ended");
+    else if (job->is_saved)
+        snprintf(ret_reason, VM_REASON_MAX, "its memory, %llu MiB, was saved in %.1f s",
+                 (unsigned long long)(job->bytes >> 20), (double)(time_monotonic_ms() - job->begun_ms) / 1000);
+    else
+        snprintf(ret_reason, VM_REASON_MAX,
+                 "its VMM %s (%.200s): what was in memory is gone, its disk is there; it can be started cold",
+                 job->stands ? "did not go on when its memory could not be saved, and was ended"
+                             : "ended while its memory was being saved",
+                 words);
 }
 
 static void done(void *userdata) {
     struct hibernation *job = userdata;
     struct machine *m = job->m;
     char reason[VM_REASON_MAX];
-    if (job->is_held) { /* until it is gone, its memory is not free, and its disk has a writer */
-        hibernate_again(m, release_again, job);
+    bool is_unwanted = m->vm.state == VM_STATE_STOPPING;
+    /* Until a VMM that is held is gone, its memory is not free, and its disk has a writer. */
+    if (job->is_held || (job->is_alive && job->stands && !is_unwanted)) {
+        hibernate_again(m, try_again, job);
         return;
     }
     if (job->is_alive) {
@@ -218,16 +262,7 @@ static void done(void *userdata) {
         return;
     }
     fd_close(&m->pidfd);
-    if (!job->is_saved)
-        snprintf(reason, sizeof reason,
-                 "its VMM ended while its memory was being saved (%.200s): what was in memory is gone, its disk is "
-                 "there; it can be started cold",
-                 *job->err.detail ? job->err.detail : "the controller had ended too");
-    else if (job->is_taken_up)
-        snprintf(reason, sizeof reason, "its memory had been saved when the controller ended");
-    else
-        snprintf(reason, sizeof reason, "its memory, %llu MiB, was saved in %.1f s",
-                 (unsigned long long)(job->bytes >> 20), (double)(time_monotonic_ms() - job->begun_ms) / 1000);
+    tell_end(job, reason);
     hibernate_settle(m, VM_EVENT_HIBERNATED, reason);
     free(job);
 }

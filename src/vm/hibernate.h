@@ -15,6 +15,9 @@
  *     hibernating   saved there: it is hibernated, once its VMM is killed. Else: its VMM lives: it goes on. Else: its disk alone
  *     resuming      saved there: it is hibernated, once its VMM is killed. Else: its VMM lives: it goes on. Else: its disk alone
  *
+ * A VMM that neither saves nor goes on (go() fails, and it lives) is asked to go on again and again; when [vm]
+ * hibernate_timeout is over it is killed. Until then the VM is "hibernating": it stands still.
+ *
  * A VM of which only its disk is left is hibernated too: it can be started cold, and is not lost. */
 #pragma once
 
@@ -42,6 +45,9 @@ void resume_lost(struct machine *m, const char *how);
 /* Nobody is left who could use what it has, and TAP and control groups go; its folder stays. Any thread. pidfd -1: none.
  * Error: "vm.release" -EBUSY where the kernel holds a process: it is to be done again (hibernate_again()). */
 int hibernate_release(struct vms *vms, const struct vm *vm, const char *folder, int pidfd, struct err *err);
+
+/* Monotonic: of a save, load or go that begins now. */
+int64_t hibernate_deadline_ms(const struct vms *vms);
 
 /* Calls fn in a second, by m->again, which it frees. */
 void hibernate_again(struct machine *m, loop_fn *fn, void *userdata);

@@ -97,11 +97,25 @@ static int load(struct resumption *job, const char *version, struct err *err) {
     struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE};
     if (job->is_cold)
         return 0;
+    saved.deadline_ms = hibernate_deadline_ms(job->vms);
     int r = job->choice.ops->load(&saved, version, err);
     job->loaded_ms = time_monotonic_ms();
+    if (r < 0 && !strstr(err->hint, "--cold"))
+        err_hint(err,
+                 "its memory is kept; mctl vm resume %s --cold starts it from its disk, without what was in memory",
+                 job->vm.id);
     if (r == 0)
         r = saved_drop(job->folder, err);
-    return r < 0 ? r : job->choice.ops->go(&saved, err);
+    if (r < 0)
+        return r;
+    saved.deadline_ms = hibernate_deadline_ms(job->vms);
+    r = job->choice.ops->go(&saved, err);
+    if (r < 0) {
+        struct err why = *err;
+        err_set(err, -r, "vm.resume", "its memory was loaded, and its VMM did not go on (%.200s): " MEMORY_GONE,
+                why.detail);
+    }
+    return r;
 }
 
 static int bring_back(struct resumption *job, struct err *err) {
@@ -118,7 +132,8 @@ static int bring_back(struct resumption *job, struct err *err) {
 }
 
 static int take_up(struct resumption *job, struct err *err) {
-    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE};
+    struct vmm_saved saved = {
+        .folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE, .deadline_ms = hibernate_deadline_ms(job->vms)};
     struct pollfd p = {.fd = job->pidfd, .events = POLLIN};
     if (saved_is_whole(job->folder))
         return err_set(err, EINTR, "vm.resume", "the controller ended before its memory was loaded: it is kept");

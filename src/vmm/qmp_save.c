@@ -30,6 +30,11 @@ struct qmp {
     struct strbuf in;
 };
 
+static int64_t answer_by_ms(const struct vmm_saved *saved) {
+    int64_t by_ms = time_monotonic_ms() + ANSWER_MS;
+    return by_ms < saved->deadline_ms ? by_ms : saved->deadline_ms;
+}
+
 static void hang_up(struct qmp *q) {
     fd_close(&q->fd);
     strbuf_free(&q->in);
@@ -100,7 +105,7 @@ static int ask(struct qmp *q, const char *command, const char *arguments, int fd
     char text[256];
     snprintf(text, sizeof text, "{\"execute\":\"%s\",\"arguments\":%s,\"id\":1}\n", command, arguments);
     json_t *message = NULL, *answer = NULL;
-    q->answer_by_ms = time_monotonic_ms() + ANSWER_MS;
+    q->answer_by_ms = answer_by_ms(q->saved);
     int r = send_line(q, text, fd);
     while (r == 0 && !answer) {
         json_decref(message);
@@ -139,8 +144,7 @@ static int take_version(json_t *greeting, char ret_version[VMM_VERSION_MAX]) {
 static int dial(struct qmp *q, const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err) {
     _cleanup_close_ int dir = open(saved->folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
     json_t *greeting = NULL;
-    *q = (struct qmp){
-        .saved = saved, .fd = -1, .answer_by_ms = time_monotonic_ms() + ANSWER_MS, .in = {.max = LINE_MAX_BYTES}};
+    *q = (struct qmp){.saved = saved, .fd = -1, .answer_by_ms = answer_by_ms(saved), .in = {.max = LINE_MAX_BYTES}};
     int r = dir < 0 ? -errno : fd_connect_unix(dir, QMP_SOCKET, 0, 0, &q->fd); /* a daemon has made it, as root */
     if (r == 0)
         r = read_line(q, &greeting);
@@ -179,6 +183,8 @@ static int wait_until_done(struct qmp *q, int memory_fd, struct err *err) {
         /* Pages that are zero take no room, so it is less than that; more is not memory. */
         if (at > ((off_t)q->saved->vm->memory_mib + DEVICES_MIB) << 20)
             return err_set(err, EFBIG, "vmm.talk", "it is more than the VM's memory");
+        if (now_ms >= q->saved->deadline_ms)
+            return err_set(err, ETIMEDOUT, "vmm.talk", "it was at %lld bytes when its time was over", (long long)at);
         if (now_ms - seen_ms > STILL_MS)
             return err_set(err, ETIMEDOUT, "vmm.talk", "it stands still at %lld bytes", (long long)at);
     }
@@ -265,7 +271,7 @@ int qmp_go(const struct vmm_saved *saved, struct err *err) {
     /* One that a daemon which died had begun: it is broken off, and nothing happens where there is none. */
     if (r == 0)
         r = ask(&q, "migrate_cancel", "{}", -1, NULL, err);
-    for (int64_t end_ms = time_monotonic_ms() + ANSWER_MS; r == 0; usleep(PAUSE_US)) {
+    for (int64_t end_ms = answer_by_ms(saved); r == 0; usleep(PAUSE_US)) {
         json_t *answer = NULL;
         const char *status = "";
         r = ask(&q, "query-migrate", "{}", -1, &answer, err);

@@ -48,6 +48,7 @@ struct vmm_saved {
     const struct vm *vm; /* pid and uid are those of its VMM */
     const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
     const char *accel;   /* what will run it when it is loaded: save() refuses a machine that something else runs */
+    int64_t deadline_ms; /* monotonic: what is not done by then has failed, whatever the VMM has answered until then */
 };
 
 /* A conversation with a VMM, under way on the loop. */

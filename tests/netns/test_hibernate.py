@@ -361,6 +361,58 @@ def test_a_vmm_that_does_not_end_is_not_forgotten():
         check(d, "let go")
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_vmm_that_does_not_answer_any_more_goes_on_or_is_ended_in_the_end(comes_back):
+    """While it is asked in vain the VM is called nothing that it is not."""
+    with resting(hibernate_timeout="3" if comes_back else "1") as d:
+        vm = d.create(wait=True)
+        (first,) = lives(d, vm["id"])
+        (pid,) = d.processes()
+        os.kill(pid, signal.SIGSTOP)
+        caller = subprocess.Popen([harness.MCTL, "--json", "--socket", d.socket, "vm", "hibernate", vm["id"]],
+                                  stdout=subprocess.PIPE, text=True)
+        wait_for(lambda: "it does not go on, and is asked to again" in d.log.read_text(), 40)
+        assert d.state_of(vm["id"]) == "hibernating"
+        if comes_back:
+            os.kill(pid, signal.SIGCONT)
+            error = json.loads(caller.communicate(timeout=60)[0])["error"]
+            assert "QEMU does not answer" in error["detail"], error
+            d.wait_state(vm["id"], "running")
+            assert {life for life, _ in lives(d, vm["id"])} == {first[0]}
+        else:
+            caller.communicate(timeout=60)
+            told = d.vm(vm["id"])
+            assert told["state"] == "hibernated" and "did not go on" in told["reason"] and "was ended" in told["reason"]
+            assert "can be started cold" in told["reason"] and not pathlib.Path(f"/proc/{pid}").exists()
+        check_without_memory(d, comes_back)
+
+
+def check_without_memory(d, is_awake):
+    assert len(d.taps()) == len(d.processes()) == (1 if is_awake else 0)
+    (folder,) = (d.state / "users").iterdir()
+    assert not (folder / "saved").exists() and not (folder / "saved.tmp").exists()
+
+
+def test_a_vmm_that_never_gets_done_with_loading_and_does_not_end_is_not_forgotten():
+    with resting(hibernate_timeout="2") as d:
+        vm = d.admin("POST", "/api/users/u1/vm?wait=ready", {"vcpus": 5}).json["vm"]
+        d.mctl("vm", "hibernate", vm["id"])
+        caller = subprocess.Popen([harness.MCTL, "--json", "--socket", d.socket, "vm", "resume", vm["id"]],
+                                  stdout=subprocess.PIPE, text=True)
+        (pid,) = wait_for(d.processes)
+        with held(pid, d.dir / "freezer"):
+            wait_for(lambda: d.log.read_text().count("the kernel holds it") >= 2, 60)
+            assert d.state_of(vm["id"]) == "resuming" and d.taps() == [vm["tap"]]
+            assert (folder_of(d, vm) / "saved" / "saved.json").exists()
+        error = json.loads(caller.communicate(timeout=60)[0])["error"]
+        assert "does not answer migrate-incoming" in error["detail"] and "--cold" in error["hint"], error
+        check(d, "let go")
+        told = d.vm(vm["id"])
+        assert told["state"] == "hibernated" and told["reason"] == error["detail"]
+        d.mctl("vm", "resume", vm["id"], "--cold")
+        check(d, "cold")
+
+
 def test_a_tap_that_was_taken_off_meanwhile_is_put_back():
     with resting() as d:
         vm, pid = die_while_it_saves(d)
