@@ -166,6 +166,9 @@ void api_wait_changed(struct api *api, const struct vm *vm);
 bool api_make_room(struct api *api, struct http_request *req, const struct vms_request *request);
 /* Whether somebody uses a VM through this API, or for a session. */
 bool api_in_use(void *userdata, const struct vm *vm);
+
+/* The same in words; NULL: nobody uses it. */
+const char *api_use_words(struct api *api, const struct vm *vm);
 bool api_exec_runs(const struct api *api, const char *vm_id);
 bool api_desktop_shows(const struct api *api, const char *vm_id);
 /* Brings a VM back that is hibernated, or about to be, for a request that needs it: the request is handled anew when it runs,

@@ -96,12 +96,19 @@ bool api_make_room(struct api *api, struct http_request *req, const struct vms_r
     return true;
 }
 
-bool api_in_use(void *userdata, const struct vm *vm) {
-    struct api *api = userdata;
+const char *api_use_words(struct api *api, const struct vm *vm) {
     struct session session;
-    return api_exec_runs(api, vm->id) || api_desktop_shows(api, vm->id) ||
-           (vm->type == VM_TYPE_BROWSER && store_session_of_vm(api->store, vm->id, &session, NULL) == 0 &&
-            !session_status_is_end(session.status));
+    if (api_exec_runs(api, vm->id))
+        return "a program of mctl vm exec runs in it";
+    if (api_desktop_shows(api, vm->id))
+        return "its desktop is shown to somebody";
+    bool has_session = vm->type == VM_TYPE_BROWSER && store_session_of_vm(api->store, vm->id, &session, NULL) == 0 &&
+                       !session_status_is_end(session.status);
+    return has_session ? "its login session is open" : NULL;
+}
+
+bool api_in_use(void *userdata, const struct vm *vm) {
+    return api_use_words(userdata, vm) != NULL;
 }
 
 bool api_wake(struct api *api, struct http_request *req, const struct vm *vm, const char *why) {

@@ -15,7 +15,7 @@ static const struct {
     {"vm", "list", verb_vm_list, "[--all] [--user U]"},
     {"vm", "show", verb_vm_show, "ID"},
     {"vm", "destroy", verb_vm_destroy, "ID --reason TEXT"},
-    {"vm", "hibernate", verb_vm_hibernate, "ID [--reason TEXT]"},
+    {"vm", "hibernate", verb_vm_hibernate, "ID [--force] [--reason TEXT]"},
     {"vm", "resume", verb_vm_resume, "ID [--cold] [--reason TEXT]"},
     {"vm", "console", verb_vm_console, "ID [--follow]"},
     {"vm", "exec", verb_vm_exec, "[--user U] [-t|-T] ID -- CMD…"},

@@ -1,6 +1,7 @@
 """Hibernation with a VMM that has no machine (tests/vm/resting_vmm.c): what is left when the daemon or the VMM is killed at any
 step, what is refused, what a memory that does not fit leads to. Real guests: tests/vm/test_hibernate.py."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,8 @@ import crash
 import harness
 from harness import daemon, wait_for
 from test_crash import ask
+from test_relay import Desk
+from test_session import shown
 
 RESTING_VMM = harness.BUILD / "tests/vm/resting-vmm"
 CYCLES = int(os.environ.get("MC_HIBERNATE_CYCLES", "25"))
@@ -539,6 +542,42 @@ def test_the_idle_make_room_before_a_vm_is_refused():
         check(d, "room was made")
 
 
+def test_a_session_keeps_its_vm_awake_and_who_looks_at_a_desktop_that_is_forced_to_rest_reads_1012():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    size = max(512, total // 40)
+    percent = (size + 448) * 3 // 2 * 100 // total  # room for one
+    with resting(cli_memory=str(size), browser_memory=str(size), memory_percent=str(percent), browser_idle_after="2",
+                 idle_yields_after="1") as d, contextlib.ExitStack() as stack:
+        desk = Desk(d, "u", {}, stack)
+        path = f"/api/vms/{desk.vm['id']}"
+
+        def stays_awake(words):
+            time.sleep(5)
+            refused = d.mctl("--json", "vm", "create", "--user", "c", "--type", "cli", check=5)
+            assert refused.json["error"]["code"] == "quota.memory", "nobody is idle"
+            r = d.admin("POST", f"{path}/hibernate")
+            assert (r.status, r.json["code"]) == (409, "vm.in-use") and words in r.json["detail"], r.json
+            assert "--force" in r.json["hint"] and d.state_of(desk.vm["id"]) == "running"
+
+        def while_shown():
+            stays_awake("its desktop is shown")
+            d.mctl("vm", "hibernate", "--force", desk.vm["id"])
+
+        async def go():
+            async with await desk.serve():
+                await asyncio.get_running_loop().run_in_executor(None, stays_awake, "its login session is open")
+                told = await asyncio.wait_for(desk.closing("idle", while_shown), 60)
+                later = await asyncio.wait_for(desk.closing("idle"), 60)
+                await asyncio.get_running_loop().run_in_executor(None, d.mctl, "vm", "resume", desk.vm["id"])
+                again = await asyncio.wait_for(
+                    desk.closing("idle", lambda: d.mctl("vm", "hibernate", "--force", desk.vm["id"])), 60)
+            return told, later, again
+        told, later, again = asyncio.run(go())
+        assert told[0] == again[0] == 1012 and "put to rest" in told[1] and len(told[1].encode()) <= 120, told
+        assert later[0] == 1013 and "hibernated" in later[1], later
+        assert shown(d, desk.sid)["session"]["status"] == "awaiting_user_auth"
+
+
 # ---- kill -9 of the daemon ----
 
 def bring(d, state):
@@ -597,16 +636,19 @@ def test_random_cycles_with_kills():
                                       stderr=subprocess.DEVNULL)
             time.sleep(rng.random() * 0.15)
             victim = rng.choice(["daemon", "daemon", "vmm", "nobody"])
-            pids = d.processes([vm["id"]])
+            pids, killed = d.processes([vm["id"]]), None
             if victim == "vmm" and pids and d.state_of(vm["id"]) != "running":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pids[0], signal.SIGKILL)
+                    killed = pids[0]
             elif victim == "daemon":
                 d.stop(signal.SIGKILL)
             caller.wait(60)
             if d.process is None:
                 d.start()
-            wait_for(lambda: d.state_of(vm["id"]) in ("running", "hibernated", "failed"), 30)
+            # One whose VMM was killed just when it ran is called running until its end is written.
+            wait_for(lambda: d.state_of(vm["id"]) in ("hibernated", "failed") or
+                     (d.state_of(vm["id"]) == "running" and d.processes([vm["id"]]) not in ([], [killed])), 30)
             told = d.vm(vm["id"])
             if told["state"] == "failed":  # its VMM was killed just when it ran
                 assert "ended by itself: killed by signal 9" in told["reason"] or "while the controller was down" in told[
