@@ -147,7 +147,7 @@ typedef int op_begin(struct job *job, json_t *request, struct err *err);
 
 op_now op_health, op_network, op_kernel_log, op_clock_set, op_random_seed, op_net_link, op_net_address, op_net_route;
 op_begin op_units, op_unit_log, op_unit_restart, op_ping, op_connect, op_exec, op_file_read, op_file_write;
-op_begin op_browser_open;
+op_begin op_browser_open, op_identity_set;
 
 /* Reads the members of a request as json_unpack() does, strictly: what is not named in fmt is an error, "bad-request".
  * "op" and "timeout_ms" are passed over. */

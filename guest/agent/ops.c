@@ -24,6 +24,7 @@ static const struct operation {
     {.name = "net.link", .now = op_net_link},
     {.name = "net.address", .now = op_net_address},
     {.name = "net.route", .now = op_net_route},
+    {.name = "identity.set", .begin = op_identity_set},
     {.name = "ping", .begin = op_ping},
     {.name = "connect", .begin = op_connect},
     {.name = "units", .begin = op_units},
