@@ -50,10 +50,9 @@ void api_fail(struct http_request *req, const struct err *err) {
     static const struct {
         const char *prefix;
         int status;
-    } inside[] = {{"image.", 503},      {"vmm.", 503},     {"vmm.other", 409}, {"vmm.no-hibernation", 409},
-                  {"vm.create", 500},   {"process.", 500}, {"store.", 500},    {"network.", 500},
-                  {"probe.", 500},      {"state.", 500},   {"vault.key", 503}, {"vault.damaged", 500},
-                  {"vault.failed", 500}};
+    } inside[] = {{"image.", 503},   {"vmm.", 503},      {"vmm.other", 409},     {"vm.create", 500},
+                  {"process.", 500}, {"store.", 500},    {"network.", 500},      {"probe.", 500},
+                  {"state.", 500},   {"vault.key", 503}, {"vault.damaged", 500}, {"vault.failed", 500}};
     int status = status_of(err->errnum);
     for (size_t i = 0; i < sizeof inside / sizeof *inside && status != 507; i++)
         if (str_starts(err->code, inside[i].prefix))

@@ -81,7 +81,7 @@ static int add_signals(struct loop *loop) {
     return r < 0 ? r : sd_event_add_signal(loop->event, NULL, SIGINT, on_signal, loop);
 }
 
-int loop_new(struct loop **ret_loop, struct err *err) {
+static int make_loop(bool takes_signals, struct loop **ret_loop, struct err *err) {
     struct loop *loop = calloc(1, sizeof *loop);
     if (!loop)
         return err_sys(err, ENOMEM, "loop.start", "make the event loop");
@@ -89,7 +89,7 @@ int loop_new(struct loop **ret_loop, struct err *err) {
     loop->last = &loop->first;
     pthread_mutex_init(&loop->lock, NULL);
     int r = sd_event_new(&loop->event);
-    if (r >= 0)
+    if (r >= 0 && takes_signals)
         r = add_signals(loop);
     if (r >= 0) {
         loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -103,6 +103,14 @@ int loop_new(struct loop **ret_loop, struct err *err) {
     }
     *ret_loop = loop;
     return 0;
+}
+
+int loop_new(struct loop **ret_loop, struct err *err) {
+    return make_loop(true, ret_loop, err);
+}
+
+int loop_new_private(struct loop **ret_loop, struct err *err) {
+    return make_loop(false, ret_loop, err);
 }
 
 void loop_free(struct loop *loop) {

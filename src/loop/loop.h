@@ -15,6 +15,9 @@ typedef void loop_fn(void *userdata);
 int loop_new(struct loop **ret_loop, struct err *err);
 void loop_free(struct loop *loop);
 
+/* One for a thread that has to wait for what was written for a loop: signals stay those of the daemon's own. */
+int loop_new_private(struct loop **ret_loop, struct err *err);
+
 sd_event *loop_event(struct loop *loop);
 
 /* Runs until loop_quit(), SIGTERM or SIGINT. Return: 0 or -errno. */

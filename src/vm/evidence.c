@@ -331,6 +331,7 @@ static void tell_files(struct strbuf *story, const char *folder) {
     } files[] = {
         {"console.log", "the guest's console"},
         {"vmm.log", "its VMM's log"},
+        {"vmm.log.1", "the log of the VMM before, which ran until it was hibernated"},
         {"metrics.json", "its VMM's counters"},
         {"vm-config.json", "the machine"},
         {"agent.json", "what its guest's agent said last"},

@@ -340,7 +340,6 @@ static uint64_t memory_on_its_way(const struct machine *m) {
 }
 
 static int check(struct machine *m, struct image *ret_image, struct vmm_choice *ret_choice, struct err *err) {
-    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
     char folder[VMS_PATH_MAX];
     if (m->vm.state != VM_STATE_RUNNING || m->is_over || m->is_busy) {
         err_set(err, EPROTO, "vm.state", "VM %s is %s: only one that is running can be hibernated", m->vm.id,
@@ -349,9 +348,6 @@ static int check(struct machine *m, struct image *ret_image, struct vmm_choice *
     }
     if (m->halt.is_halted)
         return err_set(err, EPROTO, "vm.halted", "VM %s stands still: %.300s", m->vm.id, m->halt.words);
-    if (!ops || !ops->save)
-        return err_set(err, EPROTO, "vmm.no-hibernation", "VM %s runs in %s, which this controller cannot hibernate",
-                       m->vm.id, m->vm.vmm);
     int r = check_vmm(m, ret_choice, err);
     if (r == 0)
         r = vms_image_of(m->vms, &m->vm, ret_image, err);

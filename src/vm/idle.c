@@ -37,9 +37,7 @@ static bool has_work(const struct machine *m) {
 }
 
 static bool may_rest(const struct machine *m) {
-    const struct vmm_ops *ops = vmm_find(m->vm.vmm);
-    return m->vm.state == VM_STATE_RUNNING && !m->is_over && !m->is_busy && !m->halt.is_halted && !m->is_unloadable &&
-           ops && ops->save;
+    return m->vm.state == VM_STATE_RUNNING && !m->is_over && !m->is_busy && !m->halt.is_halted && !m->is_unloadable;
 }
 
 static bool is_in_use(const struct machine *m) {

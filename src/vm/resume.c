@@ -141,7 +141,7 @@ static int take_up(struct resumption *job, struct err *err) {
     if (job->is_gone || job->pidfd < 0 || poll(&p, 1, 0) != 0)
         return err_set(err, EIO, "vm.resume", "its VMM ended before it was reached%s%s: " MEMORY_GONE,
                        *job->how ? ", " : "", job->how);
-    return job->choice.ops->go ? job->choice.ops->go(&saved, err) : 0;
+    return job->choice.ops->go(&saved, err);
 }
 
 static void release(void *userdata) {

@@ -33,8 +33,9 @@ static void path_in(char ret_path[PATH_SIZE], const char *folder, const char *pa
     snprintf(ret_path, PATH_SIZE, "%s/%s%s%s", folder, part, *name ? "/" : "", name);
 }
 
+/* A disk may lie in a folder of its VMM's uid, which may have put anything else there. */
 static int sync_path(const char *path, struct err *err) {
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     return fd < 0 || fsync(fd) < 0 ? err_sys(err, errno, "saved.write", "write %s to the disk", path) : 0;
 }
 
@@ -109,7 +110,7 @@ static json_t *look_at_disks(const char *folder) {
         char path[PATH_SIZE];
         struct stat st;
         path_in(path, folder, disks[i], "");
-        if (stat(path, &st) == 0)
+        if (lstat(path, &st) == 0)
             json_object_set_new(found, disks[i],
                                 json_pack("{s:I, s:I}", "bytes", (json_int_t)st.st_size, "mtime_ns",
                                           (json_int_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec));

@@ -82,7 +82,7 @@ int vms_destroy(struct vms *vms, const char *id, const char *actor, const char *
 
 /* Puts a running VM to rest: its memory goes to the disk, its VMM ends, its record keeps what it is. On return it is
  * "hibernating"; vms_on_change() tells when it is hibernated, or that it runs on. One that is hibernated, or about to be, is
- * no error. Errors: -ENOENT; "vm.ended"; "vm.state", "vm.halted", "vmm.no-hibernation", "vmm.other" (-EPROTO); "vmm.unusable";
+ * no error. Errors: -ENOENT; "vm.ended"; "vm.state", "vm.halted", "vmm.other" (-EPROTO); "vmm.unusable";
  * "disk.no-room" (-ENOSPC); "image.gone". */
 int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                   struct err *err);

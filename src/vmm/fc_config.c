@@ -4,8 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fd.h"
+
 /* Any will do: every Firecracker has a vsock of its own. Source: vsock(7), 0 to 2 are taken. */
 #define GUEST_CID 3
+#define CONFIG_MAX (256 * 1024)
 
 /* Where each part of the file goes. The order is that in which a failure says most: a log first, the NIC before what
  * needs nothing of the host. `id`: the part is a list, and each item goes to path/<its id>. */
@@ -54,7 +57,7 @@ json_t *fc_config_make(const struct vmm_spec *spec, bool shared_base) {
     net_format_mac(spec->vm->mac, mac);
     return json_pack("{s:o, s:o, s:[{s:s, s:s, s:s}], s:{s:i, s:i}, s:{}, s:{s:i, s:o}, s:{s:o, s:s, s:b}, s:{s:o}}",
                      "boot-source", boot_source(spec, shared_base), "drives", drives(spec->folder, shared_base),
-                     "network-interfaces", "iface_id", "eth0", "guest_mac", mac, "host_dev_name", spec->vm->tap,
+                     "network-interfaces", "iface_id", FC_NIC, "guest_mac", mac, "host_dev_name", spec->vm->tap,
                      "machine-config", "vcpu_count", (int)spec->vm->vcpus, "mem_size_mib", (int)spec->vm->memory_mib,
                      "entropy", "vsock", "guest_cid", GUEST_CID, "uds_path", path_in(spec->folder, FC_VSOCK), "logger",
                      "log_path", path_in(spec->folder, FC_LOG), "level", "Info", "show_level", 1, "metrics",
@@ -115,13 +118,27 @@ int fc_config_requests(const json_t *config, const char *folder, struct fc_reque
     return 0;
 }
 
-bool fc_version_is_known(const char *version) {
-    unsigned long major, minor;
+int fc_config_read(const char *folder, struct fc_request *ret_requests, size_t *ret_n, struct err *err) {
+    char path[1024];
+    _cleanup_free_ char *text = NULL;
+    size_t len;
+    snprintf(path, sizeof path, "%s/vm-config.json", folder);
+    int r = file_read(path, CONFIG_MAX, &text, &len);
+    if (r < 0)
+        return err_sys(err, -r, "vmm.start", "read %s", path);
+    json_t *config = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
+    r = fc_config_requests(config, folder, ret_requests, ret_n);
+    json_decref(config);
+    return r < 0 ? err_set(err, -r, "vmm.start", "%s is not a machine as the controller writes it", path) : 0;
+}
+
+bool fc_version_is_at_least(const char *version, unsigned major, unsigned minor) {
+    unsigned long its_major, its_minor;
     char *end;
     version += *version == 'v';
-    major = strtoul(version, &end, 10);
+    its_major = strtoul(version, &end, 10);
     if (*end != '.')
         return false;
-    minor = strtoul(end + 1, &end, 10);
-    return major > 1 || (major == 1 && minor >= 10);
+    its_minor = strtoul(end + 1, &end, 10);
+    return its_major > major || (its_major == major && its_minor >= minor);
 }

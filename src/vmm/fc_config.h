@@ -20,6 +20,7 @@
 #define FC_LOG "vmm.log"
 #define FC_METRICS "metrics.json"
 #define FC_VSOCK "vsock.sock"
+#define FC_NIC "eth0" /* its id */
 
 /* The machine, with paths of the host: who starts Firecracker with it by hand, as root, gets the same machine.
  * shared_base: the root drive is the image itself, read-only, and a second drive takes what the guest writes; else the
@@ -33,5 +34,8 @@ json_t *fc_config_make(const struct vmm_spec *spec, bool shared_base);
  * Return: 0 with at most FC_PARTS_MAX, or -EINVAL: the file is not one of ours. */
 int fc_config_requests(const json_t *config, const char *folder, struct fc_request *ret_requests, size_t *ret_n);
 
-/* Whether this version of Firecracker can be spoken to: 1.10 or newer. Any text is taken ("1.17.0-dev"). */
-bool fc_version_is_known(const char *version);
+/* The same of the file in the VM's folder. Return: 0 or -errno. */
+int fc_config_read(const char *folder, struct fc_request *ret_requests, size_t *ret_n, struct err *err);
+
+/* Any text is taken ("1.17.0-dev"). */
+bool fc_version_is_at_least(const char *version, unsigned major, unsigned minor);

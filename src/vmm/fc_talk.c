@@ -33,7 +33,7 @@ struct vmm_talk {
     void *userdata;
 };
 
-static void drop_bodies(struct fc_request *requests, size_t n) {
+void fc_talk_drop(struct fc_request *requests, size_t n) {
     for (size_t i = 0; i < n; i++)
         json_decref(requests[i].body);
 }
@@ -46,7 +46,7 @@ void vmm_talk_free(struct vmm_talk *t) {
     loop_timer_free(t->again);
     fd_close(&t->fd);
     fd_close(&t->folder_fd);
-    drop_bodies(t->requests, t->n);
+    fc_talk_drop(t->requests, t->n);
     free(t->out);
     strbuf_free(&t->in);
     free(t);
@@ -195,6 +195,8 @@ static void on_answer(struct vmm_talk *t, int status, const char *body, size_t l
     }
     struct err err = {0};
     int r = rq->check && status / 100 == 2 ? rq->check(answer, &t->requests[t->at + 1], t->n - t->at - 1, &err) : 0;
+    if (rq->ret_answer && status / 100 == 2)
+        *rq->ret_answer = json_incref(answer);
     json_decref(answer);
     if (r < 0) {
         finish(t, &err);
@@ -329,7 +331,7 @@ int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, pid_t pid
                   struct err *err) {
     struct vmm_talk *t = n <= FC_REQUESTS_MAX ? calloc(1, sizeof *t) : NULL;
     if (!t) {
-        drop_bodies(requests, n);
+        fc_talk_drop(requests, n);
         return err_sys(err, n <= FC_REQUESTS_MAX ? ENOMEM : E2BIG, "vmm.start", "speak to Firecracker");
     }
     *t = (struct vmm_talk){.loop = loop,

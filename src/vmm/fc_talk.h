@@ -15,9 +15,10 @@
 struct fc_request {
     const char *method;
     char path[FC_PATH_MAX];
-    json_t *body;    /* owned; NULL: none */
-    bool skip;       /* it is not sent */
-    bool may_refuse; /* a refusal does not end the conversation */
+    json_t *body;        /* owned; NULL: none */
+    bool skip;           /* it is not sent */
+    bool may_refuse;     /* a refusal does not end the conversation */
+    json_t **ret_answer; /* gets what a 2xx answer holds, which the caller decrefs; NULL: nobody wants it */
     /* Judges what a 2xx answer holds, and may mark those that follow; NULL: nothing is asked of it. Return: 0, or -errno
      * to end the conversation. */
     int (*check)(json_t *answer, struct fc_request *rest, size_t n_rest, struct err *err);
@@ -32,6 +33,9 @@ struct fc_request {
 int fc_talk_start(struct loop *loop, const char *folder, uint32_t uid, pid_t pid, struct fc_request *requests, size_t n,
                   bool wait_for_socket, int timeout_ms, vmm_done_fn *done, void *userdata, struct vmm_talk **ret_talk,
                   struct err *err);
+
+/* For requests that are not said after all. */
+void fc_talk_drop(struct fc_request *requests, size_t n);
 
 /* Pure: one answer at the head of data. Return: 1 with the status, where the body is and what the answer takes of data; 0:
  * not whole yet; -EPROTO: not an answer that is understood here. */

@@ -12,6 +12,7 @@
  * InstanceStart, without waiting for any answer. A daemon that dies in between leaves a Firecracker that waits; the next
  * one asks it what it knows (GET /, GET /vm/config) and tells it the rest.
  * Source: Firecracker, docs/jailer.md, docs/getting-started.md, firecracker.yaml. */
+#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -27,13 +28,13 @@
 #include "base/str.h"
 #include "vmm/fc_config.h"
 #include "vmm/fc_metrics.h"
+#include "vmm/fc_save.h"
 
 #define PATH_MAX_HERE 768
 #define ARG_MAX_COUNT 40
 #define ARG_TEXT_MAX 600
 #define API_TIMEOUT_MS 30000 /* milliseconds are normal; a host that is out of memory or disk takes longer */
 #define ASK_TIMEOUT_MS 5000
-#define CONFIG_MAX (256 * 1024)
 #define OPEN_FILES_MAX "1024"
 #define OVERHEAD_MIB 128 /* its own memory is some 5 MiB; page tables and buffers come on top */
 
@@ -48,23 +49,96 @@ static const char *file_name(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* FOLDER/root: a folder of the VM's uid. With the jailer it has to be FOLDER/<name of its program>/<id>/root. */
-static int make_root(const struct vmm_spec *spec, const struct vmm_choice *choice, struct err *err) {
-    char path[PATH_MAX_HERE], inner[PATH_MAX_HERE], resolved[PATH_MAX];
+/* Where the jailer wants FOLDER/root: FOLDER/<name of its program>/<id>/root. */
+static int jailed_path(const struct vmm_spec *spec, char ret_path[PATH_MAX_HERE], struct err *err) {
+    char resolved[PATH_MAX];
+    if (!realpath(spec->choice->binary, resolved))
+        return fail(err, "find", spec->choice->binary);
+    snprintf(ret_path, PATH_MAX_HERE, "%s/%.255s/%s/root", spec->folder, file_name(resolved), spec->vm->id);
+    return 0;
+}
+
+static int make_link(const char *folder, const char *path, const char *inner, struct err *err) {
+    return symlink(inner + strlen(folder) + 1, path) < 0 ? fail(err, "make", path) : 0;
+}
+
+/* FOLDER/root: a folder of the VM's uid. */
+static int make_root(const struct vmm_spec *spec, struct err *err) {
+    char path[PATH_MAX_HERE], inner[PATH_MAX_HERE];
     snprintf(path, sizeof path, "%s/" FC_ROOT, spec->folder);
-    if (*choice->jailer) {
-        if (!realpath(choice->binary, resolved))
-            return fail(err, "find", choice->binary);
-        snprintf(inner, sizeof inner, "%s/%.255s/%s/root", spec->folder, file_name(resolved), spec->vm->id);
-        int r = dir_make(inner, 0700);
+    if (*spec->choice->jailer) {
+        int r = jailed_path(spec, inner, err);
+        if (r < 0)
+            return r;
+        r = dir_make(inner, 0700);
         if (r < 0)
             return err_sys(err, -r, "vmm.start", "make %s", inner);
-        if (symlink(inner + strlen(spec->folder) + 1, path) < 0)
-            return fail(err, "make", path);
+        r = make_link(spec->folder, path, inner, err);
+        if (r < 0)
+            return r;
     } else if (mkdir(path, 0700) < 0) {
         return fail(err, "make", path);
     }
     return chown(path, spec->vm->uid, spec->vm->uid) < 0 ? fail(err, "give away", path) : 0;
+}
+
+static bool is_disk(const char *name) {
+    return strcmp(name, FC_BASE) == 0 || strcmp(name, FC_OVERLAY) == 0 || strcmp(name, FC_DISK) == 0;
+}
+
+/* Where the jailer wants it now: its program may have got another name, or there was no jailer then. Each step may be the last
+ * of a daemon that dies: the next one goes on. */
+static int move_root(const struct vmm_spec *spec, const char *path, struct err *err) {
+    char inner[PATH_MAX_HERE], parent[PATH_MAX_HERE], old[PATH_MAX];
+    int r = jailed_path(spec, inner, err);
+    if (r < 0)
+        return r;
+    if (access(inner, F_OK) < 0) {
+        snprintf(parent, sizeof parent, "%.*s", (int)(strrchr(inner, '/') - inner), inner);
+        r = dir_make(parent, 0700);
+        if (r < 0)
+            return err_sys(err, -r, "vmm.start", "make %s", parent);
+        if (!realpath(path, old) || rename(old, inner) < 0)
+            return fail(err, "move", path);
+    }
+    if (access(path, F_OK) == 0)
+        return 0;
+    if (unlink(path) < 0 && errno != ENOENT)
+        return fail(err, "remove", path);
+    return make_link(spec->folder, path, inner, err);
+}
+
+/* FOLDER/root as an earlier start has left it: the disks stay where they are, and nothing else. */
+static int clear_root(const struct vmm_spec *spec, struct err *err) {
+    char path[PATH_MAX_HERE], inner[PATH_MAX_HERE + 256];
+    snprintf(path, sizeof path, "%s/" FC_ROOT, spec->folder);
+    int r = *spec->choice->jailer ? move_root(spec, path, err) : 0;
+    if (r < 0)
+        return r;
+    DIR *dir = opendir(path);
+    if (!dir)
+        return fail(err, "open", path);
+    for (struct dirent *e; r == 0 && (e = readdir(dir));) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 || is_disk(e->d_name))
+            continue;
+        snprintf(inner, sizeof inner, "%s/%s", path, e->d_name);
+        r = dir_remove(inner);
+        if (r < 0)
+            err_sys(err, -r, "vmm.start", "remove %s", inner);
+    }
+    closedir(dir);
+    return r;
+}
+
+/* A Firecracker writes its log and metrics from their beginning. The log of the one before says why it ended. */
+static int put_old_aside(const char *folder, struct err *err) {
+    char path[PATH_MAX_HERE], old[PATH_MAX_HERE];
+    snprintf(path, sizeof path, "%s/" FC_LOG, folder);
+    snprintf(old, sizeof old, "%s/" FC_LOG ".1", folder);
+    if (rename(path, old) < 0 && errno != ENOENT)
+        return fail(err, "rename", path);
+    snprintf(path, sizeof path, "%s/" FC_METRICS, folder);
+    return unlink(path) < 0 && errno != ENOENT ? fail(err, "remove", path) : 0;
 }
 
 static int link_in(const char *from, const char *folder, const char *name, struct err *err) {
@@ -132,27 +206,42 @@ static int write_config(const struct vmm_spec *spec, bool shared_base, struct er
     snprintf(path, sizeof path, "%s/vm-config.json", spec->folder);
     json_t *config = fc_config_make(spec, shared_base);
     char *text = config ? json_dumps(config, JSON_INDENT(2)) : NULL;
-    int r = text ? file_write_new(path, text, strlen(text), 0600) : -ENOMEM;
+    int r = !text                ? -ENOMEM
+            : spec->is_furnished ? file_write_atomic(path, text, strlen(text), 0600)
+                                 : file_write_new(path, text, strlen(text), 0600);
     free(text);
     json_decref(config);
     return r < 0 ? err_sys(err, -r, "vmm.start", "write %s", path) : 0;
 }
 
-static int furnish(const struct vmm_spec *spec, const struct vmm_choice *choice, int *ret_log_fd, struct err *err) {
+/* A machine that is loaded stays what it was booted as. */
+static int furnish_again(const struct vmm_spec *spec, struct err *err) {
+    char path[PATH_MAX_HERE];
+    int r = clear_root(spec, err);
+    if (r == 0)
+        r = put_old_aside(spec->folder, err);
+    snprintf(path, sizeof path, "%s/" FC_ROOT "/" FC_BASE, spec->folder);
+    return r < 0 || spec->is_to_load ? r : write_config(spec, access(path, F_OK) == 0, err);
+}
+
+static int furnish_new(const struct vmm_spec *spec, struct err *err) {
     bool shared_base = false;
+    int r = make_root(spec, err);
+    if (r == 0)
+        r = take_disks(spec, &shared_base, err);
+    return r < 0 ? r : write_config(spec, shared_base, err);
+}
+
+static int furnish(const struct vmm_spec *spec, int *ret_log_fd, struct err *err) {
     int r = check_kernel(spec->vmlinux, err);
     if (r == 0)
-        r = make_root(spec, choice, err);
+        r = spec->is_furnished ? furnish_again(spec, err) : furnish_new(spec, err);
     if (r == 0)
         r = link_in(spec->vmlinux, spec->folder, FC_KERNEL, err);
     if (r == 0)
         r = link_in(spec->initrd, spec->folder, FC_INITRD, err);
     if (r == 0)
-        r = take_disks(spec, &shared_base, err);
-    if (r == 0)
         r = make_shared(spec, FC_METRICS, NULL, err);
-    if (r == 0)
-        r = write_config(spec, shared_base, err);
     return r < 0 ? r : make_shared(spec, FC_LOG, ret_log_fd, err);
 }
 
@@ -260,7 +349,7 @@ static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, i
 static int firecracker_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid,
                              int *ret_pidfd, struct err *err) {
     _cleanup_close_ int log_fd = -1;
-    int r = furnish(spec, spec->choice, &log_fd, err);
+    int r = furnish(spec, &log_fd, err);
     return r < 0 ? r : spawn(spec->choice, spec, log_fd, ret_pid, ret_pidfd, err);
 }
 
@@ -282,7 +371,7 @@ static int check_version(json_t *answer, struct fc_request *rest, size_t n_rest,
     const char *version = json_string_value(json_object_get(answer, "firecracker_version"));
     char shown[48];
     str_escape(version ? version : "nothing", version ? strnlen(version, 40) : 7, shown, sizeof shown);
-    if (version && fc_version_is_known(version))
+    if (version && fc_version_is_at_least(version, 1, 10))
         return 0;
     err_set(err, ENOTSUP, "vmm.version", "this Firecracker says that its version is %s", shown);
     return err_hint(err, "1.10 or newer is needed: install one, or set [vm] vmm = qemu");
@@ -317,20 +406,6 @@ static int check_told(json_t *answer, struct fc_request *rest, size_t n_rest, st
     return 0;
 }
 
-static int read_requests(const char *folder, struct fc_request *requests, size_t *ret_n, struct err *err) {
-    char path[PATH_MAX_HERE];
-    _cleanup_free_ char *text = NULL;
-    size_t len;
-    snprintf(path, sizeof path, "%s/vm-config.json", folder);
-    int r = file_read(path, CONFIG_MAX, &text, &len);
-    if (r < 0)
-        return err_sys(err, -r, "vmm.start", "read %s", path);
-    json_t *config = json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
-    r = fc_config_requests(config, folder, requests, ret_n);
-    json_decref(config);
-    return r < 0 ? err_set(err, -r, "vmm.start", "%s is not a machine as the controller writes it", path) : 0;
-}
-
 /* A log that is opened again is written from its beginning. */
 static bool has_log(const char *folder) {
     char path[PATH_MAX_HERE];
@@ -347,7 +422,7 @@ static int firecracker_attend(struct loop *loop, const char *folder, const struc
         {.method = "GET", .path = "/vm/config", .check = check_told},
     };
     size_t n = 0, asked = fresh ? 1 : 3;
-    int r = read_requests(folder, requests + asked, &n, err);
+    int r = fc_config_read(folder, requests + asked, &n, err);
     for (size_t i = asked; r == 0 && i < asked + n; i++)
         requests[i].skip = strcmp(requests[i].path, "/logger") == 0 && has_log(folder);
     return r < 0 ? r : talk(loop, folder, vm, requests, asked + n, true, done, userdata, ret_talk, err);
@@ -402,5 +477,8 @@ const struct vmm_ops vmm_firecracker = {
     .ask_shutdown = firecracker_ask_shutdown,
     .set_paused = firecracker_set_paused,
     .flush = firecracker_flush,
+    .save = fc_save,
+    .load = fc_load,
+    .go = fc_go,
     .tell_counters = firecracker_tell_counters,
 };

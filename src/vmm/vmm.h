@@ -116,14 +116,15 @@ struct vmm_ops {
     int (*set_paused)(struct loop *loop, const char *folder, const struct vm *vm, bool paused, vmm_done_fn *done,
                       void *userdata, struct vmm_talk **ret_talk, struct err *err);
 
-    /* The next three keep a machine while it does not run, and bring it back; NULL where this driver cannot. They block,
-     * for as long as its memory needs; any thread. Nobody else may speak to the VMM meanwhile (watch, talk).
+    /* The next three keep a machine while it does not run, and bring it back. They block, for as long as its memory needs;
+     * any thread. Nobody else may speak to the VMM meanwhile (watch, talk).
      *
      * save() stops the machine and writes what it is, synced; it stands still from then on, and go() lets it go on, as if
      * nothing had been, after a failure too. ret_version is of this VMM: what saves and what loads are to be the same.
      * load() gives a machine that start() began with is_to_load its memory; it stands still then, and go() begins. A
      * failure leaves the files as they are, and a VMM that is good for nothing.
-     * Errors: "vmm.talk" with the VMM's words; "vmm.other" of save(); "vmm.other-version" of load(). */
+     * Errors: "vmm.talk", "vmm.refused", "vmm.lost", "vmm.timeout" with the VMM's words; "vmm.other" of save();
+     * "vmm.other-version" of load(). */
     int (*save)(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err);
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);

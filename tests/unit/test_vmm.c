@@ -1,16 +1,21 @@
 /* The Firecracker driver's parts that need no Firecracker: its answers, its metrics, its versions, what it is told. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/proc.h"
+#include "base/time.h"
 #include "cmocka_all.h"
 #include "vmm/fc_config.h"
 #include "vmm/fc_metrics.h"
+#include "vmm/fc_save.h"
 #include "vmm/fc_talk.h"
 
 /* ---- answers ---- */
@@ -93,9 +98,11 @@ static void versions_are_known_by_their_numbers(void **state) {
     static const char *const known[] = {"1.10.0", "1.17.0-dev", "v1.12.1", "2.0.0"};
     static const char *const unknown[] = {"1.9.1", "0.25.2", "", "v", "one", "1", "1.x"};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        assert_true(fc_version_is_known(known[i]));
+        assert_true(fc_version_is_at_least(known[i], 1, 10));
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
-        assert_false(fc_version_is_known(unknown[i]));
+        assert_false(fc_version_is_at_least(unknown[i], 1, 10));
+    assert_false(fc_version_is_at_least("1.11.3", 1, 12)); /* 1.12 can be told a TAP when it loads */
+    assert_true(fc_version_is_at_least("1.12.0", 1, 12));
 }
 
 /* ---- the machine ---- */
@@ -347,6 +354,74 @@ static void a_machine_is_paused_and_resumed_and_its_counters_flushed(void **stat
     }
 }
 
+/* ---- a machine that is loaded or goes on: the calls that wait ---- */
+
+static struct vmm_saved saved_of(struct rig *rig, struct vm *vm, int timeout_ms) {
+    char root[96];
+    snprintf(root, sizeof root, "%s/" FC_ROOT, rig->folder);
+    assert_true(symlink(".", root) == 0 || errno == EEXIST);
+    *vm = (struct vm){.uid = getuid(), .pid = getpid()};
+    assert_int_equal(proc_start_time(vm->pid, &vm->pid_start), 0);
+    return (struct vmm_saved){
+        .folder = rig->folder, .vm = vm, .name = "saved", .deadline_ms = time_monotonic_ms() + timeout_ms};
+}
+
+#define STATE(words) "HTTP/1.1 200 \r\nContent-Length: " words
+
+static void only_a_machine_that_stands_still_is_told_to_go_on(void **state) {
+    static const char *const
+        paused[] = {STATE("18\r\n\r\n{\"state\":\"Paused\"}"), NO_CONTENT},
+        *const refused[] = {STATE("18\r\n\r\n{\"state\":\"Paused\"}"), "HTTP/1.1 400 \r\nContent-Length: 0\r\n\r\n"},
+        *const untold[] = {STATE("23\r\n\r\n{\"state\":\"Not started\"}")}, *const silent[] = {STATE("2\r\n\r\n{}")};
+    struct err err = {0};
+    struct vm vm;
+    struct vmm_saved saved = saved_of(*state, &vm, 10000);
+    answer_with(*state, paused, 2);
+    assert_int_equal(fc_go(&saved, &err), 0);
+    answer_with(*state, untold, 1); /* and hangs up */
+    assert_int_equal(fc_go(&saved, &err), 0);
+    answer_with(*state, refused, 2);
+    assert_true(fc_go(&saved, &err) < 0);
+    assert_string_equal(err.code, "vmm.refused");
+    answer_with(*state, silent, 1);
+    assert_true(fc_go(&saved, &err) < 0);
+    assert_string_equal(err.code, "vmm.talk");
+}
+
+static void another_version_loads_nothing(void **state) {
+    static const char *const answers[] = {STATE("32\r\n\r\n{\"firecracker_version\":\"1.16.0\"}")};
+    struct err err = {0};
+    struct vm vm;
+    struct vmm_saved saved = saved_of(*state, &vm, 10000);
+    answer_with(*state, answers, 1);
+    assert_true(fc_load(&saved, "1.17.0", &err) < 0);
+    assert_string_equal(err.code, "vmm.other-version");
+    assert_non_null(strstr(err.detail, "saved by Firecracker 1.17.0, and this is Firecracker 1.16.0"));
+}
+
+static void nobody_waits_longer_than_the_deadline_or_for_one_that_has_ended(void **state) {
+    struct err err = {0};
+    struct vm vm;
+    struct vmm_saved saved = saved_of(*state, &vm, 200);
+    assert_true(fc_load(&saved, "1.17.0", &err) < 0); /* nobody accepts */
+    assert_string_equal(err.code, "vmm.timeout");
+    saved = saved_of(*state, &vm, 60000);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(usleep(300000));
+    vm.pid = child;
+    assert_int_equal(proc_start_time(child, &vm.pid_start), 0);
+    struct rig *rig = *state;
+    char path[96];
+    snprintf(path, sizeof path, "%s/" FC_SOCKET, rig->folder);
+    assert_int_equal(unlink(path), 0); /* it has none yet */
+    int64_t begun_ms = time_monotonic_ms();
+    assert_true(fc_load(&saved, "1.17.0", &err) < 0);
+    assert_string_equal(err.code, "vmm.lost");
+    assert_true(time_monotonic_ms() - begun_ms < 30000);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_answer_is_taken_when_it_is_whole),
@@ -362,6 +437,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(who_hangs_up_or_talks_nonsense_is_told, rig_new, rig_free),
         cmocka_unit_test_setup_teardown(who_does_not_answer_is_left, rig_new, rig_free),
         cmocka_unit_test_setup_teardown(a_machine_is_paused_and_resumed_and_its_counters_flushed, rig_new, rig_free),
+        cmocka_unit_test_setup_teardown(only_a_machine_that_stands_still_is_told_to_go_on, rig_new, rig_free),
+        cmocka_unit_test_setup_teardown(another_version_loads_nothing, rig_new, rig_free),
+        cmocka_unit_test_setup_teardown(nobody_waits_longer_than_the_deadline_or_for_one_that_has_ended, rig_new,
+                                        rig_free),
     };
     return cmocka_run_group_tests_name("vmm", tests, NULL, NULL);
 }

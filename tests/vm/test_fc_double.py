@@ -36,6 +36,9 @@ VALID = [
     ("PUT", "/entropy", "EntropyDevice", {}),
     ("PUT", "/vsock", "Vsock", {"guest_cid": 3, "uds_path": "DIR/vsock"}),
 ]
+LOAD = {"snapshot_path": "DIR/state", "mem_backend": {"backend_type": "File", "backend_path": "DIR/memory"},
+        "resume_vm": False, "network_overrides": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
+        "vsock_override": {"uds_path": "DIR/vsock"}}
 # Where 1.17 itself takes more than its specification has. The double does not, and so a controller may not rely on it. (The
 # metrics cannot be set a second time after the first has been taken.)
 LAX = {"PUT /drives/rootfs: an unknown field deep in it", "PUT /entropy: not an object", "PUT /metrics: an unknown field",
@@ -97,6 +100,13 @@ def wrong_requests():
     for method, path, definition, valid in VALID:
         for what, body in wrong_bodies(definition, valid):
             yield f"{method} {path}: {what}", (method, path, body)
+    for what, body in wrong_bodies("SnapshotLoadParams", LOAD):
+        yield f"PUT /snapshot/load: {what}", ("PUT", "/snapshot/load", body)
+    override = {**LOAD["network_overrides"][0], "guest_mac": "02:00:00:00:00:01"}
+    yield "a load with an unknown field in an override", ("PUT", "/snapshot/load", {**LOAD, "network_overrides": [override]})
+    yield "a load with two memories", ("PUT", "/snapshot/load", {**LOAD, "mem_file_path": "DIR/memory"})
+    yield "a load with no memory", ("PUT", "/snapshot/load", {"snapshot_path": "DIR/state"})
+    yield "a snapshot before it runs", ("PUT", "/snapshot/create", {"snapshot_path": "DIR/s", "mem_file_path": "DIR/m"})
     drive, boot = VALID[4][3], VALID[3][3]
     yield "another id in the path", ("PUT", "/drives/other", drive)
     yield "an id with a dash", ("PUT", "/drives/root-fs", {**drive, "drive_id": "root-fs"})
@@ -120,6 +130,7 @@ def judge_all(folder):
         judged[f"raw {raw!r}"] = ask(folder, "PUT", "/machine-config", raw=raw)[0]
     for method, path, _, body in VALID:
         judged[f"valid {method} {path}"] = ask(folder, method, path, body)[0]
+    judged["a load into a machine that was configured"] = ask(folder, "PUT", "/snapshot/load", LOAD)[0]
     judged["the metrics twice"] = ask(folder, "PUT", "/metrics", VALID[1][3])[0]
     judged["a second root"] = ask(folder, "PUT", "/drives/two", {**VALID[4][3], "drive_id": "two"})[0]
     return judged
@@ -174,3 +185,66 @@ def test_a_kernel_that_is_no_elf_does_not_start():
         assert ask(folder, "PUT", "/boot-source", boot)[0] == 204
         status, answer = ask(folder, "PUT", "/actions", {"action_type": "InstanceStart"})
         assert status == 400 and "Invalid ELF magic number" in answer["fault_message"]
+
+
+def run_one(folder):
+    for method, path, _, body in VALID:
+        assert ask(folder, method, path, body)[0] == 204
+    assert ask(folder, "PUT", "/actions", {"action_type": "InstanceStart"})[0] == 204
+
+
+def ends_after(folder, request, words):
+    status, answer = ask(folder, *request)
+    assert status == 400 and words in answer["fault_message"], answer
+    wait_for(lambda: refused_connection(folder), 20)
+
+
+def refused_connection(folder):
+    """it has ended"""
+    try:
+        ask(folder, "GET", "/")
+    except OSError:
+        return True
+    return False
+
+
+def test_a_snapshot_is_two_files_and_a_failed_load_is_the_end():
+    create = {"snapshot_type": "Full", "snapshot_path": "DIR/state", "mem_file_path": "DIR/memory"}
+    load = {k: v for k, v in LOAD.items() if k != "network_overrides"}
+    with running(channel="serial") as one:
+        run_one(one)
+        status, answer = ask(one, "PUT", "/snapshot/create", create)
+        assert status == 400 and "while running" in answer["fault_message"]
+        assert ask(one, "PATCH", "/vm", {"state": "Paused"})[0] == 204
+        for _, body in wrong_bodies("SnapshotCreateParams", create):
+            assert ask(one, "PUT", "/snapshot/create", body)[0] == 400, body
+        assert ask(one, "PUT", "/snapshot/create", create)[0] == 204
+        assert (one / "memory").stat().st_size == 128 << 20
+        assert ask(one, "PUT", "/snapshot/load", load)[0] == 400
+        assert ask(one, "PATCH", "/vm", {"state": "Resumed"})[0] == 204
+        state = (one / "state").read_bytes()
+        others = {"version": (b"10.0.0" + state[6:], "Invalid data version: 10.0.0"), "crc": (state[:-1] + b"!", "CRC64")}
+
+        def from_one(value):
+            text = json.dumps(value).replace("DIR/state", f"{one}/state").replace("DIR/memory", f"{one}/memory")
+            return "PUT", "/snapshot/load", json.loads(text)
+        for content, words in others.values():
+            (one / "other").write_bytes(content)
+            with running(channel="serial") as two:
+                ends_after(two, from_one({**load, "snapshot_path": f"{one}/other"}), words)
+        with running(channel="serial") as two:
+            ends_after(two, from_one({**load, "mem_backend": {"backend_type": "File", "backend_path": "DIR/none"}}),
+                       "No such file")
+        with running(channel="serial") as two:
+            ends_after(two, from_one(LOAD), "Unknown Network Device")  # this machine has no NIC
+        with running(channel="serial") as two:
+            for method, path, _, body in VALID[:2]:
+                assert ask(two, method, path, body)[0] == 204
+            status, answer = ask(two, *from_one(load))
+            assert status == 204, answer
+            assert ask(two, "GET", "/")[1]["state"] == "Paused"
+            assert ask(two, "PATCH", "/vm", {"state": "Resumed"})[0] == 204
+            assert ask(two, "GET", "/")[1]["state"] == "Running"
+            config = ask(two, "GET", "/vm/config")[1]
+            assert "boot-source" not in config and config["machine-config"]["vcpu_count"] == 2
+            assert config["vsock"]["uds_path"] == f"{two}/vsock"

@@ -10,12 +10,16 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
 import harness
 from harness import daemon, run, wait_for
+
+sys.path.insert(0, str(harness.FC_DOUBLE))
+import pack
 
 BOOT_S = 90
 STEPS = ["GET /version", "PUT /logger", "PUT /metrics", "PUT /machine-config", "PUT /boot-source", "PUT /drives/rootfs",
@@ -240,6 +244,66 @@ def test_without_the_jailer_it_sees_no_more():
         assert d.taps() == [] and d.processes() == [] and d.folders() == []
 
 
+# ---- hibernation: what goes wrong, and a start that is not the first. The rest is in test_hibernate.py. ----
+
+MEMORY = "mkdir -p /mnt; mount -t tmpfs none /mnt; echo memory >/mnt/file; echo kept >/root-file; sync"
+FOUND = "echo $(cat /root-file) $(cat /mnt/file 2>/dev/null)"
+
+
+def runs_in(d, vm_id, words):
+    return d.mctl("vm", "exec", "-T", vm_id, "--", "/bin/sh", "-c", words).out.strip()
+
+
+def refused(d, vm_id, verb, status, code, *words):
+    """What its answer's detail and hint say, and that nothing was lost by it."""
+    r = d.admin("POST", f"/api/vms/{vm_id}/{verb}")
+    assert (r.status, r.json["code"]) == (status, code), r.json
+    for word in words:
+        assert word in r.json["detail"] + r.json["hint"], r.json
+    assert not {"memory", "machine.state"} & set(os.listdir(root_of(d, vm_id)))
+    if verb == "resume":
+        assert d.state_of(vm_id) == "hibernated" and d.taps() == [] and d.processes() == []
+        assert (d.state / "users" / vm_id / "saved" / "saved.json").exists()
+
+
+def test_a_snapshot_that_is_refused_loses_nothing_and_a_cold_start_finds_the_disk():
+    says = "Some error: the double says no"
+    faults = {"channel": "serial", "refuse_once": {"PUT /snapshot/create": says}}
+    with firecracker(faults=faults, vm={"cli_memory": "128"}) as d:
+        vm_id = d.create(wait=True)["id"]
+        runs_in(d, vm_id, MEMORY)
+        refused(d, vm_id, "hibernate", 503, "vmm.refused", "save its memory", "PUT /snapshot/create (400): " + says)
+        d.wait_state(vm_id, "running")
+        wait_for(lambda: d.admin("GET", f"/api/vms/{vm_id}/agent").json["agent"]["state"] == "ready", BOOT_S, 0.2)
+        assert runs_in(d, vm_id, FOUND) == "kept memory" and not (d.state / "users" / vm_id / "saved.tmp").exists()
+        d.mctl("vm", "hibernate", vm_id)
+        saved = d.state / "users" / vm_id / "saved"
+        manifest = json.loads((saved / "saved.json").read_text())
+        assert manifest["version"].startswith("1.17") and set(manifest["files"]) == {"memory", "machine.state"}
+        assert manifest["files"]["memory"]["bytes"] == 128 << 20 and list(manifest["disks"]) == ["root/overlay.ext4"]
+        d.use_firecracker(channel="serial", version="1.16.0")
+        refused(d, vm_id, "resume", 409, "vmm.other-version", "1.17", "this is Firecracker 1.16.0", "--cold")
+        d.use_firecracker(channel="serial", refuse={"PUT /snapshot/load": says})
+        refused(d, vm_id, "resume", 503, "vmm.refused", "PUT /snapshot/load (400): " + says, "--cold")
+        d.use_firecracker(channel="serial", die="start")
+        refused(d, vm_id, "resume", 503, "vmm.lost", "has ended", "the double was told to die", "--cold")
+        d.use_firecracker(channel="serial")
+        assert runs_in(d, vm_id, FOUND) == "kept memory"
+        d.mctl("vm", "hibernate", vm_id)
+        # Another name of its program is another place of its files.
+        other = pack.pack(d.dir / "bin/firecracker-1.11", channel="serial", version="1.11.0")
+        d.stop()
+        d.config["vm"]["firecracker_binary"] = other
+        d.start()
+        d.mctl("vm", "resume", vm_id, "--cold")
+        assert runs_in(d, vm_id, FOUND) == "kept"
+        assert f"/{other.name}/" in str(root_of(d, vm_id).resolve())
+        refused(d, vm_id, "hibernate", 409, "vmm.other", "1.12 or newer")
+        d.wait_state(vm_id, "running")
+        d.mctl("vm", "destroy", vm_id, "--reason", "done")
+        assert (evidence(d, vm_id) / "vmm.log.1").exists() and d.folders() == [] and d.taps() == []
+
+
 # ---- what is chosen ----
 
 def test_which_vmm_and_why():
@@ -291,3 +355,18 @@ def test_the_real_firecracker_takes_every_request():
                 assert c.getresponse().status == 204, state
         d.mctl("vm", "destroy", vm["id"], "--reason", "done")
         assert d.taps() == [] and d.processes() == [] and d.folders() == []
+
+
+@pytest.mark.skipif(real_binaries() is None, reason="there is no firecracker with its jailer in PATH or MC_FIRECRACKER")
+def test_the_real_firecracker_takes_all_that_comes_before_a_load():
+    """The memory is the double's, whose state file the real one does not know: it gets as far as to read that."""
+    with firecracker(faults={"channel": "serial"}, vm={"cli_memory": "128"}) as d:
+        vm_id = d.create(wait=True)["id"]
+        d.mctl("vm", "hibernate", vm_id)
+        d.stop()
+        d.use_firecracker(real_binaries())
+        d.start()
+        refused(d, vm_id, "resume", 503, "vmm.refused", "PUT /snapshot/load (400): Load snapshot error", "snapshot state", "--cold")
+        log = (d.state / "users" / vm_id / "vmm.log").read_text()
+        before, _, after = log.partition('"/snapshot/load"')
+        assert '"/metrics"' in before and "Error" not in before and "Error" in after, log

@@ -15,6 +15,15 @@ from test_guest import echoes, pings
 CYCLES = int(os.environ.get("MC_GUEST_CYCLES", "20"))
 
 
+@contextlib.contextmanager
+def hibernating(vmm="qemu"):
+    with daemon(start=False) as d:
+        if vmm == "firecracker":
+            d.use_firecracker(channel="serial")
+            d.config["vm"]["cli_memory"] = "128"  # all of it is written
+        yield d.start()
+
+
 def ask(d, vm, op, **more):
     return ask_agent(d, vm["id"], op, **more)
 
@@ -47,8 +56,8 @@ def is_at_rest(d, vm):
         assert told[what] == vm[what]
 
 
-def test_what_was_in_a_guest_goes_on():
-    with daemon() as d:
+def test_what_was_in_a_guest_goes_on(each_vmm):
+    with hibernating(each_vmm) as d:
         vm = d.create(wait=True)
         assert echoes(d, vm["ip"])
         leave_something(d, vm)
@@ -79,14 +88,89 @@ def test_what_was_in_a_guest_goes_on():
         assert not (d.state / "users" / vm["id"] / "saved.tmp").exists()
 
 
-def test_exec_wakes_it():
-    with daemon() as d:
+def test_an_exec_keeps_it_awake_unless_it_is_forced_and_wakes_it():
+    with daemon(vm={"cli_idle_after": "3"}) as d:
         vm = d.create(wait=True)
         leave_something(d, vm)
-        d.mctl("vm", "hibernate", vm["id"])
+        argv = [harness.MCTL, "--socket", d.socket, "vm", "exec", "-T", vm["id"], "--", "sh", "-c", "echo begun; cat"]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+            assert program.stdout.readline() == b"begun\n"
+            r = d.admin("POST", f"/api/vms/{vm['id']}/hibernate")
+            assert (r.status, r.json["code"]) == (409, "vm.in-use") and "a program of mctl vm exec runs" in r.json["detail"]
+            assert "--force" in r.json["hint"]
+            assert d.admin("POST", f"/api/vms/{vm['id']}/hibernate?force=2").status == 400
+            time.sleep(7)  # it is idle for long enough by all but that
+            assert d.state_of(vm["id"]) == "running" and program.poll() is None
+            d.mctl("vm", "hibernate", "--force", vm["id"])
+            assert program.wait(60) == 1 and program.stderr.read()
         assert run(d, vm, "sh", "-c", KEPT) == "kept memory lives"
         assert d.state_of(vm["id"]) == "running"
         assert [e["reason"] for e in d.events(vm["id"]) if e["event"] == "resume"] == ["a program is to run in it"]
+
+
+# ---- TLS to a server outside, whose certificate is younger than the guest's clock ----
+
+SERVER = "203.0.113.1"
+TLS = ["/usr/bin/openssl", "/lib64/ld-linux-x86-64.so.2",
+       *(f"/usr/lib/x86_64-linux-gnu/{name}" for name in ("libssl.so.3", "libcrypto.so.3", "libc.so.6"))]
+CONNECT = ("cd /mnt; export OPENSSL_CONF=/dev/null; ./ld-linux-x86-64.so.2 --library-path . ./openssl s_client -brief -CAfile "
+           f"ca.pem -verify_return_error -verify_ip {SERVER} -connect {SERVER}:443 </dev/null 2>&1")
+
+
+@contextlib.contextmanager
+def outside(d):
+    """A host behind the uplink, in a namespace of its own. The daemon runs."""
+    name = f"{d.name}out"
+    harness.run("ip", "netns", "add", name)
+    try:
+        d.netns("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", name)
+        for at, address, link in ((d.name, "203.0.113.2/24", "wan0"), (name, f"{SERVER}/24", "eth0")):
+            harness.run("ip", "-n", at, "address", "add", address, "dev", link)
+            harness.run("ip", "-n", at, "link", "set", link, "up")
+        yield name
+    finally:
+        harness.run("ip", "netns", "del", name)
+
+
+@contextlib.contextmanager
+def tls_server(name, folder):
+    """One with a certificate that is valid from now on."""
+    files = [folder / "key.pem", folder / "cert.pem"]
+    harness.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+                "-subj", "/CN=outside", "-addext", f"subjectAltName=IP:{SERVER}", "-keyout", files[0], "-out", files[1])
+    with subprocess.Popen(["nsenter", f"--net=/run/netns/{name}", "openssl", "s_server", "-accept", "443", "-key", files[0],
+                           "-cert", files[1], "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: ":443" in harness.run("nsenter", f"--net=/run/netns/{name}", "ss", "-Hltn").stdout)
+            yield files[1].read_bytes()
+        finally:
+            server.terminate()
+
+
+def put(d, vm, words, data):
+    subprocess.run([harness.MCTL, "--socket", d.socket, "vm", "exec", "-T", vm["id"], "--", "sh", "-c", words], input=data,
+                   check=True, timeout=120)
+
+
+def test_tls_works_at_once_with_a_certificate_that_was_made_while_it_was_away(tmp_path):
+    with daemon() as d, outside(d) as there:
+        d.stop()
+        d.config["network"]["uplink"] = "wan0"
+        d.start()
+        vm = d.create(wait=True)
+        programs = subprocess.run(["tar", "-ch", "--transform", "s,.*/,,", "-P", *TLS], stdout=subprocess.PIPE, check=True)
+        put(d, vm, "mount -t tmpfs none /mnt && tar -x -C /mnt", programs.stdout)
+        with tls_server(there, tmp_path) as certificate:
+            put(d, vm, "cat >/mnt/ca.pem; date -s @$(($(date +%s) - 3600))", certificate)
+            r = d.mctl("vm", "exec", "-T", vm["id"], "--", "sh", "-c", CONNECT, check=None)
+            assert r.status != 0 and "not yet valid" in r.out, (r.out, r.err)
+        d.mctl("vm", "hibernate", vm["id"])
+        with tls_server(there, tmp_path) as certificate:
+            d.mctl("vm", "resume", vm["id"])
+            put(d, vm, "cat >/mnt/ca.pem", certificate)
+            r = d.mctl("vm", "exec", "-T", vm["id"], "--", "sh", "-c", CONNECT, check=None)
+            assert r.status == 0 and "Verification: OK" in r.out, (r.out, r.err)
+        d.mctl("vm", "destroy", vm["id"], "--reason", "done")
 
 
 def settle(d, vm, what):
@@ -99,14 +183,14 @@ def settle(d, vm, what):
     d.mctl("vm", "resume", vm["id"])
 
 
-def test_cycles_with_kills_of_the_daemon():
+def test_cycles_with_kills_of_the_daemon(each_vmm):
     """Nothing that was in the guest is ever lost, whenever the daemon dies."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    with daemon() as d:
+    with hibernating(each_vmm) as d:
         vm = d.create(wait=True)
         leave_something(d, vm)
-        for cycle in range(CYCLES):
+        for cycle in range(CYCLES if each_vmm == "qemu" else CYCLES // 4):
             what = f"seed {seed} cycle {cycle}"
             verb = "hibernate" if d.state_of(vm["id"]) == "running" else "resume"
             caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],

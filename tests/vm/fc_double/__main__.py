@@ -3,7 +3,8 @@ pack.py). It speaks Firecracker's API over its socket and refuses every request 
 everything as Firecracker does, as the unprivileged user that it runs as, and boots the guest with QEMU.
 
 What it is: a check of what a controller says and does. What it is not: KVM, Firecracker's devices (the guest finds PCI in
-place of MMIO), snapshots, and all the parts of the API that the controller does not use: these are refused."""
+place of MMIO; and for snapshots a port in place of the vsock, with channel="serial"), and all the parts of the API that the
+controller does not use: these are refused."""
 
 import json
 import pkgutil

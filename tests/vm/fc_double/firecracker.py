@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import sys
 import time
@@ -49,7 +50,7 @@ def parse_arguments(argv, version):
 
 class Server:
     """faults: what a test wants to go wrong: {"refuse": {"PUT /vsock": "words"}, "hang": "PUT /actions",
-    "die": "PUT /actions" or "start", "delay_s": 0.2 for each request, "version": "1.9.0"}."""
+    "die": "PUT /actions" or "start", "delay_s": 0.2 for each request, "version": "1.9.0"}. "refuse_once": as refuse."""
 
     def __init__(self, spec, machine, faults):
         self.spec, self.machine, self.faults = spec, machine, faults
@@ -126,6 +127,11 @@ class Server:
             head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n"
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
             s.sendall(head.encode() + b"\r\n" + text)
+        if self.machine.is_dirty:
+            print("Error: Restoring microVM from snapshot failed", file=sys.stderr)
+            if self.machine.is_launched:
+                os.kill(os.getppid(), signal.SIGKILL)
+            os._exit(1)
 
     def handle(self, method, path, body):
         name = f"{method} {path}"
@@ -137,6 +143,8 @@ class Server:
             time.sleep(1)
         if name in self.faults.get("refuse", {}):
             raise Refused(self.faults["refuse"][name])
+        if name in self.faults.get("refuse_once", {}):
+            raise Refused(self.faults["refuse_once"].pop(name))
         template, _, value = self.spec.check_request(method, path, body, self.machine.state != "Not started")
         return self.apply(method, template, value)
 
@@ -147,7 +155,8 @@ class Server:
                  ("PUT", "/boot-source"): m.put_boot_source, ("PUT", "/drives/{drive_id}"): m.put_drive,
                  ("PUT", "/network-interfaces/{iface_id}"): m.put_nic, ("PUT", "/vsock"): m.put_vsock,
                  ("PUT", "/entropy"): lambda v: m.config.update(entropy=v), ("PUT", "/actions"): self.act,
-                 ("PATCH", "/vm"): lambda v: m.set_state(v["state"])}
+                 ("PATCH", "/vm"): lambda v: m.set_state(v["state"]), ("PUT", "/snapshot/create"): m.create_snapshot,
+                 ("PUT", "/snapshot/load"): m.load_snapshot}
         answers = {"/version": lambda: {"firecracker_version": self.faults.get("version", self.spec.version)},
                    "/": lambda: {"id": m.id, "state": m.state, "app_name": "Firecracker", "vmm_version": self.spec.version},
                    "/machine-config": lambda: m.machine, "/vm/config": m.describe}
@@ -155,6 +164,8 @@ class Server:
             return answers[template]()
         if (method, template) not in known:
             raise Refused(f"The double does not have {method} {template}.")
+        if template not in ("/logger", "/metrics", "/snapshot/load"):
+            m.is_configured = True
         known[method, template](value)
         return None
 
@@ -191,7 +202,7 @@ def main(argv, spec, faults):
     if faults.get("die") == "start":
         print("Error: the double was told to die", file=sys.stderr)
         sys.exit(1)
-    machine = Machine(args.id)
+    machine = Machine(args.id, faults.get("channel", "vsock"))
     server = Server(spec, machine, faults)
     if not args.no_api:
         server.listen(args.api_sock)

@@ -1,5 +1,8 @@
 """The machine behind the API: opens what Firecracker opens, when it opens it and with the user and the flags with which it
-opens it, and boots the guest with QEMU in the end."""
+opens it, and boots the guest with QEMU in the end.
+
+A snapshot is two files, as Firecracker's: the guest's memory as it is, and the state, here a line of JSON about the devices
+and QEMU's own state without the memory (x-ignore-shared), with a checksum over both."""
 
 import ctypes
 import fcntl
@@ -9,7 +12,9 @@ import signal
 import socket
 import struct
 import time
+import zlib
 
+from channel import Channel
 from spec import Refused
 from vsock import Vsock
 
@@ -22,6 +27,9 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO = 1, 2, 4, 16
 VNET_HDR_SIZE = 12
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
+AGENT_PORT = "org.master-controller.agent"
+SNAPSHOT_VERSION = "11.0.0"  # src/vmm/src/persist.rs of 1.17
+MIB = 1 << 20
 
 
 def os_error(e):
@@ -54,9 +62,24 @@ def open_or_refuse(path, flags, words, mode=0o644):
         raise Refused(f"{words}: {os_error(e)}") from None
 
 
+def copy(source, target, size):
+    """Without the parts that are zero."""
+    for at in range(0, size, MIB):
+        piece = os.pread(source, MIB, at)
+        if piece.strip(b"\0"):
+            os.pwrite(target, piece, at)
+    os.ftruncate(target, size)
+
+
 class Machine:
-    def __init__(self, instance_id):
+    """channel: "serial" has the vsock end in a virtio-serial port in the guest: QEMU does not save a vhost-user device."""
+
+    def __init__(self, instance_id, channel="vsock"):
         self.id = instance_id
+        self.channel = channel
+        self.is_configured = False        # then no snapshot is loaded any more
+        self.memory = self.incoming = None  # descriptors: the guest's memory, and the state that it goes on from
+        self.is_launched = self.is_dirty = False
         self.config = {}                  # the parts of the configuration file
         self.machine = {"vcpu_count": 1, "mem_size_mib": 128, "smt": False, "track_dirty_pages": False}
         self.drives, self.nics = {}, {}   # id: (description, fd)
@@ -166,13 +189,16 @@ class Machine:
 
     def qemu_arguments(self, qmp_fd):
         console = os.dup(1)
-        keep = [qmp_fd, self.kernel, console]
+        keep = [qmp_fd, console]
         argv = [QEMU, "-name", f"{self.id},debug-threads=on", "-no-user-config", "-nodefaults", "-machine",
                 "q35,usb=off,vmport=off", "-accel", "tcg,tb-size=32", "-cpu", "max", "-m",
                 str(self.machine["mem_size_mib"]), "-smp", str(self.machine["vcpu_count"]), "-display", "none",
                 "-no-reboot", "-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control",
                 "-add-fd", f"fd={console},set=1", "-chardev", "file,id=console,path=/dev/fdset/1,append=on",
-                "-serial", "chardev:console", "-kernel", f"/proc/self/fd/{self.kernel}", "-append", self.cmdline()]
+                "-serial", "chardev:console"]
+        if self.kernel is not None:
+            keep.append(self.kernel)
+            argv += ["-kernel", f"/proc/self/fd/{self.kernel}", "-append", self.cmdline()]
         if self.initrd is not None:
             keep.append(self.initrd)
             argv += ["-initrd", f"/proc/self/fd/{self.initrd}"]
@@ -192,21 +218,47 @@ class Machine:
         if "entropy" in self.config:
             argv += ["-device", "virtio-rng-pci"]
         if "vsock" in self.config:
-            # TCG needs no vhost for it: QEMU leaves the device to us, with the guest's memory.
-            ours, theirs = socket.socketpair()
-            keep.append(theirs.detach())
-            size = self.machine["mem_size_mib"]
-            argv += ["-object", f"memory-backend-memfd,id=memory,size={size}M,share=on", "-machine", "memory-backend=memory",
-                     "-chardev", f"socket,id=vsock,fd={keep[-1]}", "-device", "vhost-user-vsock-pci,chardev=vsock"]
-            self.device = Vsock(ours, self.vsock, self.config["vsock"]["guest_cid"])
+            argv += self.serial_arguments(keep) if self.channel == "serial" else self.vsock_arguments(keep)
+        if self.incoming is not None:
+            argv += ["-incoming", "defer", "-S"]
         return argv, keep
 
+    def vsock_arguments(self, keep):
+        """TCG needs no vhost for it: QEMU leaves the device to us, with the guest's memory."""
+        ours, theirs = socket.socketpair()
+        keep.append(theirs.detach())
+        size = self.machine["mem_size_mib"]
+        self.device = Vsock(ours, self.vsock, self.config["vsock"]["guest_cid"])
+        return ["-object", f"memory-backend-memfd,id=memory,size={size}M,share=on", "-machine", "memory-backend=memory",
+                "-chardev", f"socket,id=vsock,fd={keep[-1]}", "-device", "vhost-user-vsock-pci,chardev=vsock"]
+
+    def serial_arguments(self, keep):
+        if self.memory is None:
+            self.memory = self.make_memory()
+        self.device = Channel(self.vsock)
+        keep += [self.memory, self.device.server.fileno()]
+        return ["-object", f"memory-backend-file,id=memory,size={self.machine['mem_size_mib']}M,share=on,"
+                f"mem-path=/proc/self/fd/{self.memory}", "-machine", "memory-backend=memory",
+                "-chardev", f"socket,id=agent,fd={keep[-1]},server=on,wait=off", "-device", "virtio-serial-pci,max_ports=2",
+                "-device", f"virtserialport,nr=1,chardev=agent,name={AGENT_PORT}"]
+
+    def make_memory(self):
+        fd = os.memfd_create("guest")
+        os.ftruncate(fd, self.machine["mem_size_mib"] * MIB)
+        return fd
+
     def start(self):
+        self.check_start()
+        self.launch()
+        self.state = "Running"
+
+    def launch(self):
         """This process becomes QEMU, so that whoever watches or kills it has all of it; the API goes on in a child that
         ends with it. Returns in the child, when QEMU has answered."""
-        self.check_start()
         ours, theirs = socket.socketpair()
         argv, keep = self.qemu_arguments(theirs.fileno())
+        if self.incoming is not None:
+            keep.append(self.incoming)
         parent = os.getpid()
         if os.fork() != 0:
             for fd in keep:
@@ -215,26 +267,137 @@ class Machine:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+        self.is_launched = True
         theirs.close()
         if self.vsock is not None:
             self.device.start()
         for _, fd in [*self.drives.values(), *self.nics.values()]:
             os.close(fd)
         ours.settimeout(60)
-        self.qmp = ours.makefile("rwb", buffering=0)
+        self.qmp_socket, self.qmp = ours, ours.makefile("rwb", buffering=0)
         self.ask_qemu("qmp_capabilities", greeting=True)
-        self.state = "Running"
 
-    def ask_qemu(self, command, arguments=None, greeting=False):
+    def ask_qemu(self, command, arguments=None, greeting=False, fds=()):
         if greeting and not self.qmp.readline():
             os._exit(1)
-        self.qmp.write(json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n")
+        text = json.dumps({"execute": command, "arguments": arguments or {}}).encode() + b"\n"
+        socket.send_fds(self.qmp_socket, [text], fds)
         while True:
             answer = json.loads(self.qmp.readline() or b'{"error": {"desc": "QEMU is gone"}}')
             if "error" in answer:
                 raise Refused(f"Internal VMM error: {answer['error']['desc']}")
             if "return" in answer:
-                return
+                return answer["return"]
+
+    # -- snapshots: src/vmm/src/persist.rs says in which order, and these words --
+
+    def migrate(self, command, uri):
+        self.ask_qemu("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
+        self.ask_qemu(command, {"uri": uri})
+        while (status := self.ask_qemu("query-migrate").get("status")) != "completed":
+            if status in ("failed", "cancelled"):
+                raise Refused(f"Internal VMM error: QEMU's migration {status}")
+            time.sleep(0.005)
+
+    def create_snapshot(self, value):
+        failed = "Create snapshot error: "
+        if self.state != "Paused":
+            raise Refused(failed + "Cannot save the microVM state: Operation not allowed: save/restore unavailable while "
+                          "running")
+        if value.get("snapshot_type", "Full") != "Full" or self.channel != "serial":
+            raise Refused("The double makes full snapshots only, and only with its serial channel.")
+        self.device.reset()
+        state = open_or_refuse(value["snapshot_path"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+                               failed + "Cannot perform open on the snapshot backing file")
+        memory = open_or_refuse(value["mem_file_path"], os.O_WRONLY | os.O_CREAT,
+                                failed + "Cannot perform open on the memory backing file")
+        devices = os.memfd_create("devices")
+        self.ask_qemu("getfd", {"fdname": "devices"}, fds=[devices])
+        self.migrate("migrate", "fd:devices")
+        parts = {"machine": self.machine, "drives": [d for d, _ in self.drives.values()],
+                 "nics": [n for n, _ in self.nics.values()],
+                 **{k: v for k, v in self.config.items() if k in ("vsock", "entropy")}}
+        body = json.dumps(parts).encode() + b"\n" + os.pread(devices, os.fstat(devices).st_size, 0)
+        try:
+            os.write(state, f"{SNAPSHOT_VERSION} {zlib.crc32(body)}\n".encode() + body)
+            os.fsync(state)
+            copy(self.memory, memory, self.machine["mem_size_mib"] * MIB)
+            os.fsync(memory)
+        except OSError as e:
+            raise Refused(failed + f"Cannot write memory file: {os_error(e)}") from None
+        finally:
+            for fd in (state, memory, devices):
+                os.close(fd)
+
+    def load_snapshot(self, value):
+        if ("mem_backend" in value) == ("mem_file_path" in value):
+            raise Refused("either `mem_backend` or `mem_file_path` is required, and only one of them")
+        if self.is_configured:
+            raise Refused("Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific "
+                          "resources.")
+        try:
+            self.restore(value)
+            if value.get("resume_vm"):
+                self.set_state("Resumed")
+        except Refused:
+            self.is_dirty = True  # the process ends when it has answered
+            raise
+
+    @staticmethod
+    def read_state(path):
+        failed = "Load snapshot error: Failed to restore from snapshot: Failed to get snapshot state from file: "
+        fd = open_or_refuse(path, os.O_RDONLY, failed + "Failed to open snapshot file")
+        head, _, body = os.pread(fd, os.fstat(fd).st_size, 0).partition(b"\n")
+        os.close(fd)
+        failed += "Failed to load snapshot state from file: "
+        words = head.split()
+        if len(words) != 2 or int(words[1]) != zlib.crc32(body):
+            raise Refused(failed + "CRC64 validation failed")
+        if words[0].decode() != SNAPSHOT_VERSION:
+            raise Refused(failed + f"Invalid data version: {words[0].decode()}")
+        parts, _, devices = body.partition(b"\n")
+        return json.loads(parts), devices
+
+    def restore(self, value):
+        failed = "Load snapshot error: Failed to restore from snapshot: "
+        parts, devices = self.read_state(value["snapshot_path"])
+        for override in value.get("network_overrides", []):
+            nic = next((n for n in parts["nics"] if n["iface_id"] == override["iface_id"]), None)
+            if nic is None:
+                raise Refused(failed + "Failed to get snapshot state from file: Unknown Network Device.")
+            nic["host_dev_name"] = override["host_dev_name"]
+        if "vsock_override" in value:
+            if "vsock" not in parts:
+                raise Refused(failed + "Failed to get snapshot state from file: Unknown Vsock Device.")
+            parts["vsock"]["uds_path"] = value["vsock_override"]["uds_path"]
+        self.machine = parts["machine"]
+        self.load_memory(value, failed + "Failed to load guest memory: Error creating guest memory from file")
+        for drive in parts["drives"]:
+            self.put_drive(drive)
+        for nic in parts["nics"]:
+            self.put_nic(nic)
+        if "vsock" in parts:
+            self.put_vsock(parts["vsock"])
+        if "entropy" in parts:
+            self.config["entropy"] = parts["entropy"]
+        self.incoming = os.memfd_create("devices")
+        os.write(self.incoming, devices)
+        os.lseek(self.incoming, 0, os.SEEK_SET)
+        self.launch()
+        self.migrate("migrate-incoming", f"fd:{self.incoming}")
+        self.state = "Paused"
+
+    def load_memory(self, value, failed):
+        backend = value.get("mem_backend", {"backend_type": "File", "backend_path": value.get("mem_file_path")})
+        if backend["backend_type"] != "File":
+            raise Refused("The double has no userfaultfd.")
+        source = open_or_refuse(backend["backend_path"], os.O_RDONLY, failed)
+        size = self.machine["mem_size_mib"] * MIB
+        if os.fstat(source).st_size < size:
+            raise Refused(failed + ": the memory file is shorter than the memory")
+        self.memory = self.make_memory()
+        copy(source, self.memory, size)
+        os.close(source)
 
     # -- while it runs --
 

@@ -6,7 +6,7 @@ import pathlib
 import zipfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-MODULES = ["__main__.py", "spec.py", "machine.py", "firecracker.py", "jailer.py", "vsock.py", "firecracker.yaml"]
+MODULES = ["__main__.py", "spec.py", "machine.py", "firecracker.py", "jailer.py", "vsock.py", "channel.py", "firecracker.yaml"]
 
 
 def pack(path, is_jailer=False, **faults):
