@@ -17,11 +17,13 @@
 static struct nftset_key key_of(enum ruleset_key kind, const struct ruleset_vm *vm) {
     struct nftset_key key = {.len = 0};
     uint32_t ip = htonl(vm->ip);
-    if (kind != RULESET_ADDRESS)
+    if (kind != RULESET_ADDRESS && kind != RULESET_ADDRESS_TWICE)
         nftset_key_add(&key, vm->tap, sizeof vm->tap);
     if (kind == RULESET_TAP_MAC || kind == RULESET_TAP_MAC_IP)
         nftset_key_add(&key, &vm->mac, sizeof vm->mac);
-    if (kind == RULESET_ADDRESS || kind == RULESET_TAP_MAC_IP)
+    if (kind != RULESET_TAP && kind != RULESET_TAP_MAC)
+        nftset_key_add(&key, &ip, sizeof ip);
+    if (kind == RULESET_ADDRESS_TWICE)
         nftset_key_add(&key, &ip, sizeof ip);
     return key;
 }

@@ -29,6 +29,7 @@ const struct ruleset_set ruleset_sets[RULESET_SETS] = {
     {true, "over_new_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
     {true, "stopped_connections", RULESET_ADDRESS, RULESET_CONNECTIONS},
     {true, "stopped_group", RULESET_TAP, RULESET_PROTOCOL},
+    {true, "vm_pairs", RULESET_ADDRESS_TWICE, RULESET_MEMBER},
 };
 
 static const struct {
@@ -43,7 +44,7 @@ static const struct {
     [RULESET_HOST] = {"host", "for the host itself"},
     [RULESET_METADATA] = {"metadata", "for link-local addresses, such as a cloud's metadata service"},
     [RULESET_PRIVATE] = {"private", "for private networks, or the host's own"},
-    [RULESET_INVALID] = {"invalid", "packets of no known connection"},
+    [RULESET_INVALID] = {"invalid", "packets of no known connection, and errors about another's"},
     [RULESET_FRAGMENTS] = {"fragments", "fragments above the limit"},
     [RULESET_ARP_RATE] = {"arp-rate", "ARP above the limit"},
     [RULESET_RATE] = {"rate", "packets or bytes above the limit"},
@@ -122,6 +123,9 @@ static void write_element(const struct ruleset_set *set, const char *statements,
     case RULESET_ADDRESS:
         strbuf_addf(text, "%s", ip);
         break;
+    case RULESET_ADDRESS_TWICE:
+        strbuf_addf(text, "%s . %s", ip, ip);
+        break;
     }
     if (*statements)
         strbuf_addf(text, " %s packets %llu bytes %llu", statements, (unsigned long long)count.packets,
@@ -135,6 +139,7 @@ static void write_set(const struct config_network *cfg, size_t at, const struct 
         [RULESET_TAP_MAC] = "ifname . ether_addr",
         [RULESET_TAP_MAC_IP] = "ifname . ether_addr . ipv4_addr",
         [RULESET_ADDRESS] = "ipv4_addr",
+        [RULESET_ADDRESS_TWICE] = "ipv4_addr . ipv4_addr",
     };
     const struct ruleset_set *set = &ruleset_sets[at];
     char statements[STATEMENTS_MAX];
@@ -290,16 +295,18 @@ static void write_input(const struct config_network *cfg, const char *gateway, s
                 "        iifname \"%s\" meta nfproto ipv4 goto to_host\n"
                 "    }\n"
                 "    chain to_host {\n"
-                "        ct state established,related accept\n"
+                "        ct state established accept\n"
                 "        " FROM_CANARY " accept\n"
+                "        ct state related goto about_own\n"
                 "        ip daddr 169.254.0.0/16 goto stop_metadata\n"
-                "        ip daddr %s icmp type { echo-request, echo-reply } accept\n"
+                "        ip daddr %s icmp type { echo-request, echo-reply } goto connect\n"
                 "        ct state invalid goto stop_invalid\n",
                 cfg->bridge, gateway);
     if (*cfg->dns && net_parse_ip(cfg->dns, &dns) == 0 && dns == cfg->address.address)
-        strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 accept\n", gateway);
+        strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 goto connect\n", gateway);
     while (config_next_port(&ports, &port) > 0)
-        strbuf_addf(text, "        ip daddr %s %s dport %u accept\n", gateway, port.udp ? "udp" : "tcp", port.port);
+        strbuf_addf(text, "        ip daddr %s %s dport %u goto connect\n", gateway, port.udp ? "udp" : "tcp",
+                    port.port);
     strbuf_addf(text, "        goto stop_host\n    }\n");
 }
 
@@ -361,33 +368,47 @@ static void write_connections(const struct config_network *cfg, struct strbuf *t
             text, "    set connections {\n        type ipv4_addr\n        size 65535\n        flags dynamic\n    }\n");
 }
 
-/* chain from_vms: the packets of a flow without an answer are all "new"; only one that is not confirmed is its first. */
-static void write_from_vms(const struct config_network *cfg, struct strbuf *text) {
-    uint32_t dns = 0;
-    strbuf_addf(text, "    chain outwards {\n");
+/* chain about_own: the kernel takes an ICMP error for "related" to a connection by the packet inside alone, whoever sends
+ * it: a VM could end or slow down its neighbours' connections, to the host and, translated, to the outside. Source:
+ * net/netfilter/nf_conntrack_proto_icmp.c, nf_conntrack_inet_error().
+ *
+ * chain connect: what a VM may reach, as often as it may. The packets of a flow without an answer are all "new"; only one
+ * that is not confirmed is its first. */
+static void write_common(const struct config_network *cfg, struct strbuf *text) {
+    strbuf_addf(text, "    chain about_own {\n"
+                      "        ip saddr . ct original ip saddr @vm_pairs accept\n"
+                      "        ip saddr . ct original ip daddr @vm_pairs accept\n"
+                      "        goto stop_invalid\n"
+                      "    }\n"
+                      "    chain connect {\n");
     write_limit(cfg, "over_new_connections", "ct state new ct status & confirmed == 0 ip saddr", text);
     if (cfg->connections > 0)
         strbuf_addf(text, "        ct state new add @connections { ip saddr ct count over %u } goto stop_connections\n",
                     cfg->connections);
+    strbuf_addf(text, "        accept\n"
+                      "    }\n");
+}
+
+static void write_from_vms(const struct config_network *cfg, struct strbuf *text) {
+    uint32_t dns = 0;
     strbuf_addf(text,
-                "        accept\n"
-                "    }\n"
                 "    chain from_vms {\n"
-                "        ct state established,related accept\n"
+                "        ct state established accept\n"
                 "        " FROM_CANARY " accept\n"
+                "        ct state related goto about_own\n"
                 "        ip daddr 169.254.0.0/16 goto stop_metadata\n"
                 "        oifname \"%s\" " TO_CANARY " accept\n"
                 "        oifname \"%s\" %s\n"
                 "        ct state invalid goto stop_invalid\n",
                 cfg->bridge, cfg->bridge, cfg->vm_to_vm ? "accept" : "goto stop_neighbour");
-    write_allowed(cfg, "", "goto outwards", text);
+    write_allowed(cfg, "", "goto connect", text);
     if (*cfg->dns && net_parse_ip(cfg->dns, &dns) == 0)
-        strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 goto outwards\n", cfg->dns);
+        strbuf_addf(text, "        ip daddr %s meta l4proto { tcp, udp } th dport 53 goto connect\n", cfg->dns);
     strbuf_addf(text, "        ip daddr { 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 172.16.0.0/12, "
                       "192.168.0.0/16, 224.0.0.0/3 } goto stop_private\n"
                       "        ip daddr @host_networks goto stop_private\n");
     if (*cfg->uplink)
-        strbuf_addf(text, "        oifname \"%s\" goto outwards\n", cfg->uplink);
+        strbuf_addf(text, "        oifname \"%s\" goto connect\n", cfg->uplink);
     strbuf_addf(text, "        goto stop_private\n    }\n");
 }
 
@@ -445,6 +466,7 @@ void ruleset_write(const struct config_network *cfg, struct net_mac bridge, cons
     write_networks(networks, text);
     write_connections(cfg, text);
     write_stops(true, text);
+    write_common(cfg, text);
     write_input(cfg, gateway, text);
     write_from_vms(cfg, text);
     write_forward(cfg, text);

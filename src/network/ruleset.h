@@ -24,7 +24,7 @@
 #include "model/vm.h"
 
 #define RULESET_NAME "master_controller" /* of both tables */
-#define RULESET_SETS 20
+#define RULESET_SETS 21
 
 /* Why something was stopped. */
 enum ruleset_reason {
@@ -56,6 +56,7 @@ enum ruleset_key {
     RULESET_TAP_MAC,
     RULESET_TAP_MAC_IP,
     RULESET_ADDRESS,
+    RULESET_ADDRESS_TWICE, /* "ip saddr . ct original ip saddr" and the like: whether both are the same VM's */
 };
 
 struct ruleset_set {

@@ -76,6 +76,12 @@ def echo(ident, sequence=1, data=b"x" * 32):
     return head[:2] + struct.pack("!H", checksum(head)) + head[4:]
 
 
+def unreachable(packet, code=3):
+    """An ICMP error about a packet that came: "port unreachable"."""
+    head = struct.pack("!BBHI", 3, code, 0, 0) + packet[:28]
+    return head[:2] + struct.pack("!H", checksum(head)) + head[4:]
+
+
 class Guest:
     """A VM's side of a TAP: its own MAC and address, and whatever frame one likes."""
 

@@ -233,18 +233,18 @@ static void ruleset_has_each_vm_in_each_set_with_its_counters(void **state) {
 static void ruleset_opens_what_is_configured_and_no_more(void **state) {
     struct config_network cfg = configuration("wan0", true);
     assert_true(says(&cfg, "ip saddr 192.168.0.0/16 oifname \"wan0\" masquerade"));
-    assert_true(says(&cfg, "ip daddr 192.168.0.1 icmp type { echo-request, echo-reply } accept"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 icmp type { echo-request, echo-reply } goto connect"));
     assert_false(says(&cfg, "dport 53"));
     str_copy(cfg.dns, sizeof cfg.dns, "192.168.0.1");
-    assert_true(says(&cfg, "ip daddr 192.168.0.1 meta l4proto { tcp, udp } th dport 53 accept"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 meta l4proto { tcp, udp } th dport 53 goto connect"));
     str_copy(cfg.dns, sizeof cfg.dns, "10.7.7.7");
-    assert_false(says(&cfg, "th dport 53 accept"));
-    assert_true(says(&cfg, "ip daddr 10.7.7.7 meta l4proto { tcp, udp } th dport 53 goto outwards"));
+    assert_false(says(&cfg, "192.168.0.1 meta l4proto"));
+    assert_true(says(&cfg, "ip daddr 10.7.7.7 meta l4proto { tcp, udp } th dport 53 goto connect"));
     str_copy(cfg.host_ports, sizeof cfg.host_ports, "tcp/8080, udp/123");
-    assert_true(says(&cfg, "ip daddr 192.168.0.1 tcp dport 8080 accept"));
-    assert_true(says(&cfg, "ip daddr 192.168.0.1 udp dport 123 accept"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 tcp dport 8080 goto connect"));
+    assert_true(says(&cfg, "ip daddr 192.168.0.1 udp dport 123 goto connect"));
     str_copy(cfg.allow, sizeof cfg.allow, "10.1.2.9/24,172.16.0.9");
-    assert_true(says(&cfg, "        ip daddr 10.1.2.0/24 goto outwards"));
+    assert_true(says(&cfg, "        ip daddr 10.1.2.0/24 goto connect"));
     assert_true(says(&cfg, "oifname != \"br0\" ip daddr 172.16.0.9/32 masquerade"));
     assert_false(says(&cfg, "oifname \"br0\" accept"));
     cfg.vm_to_vm = true;
@@ -284,9 +284,9 @@ static void ruleset_keeps_vms_from_the_hosts_networks(void **state) {
     assert_non_null(strstr(text, "    set host_networks {\n        type ipv4_addr\n        flags interval\n"
                                  "        elements = { 198.51.100.0/24,\n            203.0.113.0/24 }\n    }\n"));
     static const char *const order[] = {
-        "        ip daddr 203.0.113.7/32 goto outwards\n",
-        "        ip daddr 203.0.113.1 meta l4proto { tcp, udp } th dport 53 goto outwards\n",
-        "        ip daddr @host_networks goto stop_private\n", "        oifname \"wan0\" goto outwards\n"};
+        "        ip daddr 203.0.113.7/32 goto connect\n",
+        "        ip daddr 203.0.113.1 meta l4proto { tcp, udp } th dport 53 goto connect\n",
+        "        ip daddr @host_networks goto stop_private\n", "        oifname \"wan0\" goto connect\n"};
     const char *at = text;
     for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
         at = strstr(at, order[i]);
