@@ -310,16 +310,19 @@ class Daemon:
     def taps(self):
         return sorted(name for name in self.links() if name.startswith("fc-vm-"))
 
-    def processes(self, ids=None):
-        """Pids of VMMs whose arguments name a VM of this daemon, or one of these."""
+    def vmms(self, ids=None):
+        """Processes whose arguments name a VM of this daemon, or one of these: {pid: id}. Firecracker's double has two."""
         ids = ids or {p.name for p in (self.state / "users").glob("vm-*")} | {p.name for p in (self.state / "evidence").glob("vm-*")}
-        found = []
+        found = {}
         for p in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 text = p.read_bytes().decode(errors="replace")
-                if any(f"\0-name\0{i}," in text or f"\0--id\0{i}\0" in text for i in ids):
-                    found.append(int(p.parent.name))
+                found.update({int(p.parent.name): i for i in ids if f"\0-name\0{i}," in text or f"\0--id\0{i}\0" in text})
         return found
+
+    def processes(self, ids=None):
+        """Their pids."""
+        return list(self.vmms(ids))
 
     def folders(self):
         return sorted(p.name for p in (self.state / "users").glob("*"))
