@@ -687,11 +687,13 @@ def test_show_tells_what_was_stopped():
         assert shown["network"]["stopped_packets"] == 0 and len(shown["network"]["stopped"]) == 13
         assert "stopped" not in d.mctl("vm", "show", one["id"]).out
         # The idle VMM holds the TAP: what a guest sends is counted up by hand.
-        for name, key, n in (("bridge", one["tap"], 7), ("inet", one["ip"], 2)):
-            set_name = "stopped_arp" if name == "bridge" else "stopped_host"
-            text = f"{set_name} {{ \"{key}\" }}" if name == "bridge" else f"{set_name} {{ {key} }}"
-            d.netns("nft", f"delete element {name} master_controller {text}; add element {name} master_controller "
-                    + text.replace(" }", f" counter packets {n} bytes {n * 60} }}"))
+        # In one transaction: what is changed while the first change is being mended would not be counted.
+        changes = ""
+        for where, key, n in (("bridge master_controller stopped_arp", f'"{one["tap"]}"', 7),
+                              ("inet master_controller stopped_host", one["ip"], 2)):
+            changes += f"delete element {where} {{ {key} }}; "
+            changes += f"add element {where} {{ {key} counter packets {n} bytes {n * 60} }}; "
+        d.netns("nft", changes)
         harness_wait(lambda: "put back" in d.log.read_text())
         shown = d.mctl("--json", "vm", "show", one["id"]).json["network"]
         assert shown["stopped_packets"] == 9
