@@ -70,5 +70,9 @@ void cli_print_events(json_t *events);
 /* Waits until the VM has settled, with progress on a terminal. Return: the exit status; *vm is replaced. */
 int cli_wait_vm(struct cli *cli, json_t **vm);
 
+/* One call that changes a VM and is answered when that is done, with progress ("ending", and the id as it was given), and
+ * then its state. Return: the exit status. */
+int cli_change_vm(struct cli *cli, const char *method, const char *path, const char *doing, const char *id);
+
 /* One progress line, overwritten, on a terminal alone. "" clears it. */
 void cli_progress(struct cli *cli, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

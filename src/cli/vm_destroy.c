@@ -1,6 +1,4 @@
 #include <getopt.h>
-#include <stdio.h>
-#include <string.h>
 
 #include "base/fd.h"
 #include "cli/cli.h"
@@ -18,17 +16,5 @@ int verb_vm_destroy(struct cli *cli, int argc, char **argv) {
         return cli_usage(cli, "mctl vm destroy needs one ID and --reason TEXT: it will be asked for");
     _cleanup_free_ char *before = cli_path("/api/vms/", argv[optind], "?reason=");
     _cleanup_free_ char *path = cli_path(before, reason, "");
-    json_t *answer;
-    cli_progress(cli, "ending %s …", argv[optind]);
-    int status = cli_call(cli, "DELETE", path, NULL, &answer);
-    cli_progress(cli, "%s", "");
-    if (status != CLI_DONE)
-        return status;
-    if (cli->json)
-        cli_print_json(answer);
-    else if (!cli->quiet)
-        printf("%s is %s\n", cli_text(json_object_get(answer, "vm"), "id"),
-               cli_text(json_object_get(answer, "vm"), "state"));
-    json_decref(answer);
-    return CLI_DONE;
+    return cli_change_vm(cli, "DELETE", path, "ending", argv[optind]);
 }

@@ -72,3 +72,19 @@ int cli_wait_vm(struct cli *cli, json_t **vm) {
     err_hint(&err, "mctl vm why %s tells its story", cli_text(*vm, "id"));
     return cli_error(cli, CLI_FAILED, &err);
 }
+
+int cli_change_vm(struct cli *cli, const char *method, const char *path, const char *doing, const char *id) {
+    json_t *answer;
+    cli_progress(cli, "%s %s …", doing, id);
+    int status = cli_call(cli, method, path, NULL, &answer);
+    cli_progress(cli, "%s", "");
+    if (status != CLI_DONE)
+        return status;
+    if (cli->json)
+        cli_print_json(answer);
+    else if (!cli->quiet)
+        printf("%s is %s\n", cli_text(json_object_get(answer, "vm"), "id"),
+               cli_text(json_object_get(answer, "vm"), "state"));
+    json_decref(answer);
+    return CLI_DONE;
+}

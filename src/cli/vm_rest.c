@@ -1,6 +1,5 @@
 #include <getopt.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/fd.h"
 #include "cli/cli.h"
@@ -13,19 +12,7 @@ static int call(struct cli *cli, const char *id, const char *what, const char *d
     _cleanup_free_ char *plain = cli_path("/api/vms/", id, before);
     _cleanup_free_ char *asking = cli_path(plain, "", *flag ? "&reason=" : "?reason=");
     _cleanup_free_ char *path = cli_path(reason ? asking : plain, reason ? reason : "", "");
-    json_t *answer;
-    cli_progress(cli, "%s %s …", doing, id);
-    int status = cli_call(cli, "POST", path, NULL, &answer);
-    cli_progress(cli, "%s", "");
-    if (status != CLI_DONE)
-        return status;
-    if (cli->json)
-        cli_print_json(answer);
-    else if (!cli->quiet)
-        printf("%s is %s\n", cli_text(json_object_get(answer, "vm"), "id"),
-               cli_text(json_object_get(answer, "vm"), "state"));
-    json_decref(answer);
-    return CLI_DONE;
+    return cli_change_vm(cli, "POST", path, doing, id);
 }
 
 int verb_vm_hibernate(struct cli *cli, int argc, char **argv) {
