@@ -1,23 +1,10 @@
 /* The guest's side against a host that sends anything: channel, sessions, jobs, streams and flow. Operations are
  * replaced by one that runs nothing: its output is a pipe that holds some bytes, its input /dev/null. Input: a script
  * (agent_script.h). */
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include "agent.h"
-#include "agent_script.h"
-
-static void check(bool good, const char *what) {
-    if (good)
-        return;
-    fprintf(stderr, "fuzz_agent_guest: %s\n", what);
-    abort();
-}
+#include "agent_play.h"
 
 json_t *agent_operations(void) {
     return json_array();
@@ -41,41 +28,11 @@ void agent_request(struct agent *agent, uint32_t id, json_t *request) {
     job->on_done = on_done;
 }
 
-static void turn(struct agent *agent, int host_fd) {
-    uint8_t drain[65536];
-    for (struct job *job = agent->jobs; job; job = job->next) {
-        struct pollfd polled[JOB_POLL];
-        job_poll(job, polled);
-        poll(polled, JOB_POLL, 0);
-        job_io(job, polled);
-    }
-    job_free_over(agent);
-    check(agent->job_count <= AGENT_JOBS_MAX, "too many jobs");
-    if (agent->fd >= 0)
-        agent_outbox_flush(&agent->out, agent->fd);
-    while (read(host_fd, drain, sizeof drain) > 0) {
-    }
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    uint8_t piece[AGENT_HEADER_SIZE + SCRIPT_PIECE_MAX];
-    struct agent agent = {.fd = -1};
-    int pair[2];
-    int64_t now_ms = 1;
-    signal(SIGPIPE, SIG_IGN);
-    check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0, "socketpair");
-    agent_open(&agent, pair[0]);
-    for (size_t len; (len = script_next(&data, &size, 5, piece)) > 0;) {
-        if (write(pair[1], piece, len) < 0)
-            check(errno == EAGAIN || errno == EPIPE, "write");
-        if (agent.fd >= 0 && agent_read(&agent) < 0)
-            agent_close(&agent);
-        turn(&agent, pair[1]);
-        agent_tick(&agent, now_ms += 1000);
-    }
-    agent_close(&agent);
-    check(agent.job_count == 0 && !agent.jobs && !agent.in.data && !agent.out.data, "something is left");
-    close(pair[1]);
+    struct rig rig;
+    rig_open(&rig);
+    rig_play(&rig, data, size);
+    rig_close(&rig);
     return 0;
 }
 

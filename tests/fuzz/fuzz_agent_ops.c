@@ -1,32 +1,19 @@
 /* The guest's side, asked for anything: each operation's own reading of its request, and what it makes of the guest's
  * answers. What would touch this machine is replaced: programs, sockets, files that are opened, the clock, the kernel's
  * log, netlink. Input: a script (agent_script.h), whose last 64 bytes are also what programs and the kernel say. */
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
-#include "agent.h"
-#include "agent_script.h"
+#include "agent_play.h"
 #include "nl.h"
 
 #define SAID_MAX 64U
 
 static const uint8_t *said;
 static size_t said_len;
-
-static void check(bool good, const char *what) {
-    if (good)
-        return;
-    fprintf(stderr, "fuzz_agent_ops: %s\n", what);
-    abort();
-}
 
 /* ---- what is replaced ---- */
 
@@ -107,52 +94,16 @@ long __wrap_syscall(long number, ...) {
 
 /* ---- the target ---- */
 
-static void turn(struct agent *agent, int host_fd) {
-    uint8_t drain[65536];
-    for (struct job *job = agent->jobs; job; job = job->next) {
-        struct pollfd polled[JOB_POLL];
-        job_poll(job, polled);
-        poll(polled, JOB_POLL, 0);
-        job_io(job, polled);
-    }
-    job_free_over(agent);
-    check(agent->job_count <= AGENT_JOBS_MAX, "too many jobs");
-    if (agent->fd >= 0)
-        agent_outbox_flush(&agent->out, agent->fd);
-    while (read(host_fd, drain, sizeof drain) > 0) {
-    }
-}
-
-static void deliver(struct agent *agent, int host_fd, const uint8_t *data, size_t len) {
-    if (write(host_fd, data, len) < 0)
-        check(errno == EAGAIN || errno == EPIPE, "write");
-    if (agent->fd >= 0 && agent_read(agent) < 0)
-        agent_close(agent);
-    turn(agent, host_fd);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static const char hello[] = "{\"hello\":{\"min\":1,\"max\":1}}";
-    uint8_t piece[AGENT_HEADER_SIZE + SCRIPT_PIECE_MAX], script[64];
-    struct agent agent = {.fd = -1};
-    const uint8_t *at = script;
-    int64_t now_ms = 1;
-    int pair[2];
-    signal(SIGPIPE, SIG_IGN);
+    uint8_t hello[64];
+    struct rig rig;
     said_len = size < SAID_MAX ? size : SAID_MAX;
     said = data + size - said_len;
-    check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0, "socketpair");
-    agent_open(&agent, pair[0]);
-    size_t left = script_add(script, 0, AGENT_FRAME_JSON, 0, 0, hello);
-    deliver(&agent, pair[1], piece, script_next(&at, &left, 5, piece));
-    check(agent.session == 5, "not greeted");
-    for (size_t len; (len = script_next(&data, &size, 5, piece)) > 0;) {
-        deliver(&agent, pair[1], piece, len);
-        agent_tick(&agent, now_ms += 1000);
-    }
-    agent_close(&agent);
-    check(agent.job_count == 0 && !agent.jobs && !agent.in.data && !agent.out.data, "something is left");
-    close(pair[1]);
+    rig_open(&rig);
+    rig_play(&rig, hello, script_add(hello, 0, AGENT_FRAME_JSON, 0, 0, "{\"hello\":{\"min\":1,\"max\":1}}"));
+    check(rig.agent.session == 5, "not greeted");
+    rig_play(&rig, data, size);
+    rig_close(&rig);
     return 0;
 }
 
