@@ -46,6 +46,26 @@ image_begin() { # BASE BUILD-ID
     trap image_end EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
+    set -m
+    image_guard >/dev/null 2>&1 </dev/null &
+    guard_pid=$!
+    set +m
+}
+
+# Beside the build, for when it is killed in a way that no trap sees: ends its step, and takes away what that has made. It
+# holds the lock meanwhile.
+image_guard() {
+    trap - EXIT
+    trap '' INT TERM HUP
+    local step quiet
+    exec {quiet}<> <(:) # from which nothing ever comes: a sleep(1) would outlive us, with the lock
+    while kill -0 $$; do read -rt 1 -u "$quiet" || true; done
+    step=$(cat "$work/.step") || true
+    if [[ $step ]]; then
+        kill -KILL -- "-$step" || true
+        while kill -0 -- "-$step"; do sleep 0.1; done
+    fi
+    rm -rf --one-file-system "$work"
 }
 
 image_end() {
@@ -62,6 +82,8 @@ image_end() {
         cp "$log" "$base/failed-build.log"
         echo "$image_program: the image was not built; what was there before is untouched" >&2
     fi
+    kill -KILL "$guard_pid" 2>/dev/null
+    wait "$guard_pid" 2>/dev/null
     rm -rf --one-file-system "$work"
     exit "$status"
 }
@@ -81,6 +103,7 @@ step() { # NAME COMMAND [ARGUMENT...]
     (
         trap - EXIT INT TERM HUP
         set -e
+        echo "$BASHPID" >"$work/.step"
         "$@"
     ) >>"$log" 2>&1 </dev/null &
     step_pid=$!
@@ -101,6 +124,7 @@ step() { # NAME COMMAND [ARGUMENT...]
     [[ ! -t 2 ]] || printf '\r\033[K' >&2
     wait "$step_pid" || status=$?
     step_pid=''
+    rm -f "$work/.step"
     ((status != 0)) || return 0
     {
         echo "$image_program: step failed after $SECONDS s: $step_name (status $status)"

@@ -15,6 +15,9 @@ import pytest
 
 import golden
 
+sys.path.insert(0, str(golden.HERE / "tests"))
+import harness  # noqa: E402
+
 LIB = golden.HERE / "guest/lib.sh"
 SETTLE = golden.BUILD / "guest/guest-settle"
 
@@ -78,21 +81,39 @@ def test_old_images_go(tmp_path):
     assert left(base) == [builds[5].name]
 
 
-def test_interrupted_build_leaves_the_old_image(tmp_path):
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_build_leaves_the_old_image(sig, tmp_path):
+    """And nothing else: what it had made is gone, and so are its processes, whatever ended it."""
     old = build_folder(tmp_path, "20260101T000000Z-aa")
     (tmp_path / "current").symlink_to(old.name)
     p = subprocess.Popen(["bash", "-c", f"set -euo pipefail; image_program=test; . {LIB}\n"
-                          'image_begin "$B" 20260202T000000Z-bb; step "takes long" sleep 600; image_publish'],
+                          'works() { touch "$work/part"; echo "$BASHPID" >"$B/pid"; sleep 600 & sleep 600; }\n'
+                          'image_begin "$B" 20260202T000000Z-bb; step "takes long" works; image_publish'],
                          env=dict(os.environ, B=str(tmp_path)), stderr=subprocess.PIPE, text=True)
     assert "takes long" in p.stderr.readline()
-    p.send_signal(signal.SIGTERM)
-    assert "untouched" in p.stderr.read()
-    assert p.wait(20) == 143
+
+    def works():
+        """the step has begun"""
+        return (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()
+    group = int(harness.wait_for(works, 20))
+    p.send_signal(sig)
+    if sig == signal.SIGTERM:
+        assert "untouched" in p.stderr.read()
+    assert p.wait(20) == (143 if sig == signal.SIGTERM else -sig)
+
+    def gone():
+        """no process of the step is left, nothing that it made, and nobody holds the lock"""
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return not list(tmp_path.glob(".tmp-*")) and subprocess.run(["flock", "-n", tmp_path / ".lock", "true"], check=False).returncode == 0
+        return False
+    harness.wait_for(gone, 30)
     assert os.readlink(tmp_path / "current") == old.name and left(tmp_path) == [old.name]
-    assert not list(tmp_path.glob(".tmp-*"))
     # And the next one is not held up by what it left.
     r = bash('image_begin "$B" 20260303T000000Z-cc; step "is quick" true', B=tmp_path)
     assert "is quick" in r.stderr
+    bash('image_begin "$B" 20260303T000000Z-dd; step "is quick" true', B=tmp_path)
 
 
 def test_list_tells_who_stands_on_what(good, tmp_path):
@@ -149,8 +170,6 @@ REPRODUCIBLE = ["rootfs.ext4", "initrd.img", "vmlinuz", "vmlinux", "files.sha256
 
 def make_builder(work, kind, screen="xvfb"):
     """guest/build-image with a mmdebstrap that copies a small root instead of downloading one: all else is real."""
-    sys.path.insert(0, str(golden.HERE / "tests"))
-    import harness
     harness.guest_image()  # for Debian's kernel, which it keeps
     kernel = max((golden.HERE / ".cache/kernel").glob("linux-image-*-cloud-amd64"))
     version = kernel.name.removeprefix("linux-image-")
