@@ -17,13 +17,13 @@ def live(d):
     return d.mctl("--json", "vm", "list").json["vms"]
 
 
-def elements(d):
-    """The TAPs that the firewall's sets and maps know of."""
+def elements(d, begin="fc-vm-"):
+    """What the firewall's sets and maps know of, of all that begins so: TAPs, or addresses of the pool ("192.168.")."""
     text = d.netns("nft", "-j", "list", "ruleset").stdout
     found = set()
 
     def walk(x):
-        if isinstance(x, str) and x.startswith("fc-vm-"):
+        if isinstance(x, str) and x.startswith(begin):
             found.add(x)
         elif isinstance(x, (list, tuple)):
             for y in x:
@@ -33,7 +33,8 @@ def elements(d):
                 walk(y)
     for item in json.loads(text).get("nftables", []):
         for kind in ("set", "map"):
-            walk(item.get(kind, {}).get("elem", []))
+            if item.get(kind, {}).get("name") not in ("host_networks", "connections"):  # which are not of VMs alone
+                walk(item.get(kind, {}).get("elem", []))
     return sorted(found)
 
 
@@ -58,6 +59,7 @@ def check_whole(d, what):
     # An element that could not be removed goes within seconds, when the tables are written anew (vm/guard.c).
     with contextlib.suppress(AssertionError):
         wait_for(lambda: elements(d) == taps, 15, 0.2)
+    assert elements(d, "192.168.") == sorted(v["ip"] for v in vms), what
     assert elements(d) == taps, (what, taps, d.netns("nft", "list", "ruleset").stdout[:3000], d.log.read_text()[-4000:])
     # A new program has its arguments a moment after its parent goes on.
     with contextlib.suppress(AssertionError):
