@@ -71,6 +71,9 @@ def check_whole(d, what):
         members = {int(p) for i in ids for g in glob.glob(f"/sys/fs/cgroup/**/master-controller/{i}/cgroup.procs",
                                                           recursive=True) for p in open(g)}
         assert members == set(processes), what
+    for vm in d.admin("GET", "/api/vms?all=1").json["vms"][:6]:  # the newest: a state without its event, or the other way round
+        events = d.admin("GET", f"/api/vms/{vm['id']}/events").json["events"]
+        assert [e["to"] for e in events if e["to"]][-1] == vm["state"], (what, vm, events)
     for i in set(all_ids(d)) - set(ids):
         folder = d.state / "evidence" / i
         if folder.exists():
