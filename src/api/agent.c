@@ -46,14 +46,14 @@ struct asking {
     const struct operation *operation;
     struct agent_job *job;
     struct strbuf read;
-    unsigned char *written; /* what is to be sent to the guest */
-    size_t written_len, written_at;
+    unsigned char *written;                       /* what is to be sent to the guest */
+    size_t written_size, written_len, written_at; /* bytes: what it holds, the content in it, sent */
     bool input_ended;
 };
 
 static void asking_free(struct asking *a) {
     strbuf_free(&a->read);
-    mem_free(a->written, a->written_len);
+    mem_free(a->written, a->written_size);
     free(a);
 }
 
@@ -172,9 +172,11 @@ static bool refuse(struct http_request *req, const char *detail, const char *hin
 static bool take_data(struct http_request *req, json_t *body, struct asking *a) {
     const char *text = json_string_value(json_object_get(body, "data")), *end = NULL;
     size_t len = text ? json_string_length(json_object_get(body, "data")) : 0;
-    a->written = malloc(len + 1);
+    a->written_size = len + 1;
+    a->written = malloc(a->written_size);
     if (!text || !a->written ||
-        sodium_base642bin(a->written, len + 1, text, len, NULL, &a->written_len, &end, BASE64) < 0 || end != text + len)
+        sodium_base642bin(a->written, a->written_size, text, len, NULL, &a->written_len, &end, BASE64) < 0 ||
+        end != text + len)
         return refuse(req, "data is the file's content in base64", NULL);
     json_object_del(body, "data");
     return true;

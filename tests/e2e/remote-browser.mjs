@@ -3,6 +3,7 @@
  *
  *   {"do":"goto","url"}   {"do":"eval","code"}   {"do":"wait","code","timeout_s"}   {"do":"click","selector"}
  *   {"do":"fill","selector","text"}   {"do":"press","key"}   {"do":"size","width","height"}
+ *   {"do":"close"}: this page; what is done to it next is done to a new one
  *   {"do":"shot","path","dark"}   {"do":"axe"}   {"do":"errors"}: of the console and the policy, since the last time
  */
 
@@ -13,37 +14,49 @@ import { launch } from './browser.mjs';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const browser = await launch();
-const page = await (await browser.newContext({ viewport: { width: 1280, height: 900 } })).newPage();
+const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
 const errors = [];
+const pages = new Map(); // by the name that a command may have: "page"
 
-page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()); });
-page.on('pageerror', (error) => errors.push(String(error)));
-await page.addInitScript(() => {
+context.on('page', (page) => {
+  page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()); });
+  page.on('pageerror', (error) => errors.push(String(error)));
+});
+await context.addInitScript(() => {
   document.addEventListener('securitypolicyviolation', (event) => {
     console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`);
   });
 });
 
+async function pageOf(name) {
+  if (!pages.has(name)) pages.set(name, await context.newPage());
+  return pages.get(name);
+}
+
 const commands = {
-  goto: ({ url }) => page.goto(url).then(() => null),
-  eval: ({ code }) => page.evaluate(code),
-  wait: async ({ code, timeout_s: seconds = 30 }) => { // not waitForFunction(): it would need eval() in the page
+  goto: (page, { url }) => page.goto(url).then(() => null),
+  eval: (page, { code }) => page.evaluate(code),
+  close: (page, { page: name = '' }) => {
+    pages.delete(name);
+    return page.close();
+  },
+  wait: async (page, { code, timeout_s: seconds = 30 }) => { // not waitForFunction(): it would need eval() in the page
     for (const end = Date.now() + seconds * 1000; !await page.evaluate(code);) {
       if (Date.now() > end) throw new Error(`not within ${seconds} s`);
       await new Promise((resolve) => { setTimeout(resolve, 50); });
     }
   },
-  click: ({ selector }) => page.locator(selector).click(),
-  fill: ({ selector, text }) => page.locator(selector).fill(text),
-  press: ({ key }) => page.keyboard.press(key),
-  size: ({ width, height }) => page.setViewportSize({ width, height }),
+  click: (page, { selector }) => page.locator(selector).click(),
+  fill: (page, { selector, text }) => page.locator(selector).fill(text),
+  press: (page, { key }) => page.keyboard.press(key),
+  size: (page, { width, height }) => page.setViewportSize({ width, height }),
   errors: async () => errors.splice(0),
-  async shot({ path, dark = false }) {
+  async shot(page, { path, dark = false }) {
     await page.emulateMedia({ colorScheme: dark ? 'dark' : 'light' });
     await page.screenshot({ path, fullPage: true });
     await page.emulateMedia({ colorScheme: 'light' });
   },
-  async axe() {
+  async axe(page) {
     const found = [];
     for (const colorScheme of ['dark', 'light']) {
       await page.emulateMedia({ colorScheme });
@@ -57,7 +70,7 @@ const commands = {
 
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
-  const answer = await commands[command.do](command)
+  const answer = await pageOf(command.page ?? '').then((page) => commands[command.do](page, command))
     .then((ok) => ({ ok: ok ?? null }), (error) => ({ error: String(error.message) }));
   process.stdout.write(`${JSON.stringify(answer)}\n`);
 }

@@ -1,80 +1,15 @@
 """The operator's dashboard in a real browser, on a real daemon whose VMM does nothing: what is there, what is red, what
 changes while one looks, and who may look."""
 
-import contextlib
 import json
 import pathlib
-import subprocess
+import shutil
 import sys
-
-import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import harness
-from harness import idle, wait_for
-
-SHOTS = pathlib.Path(harness.BUILD) / "e2e"
-FAILED_REQUEST = "Failed to load resource"
-
-
-class Browser:
-    def __init__(self):
-        program = pathlib.Path(__file__).with_name("remote-browser.mjs")
-        self.process = subprocess.Popen(["node", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __call__(self, what, **more):
-        self.process.stdin.write(json.dumps({"do": what, **more}) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        assert "error" not in answer, answer["error"]
-        return answer["ok"]
-
-    def text(self, selector):
-        return self("eval", code=f"document.querySelector({json.dumps(selector)}).innerText")
-
-    def wait(self, code, timeout_s=30):
-        try:
-            self("wait", code=code, timeout_s=timeout_s)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{code}\nthe page: {self.text('body')[:3000]}") from None
-
-    def state(self, name):
-        self.wait(f"document.documentElement.dataset.state === '{name}'")
-
-    def accessible(self):
-        found = self("axe")
-        assert not found, "\n".join(found)
-
-    def unhurt(self, *more):
-        """Nothing on the console but what Chromium itself says of a request that failed (the first one, signed out)."""
-        allowed = (FAILED_REQUEST, *more)
-        errors = [text for text in self("errors") if not any(a in text for a in allowed)]
-        assert not errors, errors
-
-    def look(self, name):
-        """Pictures at both widths and in the dark; nothing is cut off sideways."""
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        for width in (1280, 360):
-            self("size", width=width, height=900)
-            self.wait("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => resolve(true))))")
-            over = self("eval", code="document.documentElement.scrollWidth - innerWidth")
-            assert over <= 0, f"{name} is {over} px wider than {width} px"
-            self("shot", path=str(SHOTS / f"dashboard-{name}-{width}.png"))
-        self("size", width=1280, height=900)
-        self("shot", path=str(SHOTS / f"dashboard-{name}-dark.png"), dark=True)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(20)
-
-
-@contextlib.contextmanager
-def browser():
-    b = Browser()
-    try:
-        yield b
-    finally:
-        b.close()
+from harness import daemon, idle, image_without_agent, wait_for
+from headless import browser
 
 
 def sign_in(b, d):
@@ -171,6 +106,31 @@ def test_what_is_there_and_what_changes():
 
         d.mctl("auth", "cancel", session["id"])
         b.wait("document.getElementById('sessions').innerText.includes('cancelled')")
+        b.unhurt()
+
+
+def test_a_vm_that_sleeps(tmp_path):
+    """It is no finding that it has no port; its story says why it sleeps, and what wakes it."""
+    with daemon(start=False, image=image_without_agent(tmp_path)) as d, browser() as b:
+        shutil.copy(harness.BUILD / "tests/vm/resting-vmm", d.dir / "resting-vmm")
+        d.config["vm"].update(qemu_binary=d.dir / "resting-vmm", accel="tcg", stop_timeout="0.3")
+        d.start()
+        vm = d.create("ann", wait=True)
+        sign_in(b, d)
+        b.wait(f"{key(vm)}.getAttribute('aria-label').includes('cli VM of ann, running')")
+        d.mctl("vm", "hibernate", vm["id"])
+        b.wait(f"document.getElementById('vms').innerText.includes('hibernated') && !{port(vm)}")
+        b.wait("document.getElementById('findings-part').innerText.includes('Everything is as it should be.')")
+        b("click", selector="#vms button")
+        b.wait("document.getElementById('story-facts').innerText.includes('hibernated, for')")
+        assert f"when it is used, or by: mctl vm resume {vm['id']}" in b.text("#story-facts")
+        b.wait("document.getElementById('story-events').innerText.includes('was saved in')")
+        assert b("eval", code="document.querySelector('#story-finding.bad') === null")
+        b.accessible()
+        b.look("hibernated")
+        d.mctl("vm", "resume", vm["id"])
+        b.wait(f"{key(vm)}?.getAttribute('aria-label').includes('cli VM of ann, running')")
+        b.wait("!document.getElementById('story-facts').innerText.includes('mctl vm resume')")
         b.unhurt()
 
 

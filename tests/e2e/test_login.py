@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import harness
-from harness import HERE, Daemon, run, wait_for
+from harness import HERE, Daemon, memory_of, run, wait_for
 
 NAME, OUTSIDE, UPLINK = "login.example.test", "203.0.113.1", "203.0.113.2"
 BOOT_S = 1500  # an emulated guest on a busy host
@@ -202,17 +202,6 @@ def as_user(d, vm, command):
                timeout=300)
 
 
-def memory_of(pid):
-    """What a core file would hold, and gcore would write."""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
-        for line in maps:
-            begin, end = (int(x, 16) for x in line.split()[0].split("-"))
-            if line.split()[1][0] == "r" and "[v" not in line:
-                memory.seek(begin)
-                with contextlib.suppress(OSError):
-                    yield line.strip(), memory.read(end - begin)
-
-
 def found(d, secrets, disks_of=()):
     """Where one of the secrets is: in a file that the daemon or a VMM of its has written, or in the daemon's memory."""
     needles = [s.encode() for s in secrets if len(s) >= 8]
@@ -295,6 +284,7 @@ def test_consent_that_is_refused(world):
         person.log_in()
         person.do(click="no")
         person.wait_end("failed")
+        assert "access was refused at the provider (access_denied)" in person.do(words=True)["words"]
     finally:
         person.close()
     assert "refused at the provider (access_denied)" in person.session["reason"]

@@ -55,7 +55,8 @@ def plant(d, key, user, provider, plain, version=1):
     wrapped = encrypt(key, data_key, bound_to(b"mc-vault-key/1", user, provider, version, key_id(key)))
     sealed = encrypt(data_key, plain, bound_to(b"mc-vault/1", user, provider, version))
     with database(d) as db, db:
-        db.execute("INSERT INTO credential VALUES (?, ?, ?, '', 1, 1, ?, ?, ?)",
+        db.execute("INSERT INTO credential (user, provider, version, owner_vm, created_ms, updated_ms, key_id, wrapped, sealed)"
+                   " VALUES (?, ?, ?, '', 1, 1, ?, ?, ?)",
                    (user, provider, version, key_id(key), wrapped, sealed))
 
 

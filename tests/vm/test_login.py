@@ -1,94 +1,23 @@
 """Logins in real guests, with a tool and a browser that stand in for real ones (tests/vm/guest/login-tool): how each comes to
 its end, in words, and that nothing secret is left on the host. The real ones are tests/e2e's."""
 
-import contextlib
+import base64
 import json
 import os
-import pathlib
 import signal
 import subprocess
 
 import pytest
 
 import harness
-from harness import daemon, wait_for
-
-BOOT_S = 120
-SECRET = "pLaNtEd4711"
-PROFILE = """[provider]
-title = Test
-enabled = yes
-[login]
-flow = {flow}
-command = login-tool login
-environment = TOOL={tool}
-environment = SECRET={secret}
-done = {done}
-[credential]
-file = .tool/credentials.json 0640
-check = login-tool check
-[open-url]
-host = login.example.test
-"""
-
-
-def write_profile(d, tool, flow="authorization-code", done="exit"):
-    folder = d.dir / "providers.d"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{tool}.conf").write_text(PROFILE.format(flow=flow, tool=tool, done=done, secret=SECRET))
-
-
-@contextlib.contextmanager
-def logins(**config):
-    with daemon(image=harness.guest_image("login"), vm={"browser_memory": "256", "cli_memory": "256"},
-                **config) as d:
-        yield d
+from guest_login import BOOT_S, SECRET, Login, logins
+from harness import memory_of, wait_for
 
 
 @pytest.fixture(scope="module")
 def host():
     with logins() as d:
         yield d
-
-
-class Login:
-    def __init__(self, d, tool, user=None, **profile):
-        write_profile(d, tool, **profile)
-        self.d, self.tool, self.user = d, tool, user or f"user-{tool}"
-        answer = d.admin("POST", "/api/auth/start", {"userId": self.user, "provider": tool})
-        assert answer.status == 201, answer.json
-        self.id, self.vm = answer.json["sessionId"], answer.json["session"]["vm_id"]
-
-    def get(self, what="", **kwargs):
-        return self.d.admin("GET", f"/api/auth/session/{self.id}{what}", **kwargs)
-
-    @property
-    def session(self):
-        return self.get().json["session"]
-
-    def wait(self, status, timeout_s=BOOT_S):
-        def reached():
-            """the session's status"""
-            session = self.session
-            assert session["status"] == status or session["status"] not in ("failed", "completed", "timeout"), session
-            return session["status"] == status
-        wait_for(reached, timeout_s, 0.1)
-        return self.session
-
-    def events(self):
-        return [(e["event"], e["actor"], e["reason"]) for e in self.get("/events").json["events"]]
-
-    def exec(self, *argv, vm=None):
-        return subprocess.run([harness.MCTL, "--socket", self.d.socket, "vm", "exec", vm or self.vm, "--", *argv],
-                              capture_output=True, text=True, timeout=120)
-
-    def consent(self):
-        assert self.exec("touch", "/tmp/consent").returncode == 0
-
-    def page(self):
-        """The page at which the user logs in, once the desktop's browser has it."""
-        wait_for(lambda: (answer := self.get("/oauth-url")).status == 200 and answer.json["opened"], BOOT_S, 0.1)
-        return self.get("/oauth-url").json
 
 
 def in_vm(d, user, tool, vm):
@@ -99,24 +28,24 @@ def in_vm(d, user, tool, vm):
     return r.stdout.splitlines() if r.returncode == 0 else []
 
 
+def carry_secrets(d, vm):
+    """Into the guest and back, by each way that a file or a program's streams can take."""
+    data = base64.b64encode(f"{SECRET}-written".encode()).decode()
+    file = {"path": "/tmp/carried", "allow": ["/tmp/carried"]}
+    ask = lambda **what: d.admin("POST", f"/api/vms/{vm}/agent", what)
+    assert ask(op="file.write", data=data, **file).status == 200
+    assert ask(op="file.read", **file).json["ok"]["data"] == data
+    assert ask(op="file.write", data=data[:8] + "!" + data[8:], **file).status == 400
+    r = subprocess.run([harness.MCTL, "--socket", d.socket, "vm", "exec", vm, "--", "cat"], input=f"{SECRET}-piped",
+                       capture_output=True, text=True, timeout=120)
+    assert (r.returncode, r.stdout) == (0, f"{SECRET}-piped")
+
+
 def places_of(d):
     """All that the daemon has written, and its memory."""
     for path in sorted(d.dir.rglob("*")):
         if path.is_file() and not path.is_symlink() and "providers.d" not in path.parts:
             yield path
-
-
-def memory_of(pid):
-    """What a core file would hold."""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as mem:
-        for line in maps:
-            span, rights = line.split()[:2]
-            begin, end = (int(x, 16) for x in span.split("-"))
-            if "r" not in rights or "[v" in line:
-                continue
-            with contextlib.suppress(OSError, ValueError, OverflowError):
-                mem.seek(begin)
-                yield line.strip(), mem.read(end - begin)
 
 
 def test_a_login_from_the_desktop_to_the_users_own_vm(host):
@@ -155,6 +84,7 @@ def test_a_login_from_the_desktop_to_the_users_own_vm(host):
     assert stored()["version"] == 3
     second = d.create(user=login.user, wait=True)["id"]
     wait_for(lambda: in_vm(d, login.user, "code", second)[2:] == [tokens[1]], 60, 0.5)
+    carry_secrets(d, second)
     assert write(second, "half a fi").returncode == 0
     d.mctl("vm", "destroy", second, "--reason", "what it has does not work")
     assert (stored()["version"], stored()["logged_out_at"]) == (3, None)
@@ -241,7 +171,9 @@ def test_nothing_secret_is_left(host):
         d.mctl("vm", "destroy", vm["id"], "--reason", "the test is over", check=None)
         wait_for(lambda: d.state_of(vm["id"]) in ("stopped", "failed"), 60, 0.2)
     # What tools and pages had. The word alone is in the profiles that the test wrote, and so in the daemon's memory.
-    needles = [f"{SECRET}-{what}".encode() for what in ("token", "state", "challenge", "pasted", "error", "check")]
+    needles = [f"{SECRET}-{what}".encode() for what in ("token", "state", "challenge", "pasted", "error", "check", "written",
+                                                 "piped")]
+    needles.append(base64.b64encode(f"{SECRET}-written".encode()))
     assert list((d.state / "evidence").glob("*/session.json")), "there is something to search"
     found = [(path, n) for path in places_of(d) for n in needles if n in path.read_bytes()]
     found += [(where, n) for where, data in memory_of(d.process.pid) for n in needles if n in data]

@@ -94,6 +94,8 @@ export class Story {
       ['Address', vm.ip], ['MAC', vm.mac], ['Port', vm.tap], ['Size', `${vm.vcpus} vCPU, ${vm.memory_mib} MiB`],
       ['Image', vm.image], ['VMM', vm.vmm], ['Made', vm.created_at], ['Files', files],
     ];
+    if (vm.state === 'hibernated')
+      facts.splice(3, 0, ['Wakes', `when it is used, or by: mctl vm resume ${clean(vm.id, 64)}`]);
     $('story-facts').replaceChildren(...facts.map(([term, text]) => build('div', {},
       build('dt', { text: term }), build('dd', { text: clean(text, 200) }))));
     $('story-events').replaceChildren(...events.map((event, index) => this.#event(event, events[index - 1])).reverse());
