@@ -36,6 +36,7 @@
 #define UNKNOWN_END "how it ended is not known: an earlier daemon had started it"
 
 struct ending {
+    struct ending *next; /* of vms->unsealed */
     struct vms *vms;
     struct machine *m; /* NULL: its end is stored already */
     int pidfd;         /* the machine's; -1: none */
@@ -188,18 +189,35 @@ static void tell_over(const struct ending *job) {
     vms->over(vms->over_data, &vm);
 }
 
-static void worked(void *userdata) {
-    struct ending *job = userdata;
-    if (job->result < 0) {
-        done(job);
-        return;
-    }
+static void end_for_good(struct ending *job) {
     if (job->m)
         tell_over(job);
     if (workers_submit(job->vms->enders, seal, done, job) == 0)
         return;
     seal(job); /* without memory for a job */
     done(job);
+}
+
+static void worked(void *userdata) {
+    struct ending *job = userdata;
+    if (job->result < 0) {
+        done(job);
+        return;
+    }
+    if (job->vms->is_starting && job->m) { /* who is to be told is not there yet */
+        job->next = job->vms->unsealed;
+        job->vms->unsealed = job;
+    } else {
+        end_for_good(job);
+    }
+}
+
+void machine_end_unsealed(struct vms *vms) {
+    for (struct ending *job; (job = vms->unsealed);) {
+        vms->unsealed = job->next;
+        end_for_good(job);
+    }
+    workers_finish(vms->enders);
 }
 
 /* The last events as a JSON array, for the evidence. */

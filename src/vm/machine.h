@@ -126,6 +126,7 @@ struct vms {
     struct examine examine;
     struct workers *makers, *enders, *resters, *examiners; /* one kind never waits for another */
     int endings;                                           /* under way */
+    struct ending *unsealed; /* found at the start, and whom the VMs served is not there yet (end.c) */
     struct {
         char id[VM_ID_TEXT];
         struct err err;
@@ -170,6 +171,9 @@ void machine_set_reachable(struct machine *m, bool reachable, const char *words)
  * seals the evidence, removes everything that it had, stores `event` with the reason, which a cause that was found is
  * put in front of; and then frees m. `process`: how its VMM ended, NULL where it may still run. */
 void machine_end(struct machine *m, enum vm_event event, const char *actor, const char *reason, const char *process);
+
+/* Goes on with the endings that were found at the start, to their end. */
+void machine_end_unsealed(struct vms *vms);
 
 /* The same for what an earlier attempt left of a VM whose end is stored already. */
 void machine_clean_up(struct vms *vms, const struct vm *vm);

@@ -257,6 +257,8 @@ void vms_free(struct vms *vms) {
     vms->last_look = NULL;
     loop_timer_free(vms->console_timer);
     loop_timer_free(vms->expire_timer);
+    if (vms->enders)
+        machine_end_unsealed(vms);
     /* What is being made is made, what ends has ended: in this order, as the one may lead to the other. */
     workers_free(vms->examiners);
     workers_free(vms->makers);
@@ -277,6 +279,7 @@ void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata) {
 void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     vms->over = fn;
     vms->over_data = userdata;
+    machine_end_unsealed(vms);
 }
 
 bool vms_is_over(struct vms *vms, const char *id) {
@@ -368,7 +371,7 @@ int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
             log_warning("%s: %s", m->vm.id, err->detail);
         machine_end(m, m->vm.state == VM_STATE_STOPPING ? VM_EVENT_ENDED : VM_EVENT_FAILED, actor, m->vm.reason, NULL);
     }
-    workers_finish(vms->enders);
+    machine_end_unsealed(vms);
     if (!vms->first)
         return 0;
     return err_set(err, EBUSY, "vm.remove", "%u VMs could not be removed, %s is one of them: the log says why",

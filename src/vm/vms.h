@@ -59,7 +59,8 @@ void vms_free(struct vms *vms);
 void vms_on_change(struct vms *vms, vms_changed_fn *fn, void *userdata);
 
 /* Called when a VM is over and it is known how: with the state and the reason that it will have, before its evidence is sealed.
- * What is written into its folder (vms_folder() of its record, which still says that it lives) is part of that. One listener. */
+ * What is written into its folder (vms_folder() of its record, which still says that it lives) is part of that. One listener,
+ * who hears at once of those that had ended while there was no controller. */
 void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata);
 
 /* An id for a VM that will be made: who needs it may write it down first. */

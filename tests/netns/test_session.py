@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -137,6 +138,26 @@ def test_a_page_that_was_left(plain_image):
         wait_status(d, sid, "cancelled")
         end = story(d, sid)["events"][-1]
         assert end["actor"] == "controller" and "page was closed" in end["reason"]
+
+
+def test_a_vm_that_is_lost_leaves_its_sessions_end_in_its_evidence():
+    """Killed while one looks, and while there is no controller."""
+    with idle() as d:
+        for there_is_a_controller in (True, False):
+            sid, _ = start(d, "ann")
+            vm = shown(d, sid)["session"]["vm_id"]
+            wait_for(lambda: d.processes([vm]))
+            if not there_is_a_controller:
+                d.stop(signal.SIGKILL)
+            os.kill(d.processes([vm])[0], signal.SIGKILL)
+            if not there_is_a_controller:
+                d.start()
+            wait_status(d, sid, "failed")
+            d.wait_state(vm, "failed")
+            told = story(d, sid)
+            sealed = json.loads((pathlib.Path(told["files"]) / "session.json").read_text())
+            assert (sealed["status"], sealed["actor"], sealed["reason"]) == ("failed", "controller", told["events"][-1]["reason"])
+            assert d.vm(vm)["reason"] in sealed["reason"]
 
 
 def test_a_token_that_is_revoked_takes_what_it_began_with_it(plain_image):
