@@ -126,13 +126,12 @@ static void each_profile_logs_its_tool_in(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         load(f, cases[i].name);
-        /* A file that is there is not yet a login that works. */
-        log_in(f, cases[i].address, "is refused");
-        assert_string_equal(f->err.code, "login.check");
-        struct vault_status status;
-        assert_int_equal(vault_look(f->w.vault, &status, NULL), 0);
-        assert_int_equal(status.credentials, i);
-        guest_empty_home();
+        /* A file that is there is not yet a login that works. (One that goes on running is checked again for a while.) */
+        if (f->provider.done == PROVIDER_DONE_EXIT) {
+            log_in(f, cases[i].address, "is refused");
+            assert_string_equal(f->err.code, "login.check");
+            guest_empty_home();
+        }
         log_in(f, cases[i].address, "works");
         if (f->err.errnum)
             fail_msg("%s: %s", cases[i].name, f->err.detail);
