@@ -17,7 +17,7 @@ LIMIT_S, ABANDONED_S = 8, 3
 
 def open_page(b, login):
     b.to(login.tool)("goto", url=login.address)
-    b.state("booting")
+    b.wait("!['loading', 'offline'].includes(document.documentElement.dataset.state)")
 
 
 def start_anew(d, **session):
@@ -61,7 +61,7 @@ def test_what_the_page_says_about_each_ending():
         shown(b, late, "ended", "The session timed out", f"Nobody had logged in {LIMIT_S} s after the desktop could be used.")
 
         # A page that was closed; its user comes back.
-        assert left.session["status"] == "authenticating"
+        assert left.session["status"] in ("awaiting_user_auth", "authenticating")
         start_anew(d, timeout=0, abandoned_after=ABANDONED_S)
         wait_for(lambda: left.session["status"] == "cancelled", 60, 0.1)
         b.to(left.tool)("goto", url=left.address.split("#")[0])
