@@ -1,9 +1,10 @@
 /* Inside of vm/: VMs that cost no memory for a while. Theory of operation:
  *
- * To hibernate begins with the last look of who is outside at its guest (leave.c). Then it is one job of a worker: the VMM stops its machine and writes memory and devices (vmm_ops.save) into saved.tmp,
- * which gets its digests, its manifest, and then the name saved (saved.h). That rename decides: before it the machine goes on
- * whatever fails, behind it the VMM is killed, and TAP, firewall elements and control groups go. The record keeps
- * id, TAP name, MAC, address and uid, which are nobody else's as long as it has not ended.
+ * To hibernate begins with the last look of who is outside at its guest (leave.c). Then it is one job of a worker: the VMM
+ * stops its machine and writes memory and devices (vmm_ops.save) into saved.tmp, which gets its digests, its manifest, and
+ * then the name saved (saved.h). That rename decides: before it the machine goes on whatever fails, behind it the VMM is
+ * killed, and TAP, firewall elements and control groups go. The record keeps id, TAP name, MAC, address and uid, which are
+ * nobody else's as long as it has not ended.
  *
  * To resume is another: saved is held against its manifest, groups, TAP and VMM are made anew, the VMM loads the memory and
  * stands still, saved is dropped, the machine goes on. The drop decides: before it the VMM is killed whatever fails and the

@@ -2,6 +2,7 @@
 its end, in words, and that nothing secret is left on the host. The real ones are tests/e2e's."""
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,23 @@ def in_vm(d, user, tool, vm):
                         "cd /home/user/.tool && stat -c '%a %u' . credentials.json && cat credentials.json"],
                        capture_output=True, text=True, timeout=120)
     return r.stdout.splitlines() if r.returncode == 0 else []
+
+
+@contextlib.contextmanager
+def frozen_and_hibernating(d, vm):
+    """Its agent stands still, and it is on its way to be hibernated."""
+    command = [harness.MCTL, "--socket", d.socket, "vm"]
+    freeze = subprocess.Popen([*command, "exec", vm, "--", "sh", "-c", "kill -STOP $PPID"])
+    health = {"op": "health", "timeout_ms": 300}
+    wait_for(lambda: d.admin("POST", f"/api/vms/{vm}/agent", health).status != 200, 30, 0.1)
+    hibernate = subprocess.Popen([*command, "hibernate", "--force", vm], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: d.state_of(vm) != "running", 30)
+        yield
+    finally:
+        for process in (freeze, hibernate):
+            process.kill()
+            process.wait()
 
 
 def carry_secrets(d, vm):
@@ -86,9 +104,20 @@ def test_a_login_from_the_desktop_to_the_users_own_vm(host):
     wait_for(lambda: in_vm(d, login.user, "code", second)[2:] == [tokens[1]], 60, 0.5)
     carry_secrets(d, second)
     assert write(second, "half a fi").returncode == 0
-    d.mctl("vm", "destroy", second, "--reason", "what it has does not work")
-    assert (stored()["version"], stored()["logged_out_at"]) == (3, None)
+    d.mctl("vm", "hibernate", second)
     assert f"{second}: the credential of user {login.user} for code was changed there" in d.log.read_text()
+    d.mctl("vm", "resume", second)
+
+    # A guest that does not answer is waited for, but not for long; and what comes meanwhile is not lost.
+    with frozen_and_hibernating(d, second):
+        os.kill(d.processes([second])[0], signal.SIGKILL)
+        d.wait_state(second, "hibernated", 60)
+    assert "what was in memory is gone, its disk is there" in d.vm(second)["reason"]
+    d.mctl("vm", "resume", "--cold", second)
+    with frozen_and_hibernating(d, second):
+        d.mctl("vm", "destroy", second, "--reason", "meanwhile")
+    assert (d.state_of(second), d.vm(second)["reason"]) == ("stopped", "meanwhile")
+    assert (stored()["version"], stored()["logged_out_at"]) == (3, None)
 
 
 ENDS = {
