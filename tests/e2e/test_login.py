@@ -27,14 +27,14 @@ def openssl(*argv, cwd):
     return run("openssl", *argv, cwd=cwd)
 
 
-def make_certificates(folder):
+def make_certificates(folder, name=NAME):
     """A CA and the provider's certificate of it."""
     folder.mkdir()
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650", "-subj",
             "/CN=Test CA", "-keyout", "ca.key", "-out", "ca.crt", cwd=folder)
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={NAME}", "-keyout",
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}", "-keyout",
             "host.key", "-out", "host.csr", cwd=folder)
-    (folder / "ext").write_text(f"subjectAltName=DNS:{NAME}\nextendedKeyUsage=serverAuth\n")
+    (folder / "ext").write_text(f"subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth\n")
     openssl("x509", "-req", "-in", "host.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "365",
             "-extfile", "ext", "-out", "host.crt", cwd=folder)
 
@@ -69,11 +69,10 @@ def own_image(kind, to, certificates):
 class Provider:
     """The process, and what it says."""
 
-    def __init__(self, space, certificates):
+    def __init__(self, certificates, issuer, listen, inside=()):
         self.said, self.lock = [], threading.Lock()
         self.process = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{space}", "node", HERE / "tests/e2e/provider.mjs", "--issuer", f"https://{NAME}",
-             "--listen", f"{OUTSIDE}:443", "--cert", certificates / "host.crt", "--key", certificates / "host.key"],
+            [*inside, "node", HERE / "tests/e2e/provider.mjs", "--issuer", issuer, "--listen", listen, "--cert", certificates / "host.crt", "--key", certificates / "host.key"],
             stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self.read, daemon=True).start()
         self.wait("listening")
@@ -143,7 +142,7 @@ def world():
             if "--device" in command:
                 text = text.replace("flow = authorization-code", "flow = device-code")
             (d.dir / "providers.d" / f"{name}.conf").write_text(text)
-        provider = Provider(space, certificates)
+        provider = Provider(certificates, f"https://{NAME}", f"{OUTSIDE}:443", ["nsenter", f"--net=/run/netns/{space}"])
         stack.callback(provider.stop)
         stack.callback(lambda: (d.stop(), run(*d.command("--remove"), check=False, timeout=300)))
         d.start()

@@ -485,6 +485,20 @@ static void words(void **state) {
         assert_int_equal(len, strlen(codes[i].code));
     }
     assert_null(login_words_reason("nothing known " SECRET, 20));
+    /* What mc-oidc says, as tests/e2e/test_oidc_tool.py hears it. */
+    static const struct {
+        const char *said, *sentence;
+    } ends[] = {
+        {"mc-oidc: the answer carries a wrong state: it does not belong to this login",
+         "the answer that came back does not belong to this login (wrong state)"},
+        {"mc-oidc: the provider says access_denied", "access was refused at the provider (access_denied)"},
+        {"mc-oidc: the provider says invalid_grant",
+         "the provider did not take the code that came back (invalid_grant)"},
+        {"mc-oidc: the provider localhost:443 cannot be reached: ConnectionRefusedError",
+         "the provider could not be reached"},
+    };
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        assert_string_equal(login_words_reason(ends[i].said, strlen(ends[i].said)), ends[i].sentence);
     static const char two[] = "x https://a.example/?q\nhttps://b.example/\thttps://cut";
     assert_int_equal(login_words_address(two, strlen(two), &pos, &at), strlen("https://a.example/?q"));
     assert_int_equal(login_words_address(two, strlen(two), &pos, &at), strlen("https://b.example/"));
