@@ -180,6 +180,11 @@ def test_users_and_pages_see_only_that_it_is_there():
         bob = d.mctl("--json", "token", "create", "--user", "bob").json["secret"]
         (mine,) = d.get("/api/users/ann/credentials", headers=bearer(ann)).json["credentials"]
         assert mine["provider"] == "demo" and mine["version"] == 1 and mine["owner_vm"] is None
+        assert mine["logged_out_at"] is None and "logged out" not in d.mctl("vault", "status").out
+        with database(d) as db, db:
+            db.execute("UPDATE credential SET logged_out_ms = 5")
+        (mine,) = d.get("/api/users/ann/credentials", headers=bearer(ann)).json["credentials"]
+        assert mine["logged_out_at"] == "1970-01-01T00:00:00.005Z" and "logged out there" in d.mctl("vault", "status").out
         assert d.get("/api/users/ann/credentials", headers=bearer(bob)).status == 404
         assert d.request("DELETE", "/api/users/ann/credentials/demo", headers=bearer(bob)).status == 404
         sid, ticket = start(d, "ann")
