@@ -8,8 +8,8 @@
 
 #include "relay/thread.h"
 
-/* Reads of a connection before the others of its thread have their turn. */
-#define READS_PER_TURN 8
+/* Reads of a connection before the others of its thread have their turn; one may be of buffer_bytes. */
+#define READS_PER_TURN 2
 
 /* Pieces of one read that are sent with one call. Only our pings' pongs make more than two. */
 #define PIECES 8
@@ -186,7 +186,8 @@ static bool carry(struct side *from) {
     if (!can_carry(from))
         return false;
     size_t len;
-    uint8_t *in = side_read(from, &len);
+    /* Much at a time costs less, but what the other side does not take would have to be kept. */
+    uint8_t *in = side_read(from, from->bulk ? side_room(other(from)) : 0, &len);
     if (in)
         feed(from, in, len);
     /* Of the browser each byte counts, as a sign of life. */
@@ -300,12 +301,21 @@ static bool relay_run(struct conn *c) {
     return can_carry(&c->browser) || can_carry(&c->upstream);
 }
 
+/* The bytes that came before the relaying began. */
+static void feed_held(struct side *s) {
+    size_t len;
+    uint8_t *in = side_unhold(s, &len);
+    if (in)
+        feed(s, in, len);
+}
+
 static void give_up_waiting(struct conn *c) {
     c->state = CONN_RELAYING;
     if (c->end == RELAY_END_NONE)
         c->end = RELAY_END_BROWSER_LOST;
     side_drop(&c->browser);
     side_send_close(&c->upstream, FRAME_CODE_GOING_AWAY, "");
+    feed_held(&c->upstream);
 }
 
 bool conn_run(struct conn *c) {
@@ -330,14 +340,6 @@ int64_t conn_deadline_ms(const struct conn *c) {
     if (c->first_eof && c->end == RELAY_END_NONE)
         at_ms = earlier(at_ms, c->eof_ms);
     return at_ms;
-}
-
-/* The bytes that came before the relaying began. */
-static void feed_held(struct side *s) {
-    size_t len;
-    uint8_t *in = side_unhold(s, &len);
-    if (in)
-        feed(s, in, len);
 }
 
 static void open_browser(struct conn *c, int fd, const void *early, size_t early_len) {

@@ -127,7 +127,7 @@ static void read_answer(struct conn *c) {
     struct side *u = &c->upstream;
     size_t len;
     uint8_t *in;
-    while (u->can_read && (in = side_read(u, &len))) {
+    while (u->can_read && (in = side_read(u, 0, &len))) {
         struct handshake_answer answer;
         struct err err;
         int r = handshake_judge(in, len, c->dialing->accept, c->dialing->protocols, &answer, &err);

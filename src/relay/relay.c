@@ -67,7 +67,7 @@ static unsigned default_threads(void) {
 static int set_config(struct relay_config *c, const struct relay_config *from, struct err *err) {
     *c = *from;
     c->threads = c->threads ? c->threads : default_threads();
-    c->buffer_bytes = c->buffer_bytes ? c->buffer_bytes : (size_t)256 * 1024;
+    c->buffer_bytes = c->buffer_bytes ? c->buffer_bytes : (size_t)1024 * 1024;
     c->plenty_bytes = c->plenty_bytes ? c->plenty_bytes : (size_t)64 * 1024 * 1024;
     c->max_connections = c->max_connections ? c->max_connections : 10000;
     c->handshake_timeout_ms = c->handshake_timeout_ms ? c->handshake_timeout_ms : 10000;

@@ -30,7 +30,7 @@ struct relay;
 /* A member that is 0 takes the default. */
 struct relay_config {
     unsigned threads;         /* one for each CPU, at most 4 */
-    size_t buffer_bytes;      /* 256 KiB, at least 16: what may be in hand of one connection in one direction */
+    size_t buffer_bytes;      /* 1 MiB, at least 16 KiB: what may be in hand of one connection in one direction */
     size_t plenty_bytes;      /* 64 MiB: while more than this is kept of all, each gets no more than 16 KiB in hand */
     unsigned max_connections; /* 10000, refused ones included */
     int handshake_timeout_ms; /* 10000: from relay_dial() to the VM's answer, and from there to relay_join() */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sock_diag.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -20,13 +21,18 @@
 /* Room behind a queue for what the relay itself may add: a ping and a Close. */
 #define QUEUE_SLACK ((size_t)2 * (FRAME_HEAD_MAX + FRAME_CONTROL_MAX))
 
+/* Bytes that the kernel keeps for a peer before any of them is on its way: enough for reads of a whole buffer, and no more
+ * than a slow peer takes soon, since a Close comes behind them. Source: TCP_NOTSENT_LOWAT, tcp(7). */
+#define UNSENT (1024 * 1024)
+
 /* How many times an end is put off, each time by linger_ms, for a peer that is slow but takes what it is sent. */
 #define DELAYS_MAX 15
 
 /* bytes of a frame's rest that are worth a turn */
 #define BULK (128 * 1024)
 
-/* bytes of a read while the relay keeps plenty */
+/* bytes of a read: usually; while the relay keeps plenty */
+#define USUAL ((size_t)64 * 1024)
 #define LITTLE ((size_t)16 * 1024)
 
 static struct thread *thread_of(const struct side *s) {
@@ -47,6 +53,7 @@ int side_open(struct side *s, int fd) {
         return -errno;
     /* Frames are sent whole: waiting for more would only add latency. Not every socket is TCP in a test. */
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &(int){UNSENT}, sizeof(int));
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
     if (epoll_ctl(thread_of(s)->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
         return -errno;
@@ -184,22 +191,44 @@ void side_send_close(struct side *s, uint16_t code, const char *reason) {
     s->untaken = SIZE_MAX;
 }
 
+/* Where in the thread's buffer what was held goes, so that what is read behind it is aligned. */
+static uint8_t *place_for_held(const struct side *s) {
+    size_t before = FRAME_HEAD_MAX + s->held_len;
+    return thread_of(s)->buffer + FRAME_HEAD_MAX + (RELAY_ALIGNMENT - before % RELAY_ALIGNMENT) % RELAY_ALIGNMENT;
+}
+
 uint8_t *side_unhold(struct side *s, size_t *ret_len) {
     if (s->held_len == 0)
         return NULL;
-    uint8_t *buffer = thread_of(s)->buffer + FRAME_HEAD_MAX;
+    uint8_t *buffer = place_for_held(s);
     *ret_len = s->held_len;
     memcpy(buffer, s->held, s->held_len);
     free_held(s);
     return buffer;
 }
 
-uint8_t *side_read(struct side *s, size_t *ret_len) {
+/* Source: SO_MEMINFO, net/core/sock.c; what is queued counts with its overhead, so it takes a little less. */
+size_t side_room(const struct side *s) {
+    uint32_t info[SK_MEMINFO_VARS] = {0};
+    if (s->fd < 0 || getsockopt(s->fd, SOL_SOCKET, SO_MEMINFO, info, &(socklen_t){sizeof info}) < 0 ||
+        info[SK_MEMINFO_SNDBUF] < info[SK_MEMINFO_WMEM_QUEUED])
+        return 0;
+    return info[SK_MEMINFO_SNDBUF] - info[SK_MEMINFO_WMEM_QUEUED];
+}
+
+/* Bytes that may be in hand: what was held and what is read. */
+static size_t most_in_hand(const struct side *s, size_t most) {
+    const struct relay *relay = thread_of(s)->relay;
+    if (atomic_load_explicit(&relay->buffered, memory_order_relaxed) > relay->config.plenty_bytes)
+        return LITTLE;
+    most = most > USUAL ? most : USUAL;
+    return most < relay->config.buffer_bytes ? most : relay->config.buffer_bytes;
+}
+
+uint8_t *side_read(struct side *s, size_t most, size_t *ret_len) {
     struct thread *thread = thread_of(s);
-    uint8_t *buffer = thread->buffer + FRAME_HEAD_MAX;
-    const struct relay_config *config = &thread->relay->config;
-    bool plenty = atomic_load_explicit(&thread->relay->buffered, memory_order_relaxed) > config->plenty_bytes;
-    size_t room = (plenty ? LITTLE : config->buffer_bytes) - s->held_len;
+    uint8_t *buffer = place_for_held(s);
+    size_t room = most_in_hand(s, most) - s->held_len;
     ssize_t n;
     do
         n = recv(s->fd, buffer + s->held_len, room, 0);
@@ -214,8 +243,9 @@ uint8_t *side_read(struct side *s, size_t *ret_len) {
             lose(s, -errno);
         return NULL;
     }
+    s->bulk = (size_t)n == room;
     /* All that was there: epoll says when more comes. But it has said already if that is the end. */
-    if ((size_t)n < room && !s->hung_up)
+    if (!s->bulk && !s->hung_up)
         s->can_read = false;
     s->got_ms = thread->now_ms;
     s->in_bytes += (uint64_t)n;

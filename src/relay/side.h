@@ -24,6 +24,7 @@ struct side {
     bool out_close; /* a Close for it is queued or sent: nothing may follow */
     bool out_shut;  /* FIN was sent */
     bool lost;      /* an error, not a plain FIN */
+    bool bulk;      /* its last read was as long as it might be: there is probably much more */
     struct frame_parser in;
     uint8_t *held; /* the start of a frame that is not there yet */
     size_t held_len;
@@ -55,9 +56,14 @@ void side_flush(struct side *s);
 /* Sends a Close behind all that waits, once. FRAME_CODE_NONE: an empty one. */
 void side_send_close(struct side *s, uint16_t code, const char *reason);
 
-/* Reads into the thread's buffer, behind what was held. ret_len: of both together.
+/* Bytes that the socket would take at once, about. */
+size_t side_room(const struct side *s);
+
+/* Reads into the thread's buffer, behind what was held.
+ * most     bytes at most, where this is more than the usual 64 KiB
+ * ret_len  of both together
  * Return: the buffer, with FRAME_HEAD_MAX writable bytes before it; NULL: nothing now, or (in_eof) never again. */
-uint8_t *side_read(struct side *s, size_t *ret_len);
+uint8_t *side_read(struct side *s, size_t most, size_t *ret_len);
 
 /* Keeps the rest of what was read for the next time. */
 void side_hold(struct side *s, const uint8_t *rest, size_t len);

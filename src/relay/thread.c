@@ -247,7 +247,7 @@ int thread_start(struct thread *t, struct relay *relay, unsigned number, struct 
     pthread_mutex_init(&t->lock, NULL);
     t->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    t->buffer = malloc(FRAME_HEAD_MAX + relay->config.buffer_bytes);
+    t->buffer = aligned_alloc(RELAY_ALIGNMENT, 2 * RELAY_ALIGNMENT + relay->config.buffer_bytes);
     struct epoll_event event = {.events = EPOLLIN};
     if (!t->buffer)
         return err_set(err, ENOMEM, "relay.memory", "no memory for a relay thread");

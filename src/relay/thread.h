@@ -12,7 +12,8 @@
 #include "relay/timers.h"
 
 #define THREAD_BUCKETS 1024
-#define RELAY_PING_SIZE 8 /* bytes of payload */
+#define RELAY_PING_SIZE 8  /* bytes of payload */
+#define RELAY_ALIGNMENT 64 /* bytes, of what is read into: the kernel copies faster to there */
 
 enum command_kind {
     COMMAND_DIAL,      /* conn, fd */
@@ -43,7 +44,7 @@ struct thread {
     int epoll_fd, event_fd;
     int64_t now_ms; /* monotonic, of this turn */
     bool stop;
-    uint8_t *buffer; /* FRAME_HEAD_MAX + buffer_bytes */
+    uint8_t *buffer; /* 2 * RELAY_ALIGNMENT, for a frame's head and to align, + buffer_bytes */
     struct conn *ready, **ready_end;
     struct timers timers;
     struct conn *buckets[THREAD_BUCKETS]; /* by id */

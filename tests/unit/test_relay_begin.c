@@ -21,7 +21,7 @@ static void early_bytes_are_kept(void **state) {
     send_text(e.vm, "llo");
     read_messages(e.browser, &e.at_browser, 2);
     assert_memory_equal(e.at_browser.message.data, "hello", 5);
-    assert_int_equal(relay_join(rig.relay, e.conn, 0, browser.data, (size_t)257 * 1024), -E2BIG);
+    assert_int_equal(relay_join(rig.relay, e.conn, 0, browser.data, (size_t)1024 * 1024 + 1), -E2BIG);
     assert_int_equal(relay_join(rig.relay, e.conn, -1, NULL, 0), -EINVAL);
     ws_bytes_free(&vm);
     ws_bytes_free(&browser);
@@ -282,6 +282,26 @@ static void a_dial_can_be_given_up(void **state) {
     assert_int_equal(rig.ended_len, 0);
 }
 
+/* While the relay keeps plenty of others: a read is then shorter than what is held here. */
+static void a_connection_that_is_given_up_forgets_what_it_held(void **state) {
+    static uint8_t screen[50000];
+    struct rig rig;
+    struct ends e;
+    struct ws_bytes b = {0};
+    struct relay_config config = slow;
+    config.plenty_bytes = 1;
+    rig_open(&rig, &config);
+    ws_frame(&b, 0x82, false, screen, sizeof screen);
+    rig_dial_well(&rig, &e, 1, b.data, b.len);
+    assert_true(relay_buffered_bytes(rig.relay) > 0);
+    assert_int_equal(relay_cancel(rig.relay, e.conn), 0);
+    expect_close(e.vm, &e.at_vm, 1001, "");
+    send_bytes(e.vm, &b);
+    finish_vm(&e);
+    ends_close(&e);
+    rig_close(&rig);
+}
+
 static void a_join_that_comes_too_late_is_told(void **state) {
     struct rig rig;
     struct ends e;
@@ -358,6 +378,7 @@ int main(void) {
         cmocka_unit_test(the_subprotocol_is_the_vms_choice_of_the_browsers_offer),
         cmocka_unit_test(what_happens_between_dial_and_join_is_told_at_join),
         cmocka_unit_test(a_dial_can_be_given_up),
+        cmocka_unit_test(a_connection_that_is_given_up_forgets_what_it_held),
         cmocka_unit_test(a_join_that_comes_too_late_is_told),
         cmocka_unit_test(connections_have_a_maximum),
     };
