@@ -105,7 +105,7 @@ static void on_upgraded(void *userdata, int fd, const void *early, size_t early_
     bool relayed = false;
     d->upgrading = false;
     if (fd >= 0 && d->conn && !d->verdict.code)
-        relayed = relay_join(relay, d->conn, fd, early, early_len) == 0;
+        relayed = relay_join(relay, d->conn, d->tag, fd, early, early_len) == 0;
     else if (fd >= 0 && relay_refuse(relay, fd, early, early_len, d->verdict.code, d->verdict.reason) == 0)
         fd = -1;
     if (relayed) {

@@ -267,12 +267,16 @@ static void check_times(struct conn *c) {
         side_expire(&c->upstream);
 }
 
+void conn_tell_ended(const struct relay *relay, const struct relay_ended *ended) {
+    if (relay->callbacks.ended)
+        relay->callbacks.ended(relay->userdata, ended);
+}
+
 static void over(struct conn *c) {
-    const struct relay *relay = c->thread->relay;
     side_drop(&c->browser);
     side_drop(&c->upstream);
     c->state = CONN_OVER;
-    if (!c->joined || !relay->callbacks.ended)
+    if (!c->joined)
         return;
     struct relay_ended ended = {
         .conn = c->id,
@@ -283,7 +287,7 @@ static void over(struct conn *c) {
         .from_upstream_bytes = c->upstream.in_bytes,
         .duration_ms = now_ms(c) - c->start_ms,
     };
-    relay->callbacks.ended(relay->userdata, &ended);
+    conn_tell_ended(c->thread->relay, &ended);
 }
 
 /* Return: whether there is more to do already. */

@@ -70,6 +70,9 @@ bool conn_run(struct conn *c);
 /* When conn_run() must be called at the latest; INT64_MAX: never. */
 int64_t conn_deadline_ms(const struct conn *c);
 
+/* Calls `ended`, where there is such. */
+void conn_tell_ended(const struct relay *relay, const struct relay_ended *ended);
+
 /* Ends it at once, with the callbacks that are owed. */
 void conn_abort(struct conn *c);
 

@@ -195,7 +195,7 @@ int relay_dial(struct relay *relay, int fd, const struct relay_dial *dial, uint6
     return 0;
 }
 
-int relay_join(struct relay *relay, uint64_t conn, int client_fd, const void *early, size_t early_len) {
+int relay_join(struct relay *relay, uint64_t conn, uint64_t tag, int client_fd, const void *early, size_t early_len) {
     if (client_fd < 0)
         return -EINVAL;
     if (early_len > relay->config.buffer_bytes)
@@ -203,6 +203,7 @@ int relay_join(struct relay *relay, uint64_t conn, int client_fd, const void *ea
     struct command *command = command_new(COMMAND_JOIN, conn, client_fd, early, early_len);
     if (!command)
         return -ENOMEM;
+    command->tag = tag;
     thread_command(thread_for(relay, conn), command);
     return 0;
 }

@@ -117,10 +117,12 @@ int relay_dial(struct relay *relay, int fd, const struct relay_dial *dial, uint6
 
 /* Gives a dialed connection its browser: a socket on which 101 has been sent. Nobody else may read from it, and no
  * other epoll may watch it.
+ * tag    as in relay_dial()
  * early  bytes that were read behind the request, at most buffer_bytes; they are copied
- * If the VM was lost meanwhile the browser is told so. On success the socket belongs to the relay.
+ * If the VM was lost meanwhile, or the connection given up, the browser is told so; `ended` follows in any case. On
+ * success the socket belongs to the relay.
  * Return: 0, -EINVAL, -E2BIG (early), -ENOMEM. */
-int relay_join(struct relay *relay, uint64_t conn, int client_fd, const void *early, size_t early_len);
+int relay_join(struct relay *relay, uint64_t conn, uint64_t tag, int client_fd, const void *early, size_t early_len);
 
 /* Tells a browser on which 101 has been sent why there will be no connection, and sees it off. As relay_join().
  * Return: also -ENOBUFS at RELAY_REFUSED_MAX above max_connections, -ESHUTDOWN. */

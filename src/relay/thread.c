@@ -15,11 +15,15 @@
 
 #define EVENTS_PER_TURN 256
 
-static struct conn **find(struct thread *t, uint64_t id) {
-    struct conn **at = &t->buckets[id / t->relay->threads_len % THREAD_BUCKETS];
-    while (*at && (*at)->id != id)
-        at = &(*at)->next_in_bucket;
-    return at;
+static struct conn **bucket(struct thread *t, uint64_t id) {
+    return &t->buckets[id / t->relay->threads_len % THREAD_BUCKETS];
+}
+
+static struct conn *find(struct thread *t, uint64_t id) {
+    struct conn *c = *bucket(t, id);
+    while (c && c->id != id)
+        c = c->next_in_bucket;
+    return c;
 }
 
 static void make_ready(struct thread *t, struct conn *c) {
@@ -40,12 +44,17 @@ static void count_out(struct relay *relay) {
 }
 
 static void add(struct thread *t, struct conn *c) {
-    *find(t, c->id) = c;
+    struct conn **first = bucket(t, c->id);
+    c->next_in_bucket = *first;
+    *first = c;
     make_ready(t, c);
 }
 
 static void forget(struct thread *t, struct conn *c) {
-    *find(t, c->id) = c->next_in_bucket;
+    struct conn **at = bucket(t, c->id);
+    while (*at != c)
+        at = &(*at)->next_in_bucket;
+    *at = c->next_in_bucket;
     timers_unset(&t->timers, &c->timer);
     conn_free(c);
     count_out(t->relay);
@@ -88,26 +97,29 @@ static void run_timers(struct thread *t) {
     }
 }
 
-/* The browser of a connection that is not there any more must not be left without a word. */
+/* The browser of a connection that was given up must not be left without a word, nor its owner without `ended`. What is
+ * left of that connection may still be there, with the same number, and sees the VM off. */
 static void join_nothing(struct thread *t, struct command *command) {
-    struct conn *c = conn_new(t, command->id, 0);
+    struct conn *c = conn_new(t, command->id, command->tag);
     if (!c) {
         close(command->fd);
+        conn_tell_ended(t->relay,
+                        &(struct relay_ended){.conn = command->id, .tag = command->tag, .end = RELAY_END_BROWSER_LOST});
         return;
     }
     struct relay_verdict v = {FRAME_CODE_BAD_GATEWAY, "The connection to the VM was given up in the meantime."};
-    /* It has no number that anybody knows: that of the connection that was meant is free now. */
     atomic_fetch_add(&t->relay->count, 1);
     add(t, c);
+    c->joined = true;
     conn_refuse(c, command->fd, command->early, command->early_len, &v);
 }
 
 static void join(struct thread *t, struct command *command) {
-    struct conn *c = *find(t, command->id);
+    struct conn *c = find(t, command->id);
     if (c && c->state == CONN_DIALED) {
         conn_join(c, command->fd, command->early, command->early_len);
         make_ready(t, c);
-    } else if (!c) {
+    } else if (!c || !c->joined) {
         join_nothing(t, command);
     } else {
         close(command->fd); /* joined twice */
@@ -123,7 +135,7 @@ static void tell_all(struct thread *t, const struct relay_verdict *verdict) {
 }
 
 static void run_command(struct thread *t, struct command *command) {
-    struct conn *c = command->kind == COMMAND_CLOSE || command->kind == COMMAND_CANCEL ? *find(t, command->id) : NULL;
+    struct conn *c = command->kind == COMMAND_CLOSE || command->kind == COMMAND_CANCEL ? find(t, command->id) : NULL;
     switch (command->kind) {
     case COMMAND_DIAL:
         add(t, command->conn);

@@ -17,7 +17,7 @@
 
 enum command_kind {
     COMMAND_DIAL,      /* conn, fd */
-    COMMAND_JOIN,      /* id, fd, early */
+    COMMAND_JOIN,      /* id, tag, fd, early */
     COMMAND_REFUSE,    /* conn, fd, early, verdict */
     COMMAND_CLOSE,     /* id, verdict */
     COMMAND_CLOSE_ALL, /* verdict */
@@ -30,7 +30,7 @@ struct command {
     enum command_kind kind;
     bool is_static; /* not to be freed */
     int fd;         /* -1: none */
-    uint64_t id;
+    uint64_t id, tag;
     struct conn *conn;
     struct relay_verdict verdict;
     size_t early_len;

@@ -310,7 +310,7 @@ static inline void rig_join(struct rig *rig, struct ends *e, const void *early, 
     int pair[2];
     tcp_pair(pair);
     e->browser = pair[0];
-    assert_int_equal(relay_join(rig->relay, e->conn, pair[1], early, early_len), 0);
+    assert_int_equal(relay_join(rig->relay, e->conn, 0, pair[1], early, early_len), 0);
 }
 
 static inline void rig_connect(struct rig *rig, struct ends *e, uint64_t tag) {

@@ -21,8 +21,8 @@ static void early_bytes_are_kept(void **state) {
     send_text(e.vm, "llo");
     read_messages(e.browser, &e.at_browser, 2);
     assert_memory_equal(e.at_browser.message.data, "hello", 5);
-    assert_int_equal(relay_join(rig.relay, e.conn, 0, browser.data, (size_t)1024 * 1024 + 1), -E2BIG);
-    assert_int_equal(relay_join(rig.relay, e.conn, -1, NULL, 0), -EINVAL);
+    assert_int_equal(relay_join(rig.relay, e.conn, 0, 0, browser.data, (size_t)1024 * 1024 + 1), -E2BIG);
+    assert_int_equal(relay_join(rig.relay, e.conn, 0, -1, NULL, 0), -EINVAL);
     ws_bytes_free(&vm);
     ws_bytes_free(&browser);
     ws_decoder_free(&direct);
@@ -302,6 +302,15 @@ static void a_connection_that_is_given_up_forgets_what_it_held(void **state) {
     rig_close(&rig);
 }
 
+static void join_too_late(struct rig *rig, struct ends *e, uint64_t tag) {
+    int pair[2];
+    tcp_pair(pair);
+    e->browser = pair[0];
+    assert_int_equal(relay_join(rig->relay, e->conn, tag, pair[1], NULL, 0), 0);
+    expect_close(e->browser, &e->at_browser, 1014, "given up");
+    finish_browser(e);
+}
+
 static void a_join_that_comes_too_late_is_told(void **state) {
     struct rig rig;
     struct ends e;
@@ -313,12 +322,18 @@ static void a_join_that_comes_too_late_is_told(void **state) {
     finish_vm(&e);
     while (relay_count(rig.relay) > 0)
         poll(NULL, 0, 1);
-    rig_join(&rig, &e, NULL, 0);
-    expect_close(e.browser, &e.at_browser, 1014, "given up");
-    finish_browser(&e);
+    join_too_late(&rig, &e, 7);
+    assert_true(rig_wait_ended(&rig, 1).tag == 7);
+    ends_close(&e);
+    rig_dial_well(&rig, &e, 1, NULL, 0); /* the VM is still being seen off */
+    expect_close(e.vm, &e.at_vm, 1001, "");
+    join_too_late(&rig, &e, 8);
+    assert_true(rig_wait_ended(&rig, 2).tag == 8);
+    assert_true(rig.ended[1].conn == e.conn);
+    finish_vm(&e);
     ends_close(&e);
     rig_close(&rig);
-    assert_int_equal(rig.ended_len, 0);
+    assert_int_equal(rig.ended_len, 2);
 }
 
 static void connections_have_a_maximum(void **state) {

@@ -181,7 +181,7 @@ static void together_they_keep_little(void **state) {
         setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
         setsockopt(pair[0], SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
         e[i].browser = pair[0];
-        assert_int_equal(relay_join(rig.relay, e[i].conn, pair[1], NULL, 0), 0);
+        assert_int_equal(relay_join(rig.relay, e[i].conn, 0, pair[1], NULL, 0), 0);
         assert_true(readable(e[i].browser, RIG_PATIENCE_MS));
     }
     size_t buffered = settled_bytes(rig.relay);
@@ -350,7 +350,7 @@ static void calls_from_other_threads_do_no_harm(void **state) {
         rig_wait(&rig, &rig.dialed_len, (unsigned)i + 1);
         tcp_pair(pair);
         if (rig_last_dialed(&rig).end == RELAY_END_NONE)
-            assert_int_equal(relay_join(rig.relay, conn, pair[1], NULL, 0), 0);
+            assert_int_equal(relay_join(rig.relay, conn, 0, pair[1], NULL, 0), 0);
         else
             close(pair[1]);
         (void)!send(vm, "\x82\x01x", 3, MSG_NOSIGNAL);
