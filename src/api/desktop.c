@@ -209,6 +209,17 @@ static void judge_request(struct api *api, struct http_request *req, const char 
         str_copy(d->session_id, sizeof d->session_id, id);
 }
 
+/* A page that is opened again and again, or a program, is not to take all of the relay. */
+static void judge_number(struct desktop *d) {
+    uint32_t most = d->api->config->session.desktops, n = 0;
+    if (most == 0)
+        return;
+    for (const struct desktop *other = d->api->desktops; other; other = other->next)
+        n += other != d && !other->verdict.code && strcmp(other->session_id, d->session_id) == 0;
+    if (n >= most)
+        say(&d->verdict, 1014, "The desktop is open %u times already. Close a page that shows it.", n);
+}
+
 static int dial(struct desktop *d, const struct vm *vm, struct err *err) {
     char ip[NET_IP_TEXT], host[32];
     uint16_t port = d->api->config->vm.type[vm->type].port;
@@ -250,6 +261,8 @@ void route_session_websock(struct http_request *req, const struct http_match *ma
         say(&d->verdict, 1012, RESTARTS);
     else
         judge_request(api, req, http_match_param(match, "id"), d, &vm);
+    if (!d->verdict.code)
+        judge_number(d);
     if (!d->verdict.code && dial(d, &vm, &err) < 0)
         say(&d->verdict, 1014, "The VM cannot be reached: %s", err.detail);
     if (d->verdict.code)

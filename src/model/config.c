@@ -106,6 +106,7 @@ static const struct key keys[] = {
     {"session", "vault_key_file", "/etc/master-controller/vault.key", KIND_PATH, AT(session.vault_key_file)},
     {"session", "ticket_lifetime", "60", KIND_SECONDS, AT(session.ticket_ms), 1000, 3600000},
     {"session", "cookie_lifetime", "43200", KIND_SECONDS, AT(session.cookie_ms), 10000, 2592000000},
+    {"session", "desktops", "32", KIND_U32, AT(session.desktops), 0, 100000},
 
     {"store", "file", "", KIND_PATH, AT(store_file)},
     {"store", "keep_days", "90", KIND_U32, AT(store_days), 1, 36500},

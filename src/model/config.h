@@ -87,6 +87,7 @@ struct config_session {
     char vault_key_file[CONFIG_TEXT];
     uint32_t ticket_ms;
     uint32_t cookie_ms;
+    uint32_t desktops; /* WebSockets to the desktop of one session at a time; 0: no limit but the relay's */
 };
 
 struct config {

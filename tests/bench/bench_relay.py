@@ -203,7 +203,7 @@ def ours():
     # No agent in the image, so that a VM whose desktop answers is running.
     with tempfile.TemporaryDirectory(prefix="mc-bench-", dir="/var/tmp") as folder, contextlib.ExitStack() as stack:
         image = harness.image_without_agent(pathlib.Path(folder))
-        d = stack.enter_context(harness.idle(image=image, vm={"reach_interval": "30"}, session={"timeout": "0"}))
+        d = stack.enter_context(harness.idle(image=image, vm={"reach_interval": "30"}, session={"timeout": "0", "desktops": "0"}))
         made = d.admin("POST", "/api/auth/start", {"userId": "u", "provider": "demo"}).json
         sid, ip = made["sessionId"], d.vm(made["session"]["vm_id"])["ip"]
         d.netns("ip", "address", "add", f"{ip}/32", "dev", "br0")

@@ -52,7 +52,7 @@ class Desk:
 
 @pytest.fixture(scope="module")
 def d(plain_image):  # noqa: F811
-    with idle(image=plain_image, session={"timeout": "0"}) as daemon:
+    with idle(image=plain_image, session={"timeout": "0", "desktops": "0"}) as daemon:
         yield daemon
 
 
@@ -403,6 +403,48 @@ def test_a_daemon_that_ends_tells_everybody(plain_image):  # noqa: F811
         for closed in asyncio.run(go()):
             assert closed[0] == 1012 and is_sentence(*closed[:2]) and "restarts" in closed[1], closed
         assert d.process.wait(20) == 0
+
+
+def test_a_desktop_is_open_only_so_often(plain_image):  # noqa: F811
+    """Who comes then is told so, and comes in when another has gone, in whatever way it went; sessions do not share it."""
+    with idle(image=plain_image, session={"timeout": "0", "desktops": "3"}) as d, contextlib.ExitStack() as stack:
+        dialed = asyncio.Event()
+
+        async def is_silent(guest):
+            dialed.set()
+        desk, other = (Desk(d, user, {"silent": is_silent}, stack) for user in ("u", "v"))
+
+        async def can_open():
+            browser = await Browser.open(d, desk.sid, "again")
+            told = (await peers.read_frame(browser.reader))[2]
+            if told == RFB:
+                return browser
+            code, reason = int.from_bytes(told[:2], "big"), told[2:].decode()
+            assert code == 1014 and is_sentence(code, reason) and "open 3 times" in reason
+            browser.send(close_frame(code, masked=True))
+            browser.writer.close()
+            return None
+
+        async def soon():
+            async with asyncio.timeout(20):
+                while not (browser := await can_open()):
+                    await asyncio.sleep(0.05)
+            return browser
+
+        async def go():
+            async with await desk.serve(), await other.serve():
+                waits = asyncio.ensure_future(desk.closing("silent"))  # for the guest's answer: counts too
+                await asyncio.wait_for(dialed.wait(), 20)
+                browsers = [await soon(), await soon()]
+                assert await can_open() is None
+                assert (await peers.read_frame((await Browser.open(d, other.sid, "other")).reader))[2] == RFB
+                for leave in (Browser.reset, Browser.fin, lambda b: b.send(close_frame(1000, masked=True))):
+                    leave(browsers.pop(0))
+                    browsers.append(await soon())
+                    assert await can_open() is None
+                waits.cancel()
+                await soon()
+        asyncio.run(go())
 
 
 def test_a_guest_that_cannot_be_reached_is_told_with_the_finding(d):
