@@ -26,7 +26,8 @@
  *     Close sent ──answered, or FIN, or linger_ms──> FIN sent ──FIN, or linger_ms──> closed
  *
  * while its input is read and thrown away, so that no unread byte makes the kernel send a reset, which would take the
- * Close with it. Between two messages a plain FIN is not an end of the other direction for half_close_ms.
+ * Close with it. A browser that has not taken all that was sent to it, be its page only standing still, gets the time
+ * again, up to 15 times. Between two messages a plain FIN is not an end of the other direction for half_close_ms.
  *
  * Threads. A connection lives and dies on one thread (its number modulo the threads); others talk to it through that
  * thread's list of commands. So nothing of a connection is locked. */

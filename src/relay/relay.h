@@ -37,7 +37,9 @@ struct relay_config {
     int ping_after_ms;        /* 25000 of silence in either direction, then the browser is pinged; -1: never */
     int dead_after_ms;        /* 60000: a ping without an answer, or a peer that takes nothing of what waits for it */
     int half_close_ms;        /* 2000: how long the other direction goes on after a FIN without a Close */
-    int linger_ms;            /* 2000: for each step of an end: to take our Close, to answer it, to send FIN */
+    /* 2000: for each step of an end: to take our Close, to answer it, to send FIN; up to 15 times as long where the browser
+     * has not taken all that it was sent */
+    int linger_ms;
 };
 
 /* Why a connection ended, or could not begin. */

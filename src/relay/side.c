@@ -25,7 +25,7 @@
  * than a slow peer takes soon, since a Close comes behind them. Source: TCP_NOTSENT_LOWAT, tcp(7). */
 #define UNSENT (1024 * 1024)
 
-/* How many times an end is put off, each time by linger_ms, for a peer that is slow but takes what it is sent. */
+/* How many times an end is put off, each time by linger_ms, for a peer that has not taken all that it is sent. */
 #define DELAYS_MAX 15
 
 /* bytes of a frame's rest that are worth a turn */
@@ -314,8 +314,10 @@ void side_expire(struct side *s) {
     (void)ioctl(s->fd, SIOCOUTQ, &in_kernel);
     /* Together: what leaves the queue is in the kernel then. */
     size_t untaken = s->queue_len + (size_t)in_kernel;
-    if (!s->lost && s->delays < DELAYS_MAX && untaken > 0 && untaken < s->untaken) {
-        /* A slow peer, not a dead one: it is still being sent what came before the Close. */
+    /* A slow peer, not a dead one: it is still being sent what came before the Close. And a page may stand still for a
+     * while; it would see 1006 when it goes on. But a relay that ends, or a VM's service, has no time for who takes nothing. */
+    bool patient = !is_upstream(s) && !atomic_load(&thread_of(s)->relay->stopping);
+    if (!s->lost && s->delays < DELAYS_MAX && untaken > 0 && (patient || untaken < s->untaken)) {
         s->delays++;
         s->untaken = untaken;
         s->moved_ms = thread_of(s)->now_ms;

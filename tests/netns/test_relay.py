@@ -412,7 +412,13 @@ def test_a_desktop_is_open_only_so_often(plain_image):  # noqa: F811
 
         async def is_silent(guest):
             dialed.set()
-        desk, other = (Desk(d, user, {"silent": is_silent}, stack) for user in ("u", "v"))
+
+        async def is_polite(guest):
+            guest.good()
+            await peers.read_to_close(guest.reader)
+            guest.send(close_frame(1000))
+            guest.fin()
+        desk, other = (Desk(d, user, {"silent": is_silent, "again": is_polite}, stack) for user in ("u", "v"))
 
         async def can_open():
             browser = await Browser.open(d, desk.sid, "again")
@@ -438,7 +444,7 @@ def test_a_desktop_is_open_only_so_often(plain_image):  # noqa: F811
                 browsers = [await soon(), await soon()]
                 assert await can_open() is None
                 assert (await peers.read_frame((await Browser.open(d, other.sid, "other")).reader))[2] == RFB
-                for leave in (Browser.reset, Browser.fin, lambda b: b.send(close_frame(1000, masked=True))):
+                for leave in (Browser.reset, lambda b: b.send(close_frame(1000, masked=True))):
                     leave(browsers.pop(0))
                     browsers.append(await soon())
                     assert await can_open() is None

@@ -268,6 +268,32 @@ static void a_slow_browser_gets_its_close(void **state) {
     rig_close(&rig);
 }
 
+/* The page stands still for longer than it would have for an answer. One that never goes on is let go. */
+static void a_browser_that_stood_still_gets_its_close(void **state) {
+    for (int goes_on = 0; goes_on < 2; goes_on++) {
+        struct rig rig;
+        struct ends e;
+        struct ws_bytes rest = {0};
+        struct relay_config config = slow;
+        config.linger_ms = goes_on ? 200 : 20;
+        rig_open(&rig, &config);
+        rig_connect(&rig, &e, 1);
+        int small = 100000;
+        setsockopt(e.browser, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+        send_until_full(e.vm, false, &rest);
+        ws_bytes_free(&rest);
+        relay_close(rig.relay, e.conn, 4408, "Time is up.");
+        if (goes_on) {
+            poll(NULL, 0, 5 * config.linger_ms);
+            expect_close(e.browser, &e.at_browser, 4408, "Time is up.");
+        } else {
+            assert_int_equal(rig_wait_ended(&rig, 1).code, 4408);
+        }
+        ends_close(&e);
+        rig_close(&rig);
+    }
+}
+
 /* Bytes of heap that are in use. */
 static size_t heap_bytes(void) {
     return mallinfo2().uordblks;
@@ -371,6 +397,7 @@ int main(void) {
         cmocka_unit_test(together_they_keep_little),
         cmocka_unit_test(a_close_fits_into_a_frame_that_has_not_ended),
         cmocka_unit_test(a_slow_browser_gets_its_close),
+        cmocka_unit_test(a_browser_that_stood_still_gets_its_close),
         cmocka_unit_test(an_idle_connection_costs_almost_nothing),
         cmocka_unit_test(calls_from_other_threads_do_no_harm),
     };
