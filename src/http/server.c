@@ -205,8 +205,9 @@ static struct MHD_Daemon *start_mhd(struct http_server *server) {
         on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_CONNECTION_LIMIT,
         2 * (l->connections + SPARE_CONNECTIONS) + 1, MHD_OPTION_CONNECTION_TIMEOUT, 0U, MHD_OPTION_STRICT_FOR_CLIENT,
         STRICT,
-        /* The head, libmicrohttpd's records of it, and room to read a body and to write an answer's head. */
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes + 20 * 1024, MHD_OPTION_END);
+        /* The head, libmicrohttpd's records of it, and room to read a body and to write an answer's head. Not more than
+         * 32 KiB: beyond that it maps and unmaps pages for each connection. */
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes + 16 * 1024, MHD_OPTION_END);
 }
 
 static int add_sources(struct http_server *server) {
