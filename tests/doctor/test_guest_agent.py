@@ -33,7 +33,7 @@ class Inside:
 
     def __init__(self, daemon, vm):
         self.daemon, self.id = daemon, vm["id"]
-        self.ip, self.tap = vm["ip"], vm["tap"]
+        self.ip, self.mac, self.tap = vm["ip"], vm["mac"], vm["tap"]
 
     def sh(self, script, check=True, stdin=b""):
         done = subprocess.run([MCTL, "--socket", self.daemon.socket, "vm", "exec", self.id, "--", "sh", "-c", script], input=stdin,
@@ -212,7 +212,7 @@ def nft(inside):
     """nft(8) of this machine in the guest, with what it needs."""
     folder = next((harness.HERE / ".cache/kernel").glob("linux-image-*")) / "lib/modules"
     modules = []
-    for name in ("nf_tables", "nft_reject_inet", "nft_ct"):
+    for name in ("nf_tables", "nft_reject_inet", "nft_ct", "nft_chain_nat", "nft_redir"):
         modules_of(name, folder, modules)
     program = harness.run("sh", "-c", "command -v nft").stdout.strip()
     libraries = [word for line in harness.run("ldd", program).stdout.splitlines() for word in line.split() if word.startswith("/")]
@@ -278,6 +278,40 @@ def test_rules_that_stop_nothing_are_no_finding(guest, nft):
     answer = guest.doctor("--guest-port", str(PORT), status=0)
     nft("")
     assert answer.findings == [] and answer.end("filter")["guest"] == "3 rules, none stops them", answer
+
+
+# ---- an honest guest in which something is otherwise than the agent can know ----
+
+DIFFERENT = {  # what is done in it; and taken back; what both say; where their rows differ
+    "deaf on one card": ("echo 8 >/proc/sys/net/ipv4/conf/eth0/arp_ignore", "echo 0 >/proc/sys/net/ipv4/conf/eth0/arp_ignore",
+                         "the guest says that eth0 is up and has {ip}; the host sees that it does not answer ARP, though its VMM reads the requests", []),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_both_say_something_else(guest, name):
+    there, back, words = (text.format(ip=guest.ip, mac=guest.mac) for text in DIFFERENT[name][:3])
+    guest.sh(there)
+    try:
+        answer = guest.doctor(status=10)
+    finally:
+        guest.sh(back)
+    (note,) = answer.notes("guest.contradiction")
+    assert note["title"] == words, answer
+    assert {e["source"] for e in note["evidence"]} == {"agent", "probe"}, note
+    assert answer.roots[0]["dies_at"].startswith("guest."), answer
+    assert [row["what"] for row in answer.target["ends"] if row["agree"] is False] == DIFFERENT[name][3], answer.target["ends"]
+    assert guest.doctor(status=0).findings == []
+
+
+def test_a_port_that_nobody_in_it_listens_on(guest, nft):
+    """Its own filter sends the connection elsewhere."""
+    nft("table ip n { chain c { type nat hook prerouting priority -100; tcp dport 81 redirect to :" + str(PORT) + "; }; }")
+    answer = guest.doctor("--guest-port", "81")
+    nft("")
+    (note,) = answer.notes("guest.contradiction")
+    assert note["title"] == "the guest says that nobody listens on port 81; the host sees that a connection to it was accepted", answer
+    assert answer.roots == [] and answer.status == 0, answer
 
 
 # ---- its service ----
@@ -485,6 +519,11 @@ HOSTILE = {
     "deep": b'{"ok":' + b"[" * 5000 + b"]" * 5000 + b"}",
     "endless": b'{"ok":{"links":"' + b"x" * (3 << 20) + b'"}}',
     "odd types": json.dumps({"ok": {"links": 7, "addresses": {"a": []}, "routes": [[], 7, None], "firewall": "none", "listeners": [{"port": -1}]}}).encode(),
+    "huge numbers": json.dumps({"ok": {
+        "links": [{**WELL["links"][1], "index": 1 << 62, "mtu": -(1 << 62), "counters": {"rx_packets": (1 << 63) - 1, "tx_packets": 1e300}}],
+        "addresses": [{"link": "eth0", "address": "192.168.0.2", "prefix": 1 << 40}], "sysctls": {"net.ipv4.conf.all.arp_ignore": -(1 << 63)},
+        "listeners": [{"protocol": "tcp", "address": "0.0.0.0", "port": (1 << 63) - 1, "queue": 1e18, "pid": -(1 << 63), "program": "x" * 9000}],
+        "firewall": {"chains": [{"hook": 1 << 50, "priority": 1 << 60}], "rules": [], "more": 1 << 62, "error": 5}}}).encode(),
     "many": json.dumps({"ok": {"addresses": [{"link": "eth0", "address": "10.0.0.1", "prefix": 8}] * 9000, "odd": {str(i): i for i in range(20000)}}}).encode(),
 }
 
