@@ -110,25 +110,32 @@ def test_an_exec_keeps_it_awake_unless_it_is_forced_and_wakes_it():
 
 # ---- TLS to a server outside, whose certificate is younger than the guest's clock ----
 
-SERVER = "203.0.113.1"
+SERVER = "198.51.100.7"  # behind the router: the networks at the uplink are the host's own
 TLS = ["/usr/bin/openssl", "/lib64/ld-linux-x86-64.so.2",
        *(f"/usr/lib/x86_64-linux-gnu/{name}" for name in ("libssl.so.3", "libcrypto.so.3", "libc.so.6"))]
-CONNECT = ("cd /mnt; export OPENSSL_CONF=/dev/null; ./ld-linux-x86-64.so.2 --library-path . ./openssl s_client -brief -CAfile "
+CONNECT = ("cd /mnt; export OPENSSL_CONF=/dev/null; timeout 60 ./ld-linux-x86-64.so.2 --library-path . ./openssl s_client -brief -CAfile "
            f"ca.pem -verify_return_error -verify_ip {SERVER} -connect {SERVER}:443 </dev/null 2>&1")
 
 
 @contextlib.contextmanager
 def outside(d):
-    """A host behind the uplink, in a namespace of its own. The daemon runs."""
+    """A host behind the uplink, in a namespace of its own. The daemon runs, and is started anew with that uplink."""
     name = f"{d.name}out"
     harness.run("ip", "netns", "add", name)
     try:
         d.netns("ip", "link", "add", "wan0", "type", "veth", "peer", "name", "eth0", "netns", name)
-        for at, address, link in ((d.name, "203.0.113.2/24", "wan0"), (name, f"{SERVER}/24", "eth0")):
+        for at, address, link in ((d.name, "203.0.113.2/24", "wan0"), (name, "203.0.113.1/24", "eth0"),
+                                  (name, f"{SERVER}/32", "lo")):
             harness.run("ip", "-n", at, "address", "add", address, "dev", link)
             harness.run("ip", "-n", at, "link", "set", link, "up")
+        d.netns("ip", "route", "add", "default", "via", "203.0.113.1")
+        d.stop()
+        d.config["network"]["uplink"] = "wan0"
+        d.start()
         yield name
     finally:
+        d.config["network"].pop("uplink", None)
+        d.netns("ip", "link", "del", "wan0", check=False)  # the end of a namespace takes its time
         harness.run("ip", "netns", "del", name)
 
 
@@ -154,12 +161,9 @@ def put(d, vm, words, data):
 
 def test_tls_works_at_once_with_a_certificate_that_was_made_while_it_was_away(tmp_path):
     with daemon() as d, outside(d) as there:
-        d.stop()
-        d.config["network"]["uplink"] = "wan0"
-        d.start()
         vm = d.create(wait=True)
         programs = subprocess.run(["tar", "-ch", "--transform", "s,.*/,,", "-P", *TLS], stdout=subprocess.PIPE, check=True)
-        put(d, vm, "mount -t tmpfs none /mnt && tar -x -C /mnt", programs.stdout)
+        put(d, vm, "mkdir -p /mnt && mount -t tmpfs none /mnt && tar -x -C /mnt", programs.stdout)
         with tls_server(there, tmp_path) as certificate:
             put(d, vm, "cat >/mnt/ca.pem; date -s @$(($(date +%s) - 3600))", certificate)
             r = d.mctl("vm", "exec", "-T", vm["id"], "--", "sh", "-c", CONNECT, check=None)
