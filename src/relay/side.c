@@ -207,13 +207,18 @@ uint8_t *side_unhold(struct side *s, size_t *ret_len) {
     return buffer;
 }
 
-/* Source: SO_MEMINFO, net/core/sock.c; what is queued counts with its overhead, so it takes a little less. */
+/* Source: SO_MEMINFO, net/core/sock.c (what is queued counts with its overhead, so it takes a little less); SIOCOUTQNSD,
+ * linux/sockios.h. */
 size_t side_room(const struct side *s) {
     uint32_t info[SK_MEMINFO_VARS] = {0};
+    int unsent = 0;
     if (s->fd < 0 || getsockopt(s->fd, SOL_SOCKET, SO_MEMINFO, info, &(socklen_t){sizeof info}) < 0 ||
         info[SK_MEMINFO_SNDBUF] < info[SK_MEMINFO_WMEM_QUEUED])
         return 0;
-    return info[SK_MEMINFO_SNDBUF] - info[SK_MEMINFO_WMEM_QUEUED];
+    (void)ioctl(s->fd, SIOCOUTQNSD, &unsent);
+    size_t room = info[SK_MEMINFO_SNDBUF] - info[SK_MEMINFO_WMEM_QUEUED];
+    size_t sendable = unsent < UNSENT ? (size_t)(UNSENT - unsent) : 0;
+    return room < sendable ? room : sendable;
 }
 
 /* Bytes that may be in hand: what was held and what is read. */
