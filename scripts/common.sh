@@ -13,7 +13,7 @@ packages_run=(
 packages_test=(
     arping arptables binutils bridge-utils busybox-static chromium clang-format clang-tidy curl debootstrap ebtables ethtool
     iproute2 iptables iputils-ping libcap2-bin libcmocka-dev libpcap-dev nftables openssh-client openssl procps python3
-    python3-jsonschema python3-pytest python3-pytest-xdist python3-websockets python3-yaml tcpdump tshark util-linux
+    python3-jsonschema python3-pytest python3-pytest-xdist python3-websockets python3-yaml systemd tcpdump tshark util-linux
     xfsprogs
 )
 packages_peers=(haproxy nginx websockify) # of ./bench relay

@@ -51,7 +51,7 @@ struct config_vm {
     uint32_t quota_per_user;              /* VMs of one user at a time */
     uint32_t quota_host;                  /* VMs of this host at a time */
     uint32_t memory_percent;              /* of the host's memory that its VMs may be promised together */
-    char cgroup[CONFIG_TEXT];             /* a delegated control group for the VMs; empty: the daemon's own */
+    char cgroup[CONFIG_TEXT];             /* a delegated control group for the VMs; empty: see doc/ */
     uint32_t evidence_days;               /* evidence older than that is removed */
     uint32_t evidence_mib;                /* and the oldest while there is more than that */
     uint32_t uid_base;                    /* VM n runs as uid and gid uid_base + n */

@@ -24,6 +24,9 @@
 #define EMULATION_PERCENT 50      /* of a CPU, beside the guest's own */
 #define SCRATCH "jail"
 
+/* Of the unit in doc/: where it runs, VMs are put there, and a service manager can always start the daemon anew. */
+#define VMS_SERVICE "/system.slice/master-controller-vms.service"
+
 struct confine {
     struct cgroup cgroup;
     char scratch[256];
@@ -45,7 +48,9 @@ int confine_new(const struct config_vm *config, const char *state_dir, struct co
         free(c);
         return r;
     }
-    cgroup_find(config->cgroup, GROUP, &c->cgroup, words, sizeof words);
+    cgroup_find(*config->cgroup ? config->cgroup : VMS_SERVICE, GROUP, &c->cgroup, words, sizeof words);
+    if (c->cgroup.count == 0 && !*config->cgroup)
+        cgroup_find("", GROUP, &c->cgroup, words, sizeof words);
     log_event(c->cgroup.count ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, (struct log_about){.event = "limits"},
               "VMMs are limited in %s", words);
     *ret_confine = c;
