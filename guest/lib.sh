@@ -123,9 +123,12 @@ step() { # NAME COMMAND [ARGUMENT...]
     done
     [[ ! -t 2 ]] || printf '\r\033[K' >&2
     wait "$step_pid" || status=$?
-    step_pid=''
-    rm -f "$work/.step"
-    ((status != 0)) || return 0
+    if ((status == 0)); then
+        step_pid=''
+        rm -f "$work/.step"
+        return
+    fi
+    # The rest of the step may be at work yet, where one process of it was killed: image_end ends it.
     {
         echo "$image_program: step failed after $SECONDS s: $step_name (status $status)"
         echo "---- the last lines of its log ($base/failed-build.log):"

@@ -58,7 +58,23 @@ static json_t *name_of(int index) {
     return index > 0 && if_indextoname((unsigned)index, name) ? json_string(name) : json_null();
 }
 
-/* ip -s -d link */
+static json_t *sysctl_json(const char *path) {
+    char value[32] = "";
+    FILE *f = fopen(path, "re");
+    bool read = f && fgets(value, sizeof value, f);
+    if (f)
+        fclose(f);
+    return read ? json_integer(strtoll(value, NULL, 10)) : json_null();
+}
+
+/* Of this card; the kernel takes the larger of it and that of "all". */
+static json_t *arp_ignore_json(const char *link) {
+    char path[sizeof "/proc/sys/net/ipv4/conf//arp_ignore" + IF_NAMESIZE];
+    snprintf(path, sizeof path, "/proc/sys/net/ipv4/conf/%.15s/arp_ignore", link);
+    return sysctl_json(path);
+}
+
+/* ip -s -d link, and of each card its arp_ignore */
 static void each_link(const struct nlmsghdr *m, void *data) {
     const struct ifinfomsg *info = NLMSG_DATA(m);
     struct nl_attrs attrs = nl_attrs_of(m, sizeof *info);
@@ -71,10 +87,11 @@ static void each_link(const struct nlmsghdr *m, void *data) {
     if (found)
         memcpy(&stats, found, sizeof stats);
     list_add(data,
-             json_pack("{s:s, s:i, s:b, s:b, s:b, s:s, s:I, s:s, s:{s:I, s:I, s:I, s:I, s:I, s:I}}", "name",
+             json_pack("{s:s, s:i, s:b, s:b, s:b, s:o, s:s, s:I, s:s, s:{s:I, s:I, s:I, s:I, s:I, s:I}}", "name",
                        nl_text(attrs, IFLA_IFNAME), "index", info->ifi_index, "up", (info->ifi_flags & IFF_UP) != 0,
-                       "carrier", carrier && *carrier, "noarp", (info->ifi_flags & IFF_NOARP) != 0, "mac",
-                       mac_text(attrs, IFLA_ADDRESS, mac), "mtu", (json_int_t)nl_u32(attrs, IFLA_MTU), "kind",
+                       "carrier", carrier && *carrier, "noarp", (info->ifi_flags & IFF_NOARP) != 0, "arp_ignore",
+                       arp_ignore_json(nl_text(attrs, IFLA_IFNAME)), "mac", mac_text(attrs, IFLA_ADDRESS, mac), "mtu",
+                       (json_int_t)nl_u32(attrs, IFLA_MTU), "kind",
                        nl_text(nl_nest(attrs, IFLA_LINKINFO), IFLA_INFO_KIND), "counters", "rx_packets",
                        (json_int_t)stats.rx_packets, "tx_packets", (json_int_t)stats.tx_packets, "rx_dropped",
                        (json_int_t)stats.rx_dropped, "tx_dropped", (json_int_t)stats.tx_dropped, "rx_errors",
@@ -172,15 +189,6 @@ static void add_table(json_t *facts, const char *name, uint16_t type, size_t hea
         snprintf(key, sizeof key, "%s_more", name);
         json_object_set_new(facts, key, json_integer((json_int_t)list.more));
     }
-}
-
-static json_t *sysctl_json(const char *path) {
-    char value[32] = "";
-    FILE *f = fopen(path, "re");
-    bool read = f && fgets(value, sizeof value, f);
-    if (f)
-        fclose(f);
-    return read ? json_integer(strtoll(value, NULL, 10)) : json_null();
 }
 
 static json_t *resolver_json(void) {

@@ -54,6 +54,7 @@ struct snap_guest_link {
     char name[SNAP_NAME], kind[SNAP_NAME];
     int32_t index;
     bool up, carrier, noarp;
+    int32_t arp_ignore; /* its own; the larger of it and that of "all" counts. -1: not told */
     struct net_mac mac;
     uint32_t mtu; /* bytes */
     uint64_t rx_packets, tx_packets, rx_dropped, tx_dropped, rx_errors, tx_errors;

@@ -370,11 +370,10 @@ static const struct snapshot_field snap_guest_fields[] = {
 
 #define ROW struct snap_guest_link
 static const struct snapshot_field snap_guest_link_fields[] = {
-    FIELD(name, F_TEXT),      FIELD(kind, F_TEXT),      FIELD(index, F_I32),
-    FIELD(up, F_BOOL),        FIELD(carrier, F_BOOL),   FIELD(noarp, F_BOOL),
-    FIELD(mac, F_BYTES),      FIELD(mtu, F_U32),        FIELD(rx_packets, F_U64),
-    FIELD(tx_packets, F_U64), FIELD(rx_dropped, F_U64), FIELD(tx_dropped, F_U64),
-    FIELD(rx_errors, F_U64),  FIELD(tx_errors, F_U64),  {0},
+    FIELD(name, F_TEXT),      FIELD(kind, F_TEXT),      FIELD(index, F_I32),      FIELD(up, F_BOOL),
+    FIELD(carrier, F_BOOL),   FIELD(noarp, F_BOOL),     FIELD(arp_ignore, F_I32), FIELD(mac, F_BYTES),
+    FIELD(mtu, F_U32),        FIELD(rx_packets, F_U64), FIELD(tx_packets, F_U64), FIELD(rx_dropped, F_U64),
+    FIELD(tx_dropped, F_U64), FIELD(rx_errors, F_U64),  FIELD(tx_errors, F_U64),  {0},
 };
 #undef ROW
 

@@ -175,9 +175,10 @@ def test_the_agent_is_needed_to_tell(guest):
 @pytest.mark.parametrize("script, back, finding", [
     ("ip link set eth0 arp off", "ip link set eth0 arp on", "guest.nic-noarp"),
     ("echo 8 >/proc/sys/net/ipv4/conf/all/arp_ignore", "echo 0 >/proc/sys/net/ipv4/conf/all/arp_ignore", "guest.arp-ignore"),
+    ("echo 8 >/proc/sys/net/ipv4/conf/eth0/arp_ignore", "echo 0 >/proc/sys/net/ipv4/conf/eth0/arp_ignore", "guest.arp-ignore"),
     ("ip route add blackhole 192.168.0.1", "ip route del blackhole 192.168.0.1", "guest.no-route"),
     ("ip addr add 192.168.0.1/16 dev eth0", "ip addr del 192.168.0.1/16 dev eth0", "guest.owns-gateway"),
-], ids=["noarp", "arp-ignore", "blackhole", "owns-gateway"])
+], ids=["noarp", "arp-ignore", "arp-ignore-card", "blackhole", "owns-gateway"])
 def test_named_and_left_alone(guest, script, back, finding):
     guest.sh(script)
     answer = guest.doctor("--repair", status=10)
@@ -283,8 +284,12 @@ def test_rules_that_stop_nothing_are_no_finding(guest, nft):
 # ---- an honest guest in which something is otherwise than the agent can know ----
 
 DIFFERENT = {  # what is done in it; and taken back; what both say; where their rows differ
-    "deaf on one card": ("echo 8 >/proc/sys/net/ipv4/conf/eth0/arp_ignore", "echo 0 >/proc/sys/net/ipv4/conf/eth0/arp_ignore",
-                         "the guest says that eth0 is up and has {ip}; the host sees that it does not answer ARP, though its VMM reads the requests", []),
+    "answers for what it does not have":
+        ("ip addr add 192.168.77.9/16 dev eth0; ip addr del {ip}/16 dev eth0; ip route add {ip}/32 dev lo; cd /proc/sys/net/ipv4; "
+         "echo 1 >conf/eth0/proxy_arp; echo 0 >neigh/eth0/proxy_delay; echo 1 >ip_forward",
+         "cd /proc/sys/net/ipv4; echo 0 >ip_forward; echo 0 >conf/eth0/proxy_arp; ip route del {ip}/32 dev lo; ip addr flush dev eth0; "
+         "ip addr add {ip}/16 dev eth0; ip route add default via 192.168.0.1",
+         "the guest says that it does not have {ip}; the host sees that it sends frames from {ip}", ["address", "way back"]),
 }
 
 

@@ -116,6 +116,26 @@ def test_interrupted_build_leaves_the_old_image(sig, tmp_path):
     bash('image_begin "$B" 20260303T000000Z-dd; step "is quick" true', B=tmp_path)
 
 
+@pytest.mark.parametrize("whom", ["first", "inner"])
+def test_a_step_of_which_one_process_was_killed_ends_as_a_whole(whom, tmp_path):
+    """As by the OOM killer. The build says so, and the rest of the step is at an end before the build is."""
+    script = (f"set -euo pipefail; image_program=test; step_hint=nothing; . {LIB}\n"
+              'works() { echo "$BASHPID" >"$B/first"; sleep 600 & echo $! >"$B/other"; '
+              'bash -c \'echo $$ >"$B/inner.new"; mv "$B/inner.new" "$B/inner"; sleep 600; :\'; }\n'
+              'image_begin "$B" 20260202T000000Z-bb; step "takes long" works; image_publish')
+    p = subprocess.Popen(["bash", "-c", script], env=dict(os.environ, B=str(tmp_path)), stderr=subprocess.PIPE, text=True)
+    harness.wait_for((tmp_path / "inner").exists, 30)
+    group = int((tmp_path / "first").read_text())
+    assert os.getpgid(int((tmp_path / "other").read_text())) == group
+    os.kill(int((tmp_path / whom).read_text()), signal.SIGKILL)
+    said = p.communicate(timeout=60)[1]
+    assert p.returncode == 1 and "step failed" in said and "(status 137)" in said and "untouched" in said, said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+    assert not list(tmp_path.glob(".tmp-*")) and left(tmp_path) == []
+    bash('image_begin "$B" 20260303T000000Z-dd; step "is quick" true', B=tmp_path)
+
+
 def test_list_tells_who_stands_on_what(good, tmp_path):
     base = tmp_path / "base"
     base.mkdir()

@@ -148,6 +148,7 @@ static bool take_link(struct snapshot *s, const json_t *row) {
     link->up = flag(row, "up");
     link->carrier = flag(row, "carrier");
     link->noarp = flag(row, "noarp");
+    link->arp_ignore = small(row, "arp_ignore");
     if (net_parse_mac(text(row, "mac"), &link->mac) < 0)
         memset(&link->mac, 0, sizeof link->mac);
     link->mtu = u32(row, "mtu");
@@ -273,7 +274,7 @@ static void take_units(struct snapshot *s, struct snap_guest *guest, const json_
 /* --- all --- */
 
 static void take_network(struct snapshot *s, struct snap_guest *guest, const json_t *network) {
-    static const char *const link_known[] = {"name", "index", "up",   "carrier",  "noarp",
+    static const char *const link_known[] = {"name", "index", "up",   "carrier",  "noarp", "arp_ignore",
                                              "mac",  "mtu",   "kind", "counters", NULL};
     static const char *const addr_known[] = {"link", "address", "prefix", "scope", NULL};
     static const char *const route_known[] = {"family", "to",     "prefix", "via",   "link",

@@ -114,7 +114,7 @@ static const struct catalogue_row rows[] = {
      "Switch ARP on inside the guest (ip link set dev … arp on)."},
     {"guest.arp-ignore", HOP_GUEST_IP, "L2", false,
      "The guest's own sysctl forbids it to answer ARP for this address: who does not know its MAC cannot reach it.",
-     "Set net.ipv4.conf.all.arp_ignore back to 0 inside the guest."},
+     "Set net.ipv4.conf.all.arp_ignore, and that of its card, back to 0 inside the guest."},
     {"guest.no-route", HOP_GUEST_IP, "L3", false,
      "The guest has no route back to the host, or one that leads elsewhere: it gets the packets, and its answers never "
      "leave it.",

@@ -170,6 +170,25 @@ static bool inside_owns_gateway(struct judge *j) {
     return false;
 }
 
+/* The larger of the card's own and that of all counts. 1 and 2 refuse nothing that is asked for the card's own address
+ * (2: by who is in its network).
+ * Source: Documentation/networking/ip-sysctl.rst, arp_ignore. */
+static bool inside_ignores_arp(struct judge *j, const struct snap_guest_link *nic) {
+    const struct snap_guest_addr *addr = inside_address(j);
+    bool own = nic->arp_ignore > j->guest->arp_ignore, has = addr && strcmp(addr->link, nic->name) == 0;
+    int32_t value = own ? nic->arp_ignore : j->guest->arp_ignore;
+    bool answers =
+        value <= 0 || (value == 1 && has) ||
+        (value == 2 && has && net_contains((struct net_prefix){addr->ip, addr->length}, j->bridge_address.address));
+    if (answers)
+        return false;
+    struct cause *c = add_inside(j, "guest.arp-ignore", FLOWS_GUEST, "the guest is told not to answer ARP for ",
+                                 ip_text(j->target->ip).text);
+    cause_evidence(c, "agent", "sysctl", "the guest says: net.ipv4.conf.%s.arp_ignore is %d", own ? nic->name : "all",
+                   value);
+    return true;
+}
+
 bool inside_silent(struct judge *j, bool heard, bool heard_as) {
     const struct snap_guest_link *nic = inside_nic(j);
     if (!inside_has_told(j))
@@ -184,12 +203,7 @@ bool inside_silent(struct judge *j, bool heard, bool heard_as) {
         return true;
     if (inside_owns_gateway(j) || inside_filters(j, PACKET_ARP_REQUEST, FLOWS_GUEST))
         return true;
-    if (j->guest->arp_ignore <= 0)
-        return false;
-    struct cause *c = add_inside(j, "guest.arp-ignore", FLOWS_GUEST, "the guest is told not to answer ARP for ",
-                                 ip_text(j->target->ip).text);
-    cause_evidence(c, "agent", "sysctl", "the guest says: net.ipv4.conf.all.arp_ignore is %d", j->guest->arp_ignore);
-    return true;
+    return inside_ignores_arp(j, nic);
 }
 
 /* --- it answers ARP, and nothing else --- */
