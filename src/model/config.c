@@ -308,7 +308,7 @@ int config_set(struct config *config, const char *section, const char *name, con
         err_set(err, EINVAL, "config.bad-value", "[%s] %s = \"%s\" is not valid", section, name, shown);
         double unit = key->kind == KIND_SECONDS ? 1000 : 1;
         if (key->max)
-            return err_hint(err, "right would be %s, from %g to %g", right, key->min / unit, key->max / unit);
+            return err_hint(err, "right would be %s, from %.9g to %.9g", right, key->min / unit, key->max / unit);
         return err_hint(err, "right would be %s", right);
     }
     return unknown_key(section, name, err);
