@@ -177,6 +177,7 @@ class Daemon:
             "session": {"providers": self.dir / "providers.d", "vault_key_file": self.dir / "vault.key"},
             "vm": {"probe_interval": "0.1", "reach_interval": "0.5"},
             "image": {"directory": image or TEST_GUEST},
+            "warm": {"templates": "no"},  # what boots beside a test takes its time
         }
         for section, keys in config.items():
             self.config.setdefault(section, {}).update(keys)

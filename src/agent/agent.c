@@ -46,8 +46,8 @@ struct agent {
     agent_changed_fn *changed;
     void *userdata;
 
-    int fd; /* -1: not connected */
-    bool is_given;
+    int fd;        /* -1: not connected */
+    bool is_given; /* nothing else is dialled */
     sd_event_source *io;
     struct loop_timer *tick;
     struct agent_decoder in;
@@ -547,7 +547,7 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
                             .changed = params->changed,
                             .userdata = params->userdata,
                             .fd = params->fd,
-                            .is_given = params->fd >= 0,
+                            .is_given = params->fd >= 0 && !params->folder,
                             .out = {.max = OUT_MAX},
                             .started_ms = -1,
                             .connecting_since_ms = time_monotonic_ms(),
@@ -555,7 +555,7 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
     bool fits = agent->is_given || (str_copy(agent->folder, sizeof agent->folder, params->folder) &&
                                     str_copy(agent->socket, sizeof agent->socket, params->socket));
     int r = fits ? 0 : -ENAMETOOLONG;
-    if (r == 0 && agent->is_given)
+    if (r == 0 && agent->fd >= 0)
         r = attach(agent);
     if (r == 0)
         r = loop_timer_new(agent->loop, 0, on_tick, agent, &agent->tick);
@@ -565,6 +565,10 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
     }
     *ret_agent = agent;
     return 0;
+}
+
+int agent_connection(const struct agent *agent) {
+    return agent->fd < 0 ? -1 : fcntl(agent->fd, F_DUPFD_CLOEXEC, 3);
 }
 
 void agent_free(struct agent *agent) {

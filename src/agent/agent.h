@@ -38,7 +38,7 @@ struct agent_params {
     uint32_t vsock_port; /* Firecracker's socket wants "CONNECT port" first; 0: QEMU's is the channel itself */
     uint32_t uid;        /* whose the socket's other end must be; another's is not spoken to */
     pid_t pid;           /* and of which process; 0: any of that uid */
-    int fd;              /* a connected socket instead of folder and socket, taken over (tests); else -1 */
+    int fd;              /* a connected socket, taken over: instead of a folder (tests), or until it is lost; else -1 */
     int interval_ms;     /* how often it is asked whether it lives; 0: 10000. Silent for three of them, it is lost */
     agent_changed_fn *changed;
     void *userdata;
@@ -51,6 +51,10 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
 void agent_free(struct agent *agent);
 
 enum agent_state agent_state(const struct agent *agent);
+
+/* A duplicate of its connection, for another agent_new(): whoever connects anew waits until the guest's agent has noticed that
+ * somebody has hung up. Not of vsock. Return: the caller's, or -1. */
+int agent_connection(const struct agent *agent);
 
 /* What there is to say about the state: "ready: agent 0.1.0, protocol 1", "has not answered yet". */
 const char *agent_words(const struct agent *agent);

@@ -74,6 +74,25 @@ static json_t *image_json(struct api *api) {
     return json_pack("{s:s, s:n}", "name", name, "problem");
 }
 
+static json_t *warm_json(struct api *api) {
+    struct vms_warm warm[VM_TYPE_COUNT];
+    json_t *all = json_array();
+    size_t n = vms_warm(api->vms, warm);
+    for (size_t i = 0; i < n; i++) {
+        const struct vms_warm *w = &warm[i];
+        char at[TIME_RFC3339_SIZE] = "";
+        if (w->is_ready)
+            time_format_rfc3339(w->made_ms, at);
+        json_array_append_new(all, json_pack("{s:s, s:b, s:s?, s:s?, s:I, s:I, s:s?, s:I, s:s?}", "type",
+                                             vm_type_name(w->type), "ready", w->is_ready, "template",
+                                             w->is_ready ? w->name : NULL, "image", w->is_ready ? w->image : NULL,
+                                             "memory_bytes", (json_int_t)w->ram_bytes, "disk_bytes",
+                                             (json_int_t)w->disk_bytes, "made_at", w->is_ready ? at : NULL, "took_ms",
+                                             (json_int_t)w->took_ms, "problem", w->is_ready ? NULL : w->words));
+    }
+    return all;
+}
+
 static json_t *disk_json(struct api *api) {
     struct vms_disk disk = vms_disk(api->vms);
     char words[512];
@@ -110,8 +129,8 @@ static void answer_status(struct api *api, struct http_request *req, const struc
     for (int i = 0; i < VM_STATE_COUNT; i++)
         json_object_set_new(states, vm_state_name((enum vm_state)i), json_integer(counts.state[i]));
     api_json(req, 200,
-             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i, s:o}", "version", MC_VERSION, "url",
-                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "network",
+             json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:i, s:i, s:o}", "version", MC_VERSION, "url",
+                       api->base_url, "vmm", vmm_json(api), "image", image_json(api), "warm", warm_json(api), "network",
                        api_network_json(&inventory->net), "disk", disk_json(api), "vms", states, "unreachable",
                        (int)counts.unreachable, "paused", (int)vms_halted(api->vms), "desktops",
                        (int)relay_count(api->relay), "findings", api_findings_json(api, inventory)));

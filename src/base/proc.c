@@ -172,6 +172,9 @@ static int child_steps(const struct child *c, enum stage *ret_stage) {
         *ret_stage = STAGE_USER;
         r = child_user(spec);
     }
+    /* Only now: who becomes another user is let off. Source: prctl(2), PR_SET_PDEATHSIG. */
+    if (r == 0 && spec->ends_with_us && (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != c->parent))
+        r = -ECHILD;
     return -r;
 }
 

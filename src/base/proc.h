@@ -26,6 +26,7 @@ struct proc_spec {
     int cwd_fd;    /* the folder it starts in; 0: ours */
     int netns_fd;  /* the network namespace it starts in; 0: ours */
     bool no_new_privs;
+    bool ends_with_us; /* it is killed when the thread that starts it ends, however it ends */
     const struct proc_limit *limits;
     int limit_count;
     const int *group_fds; /* cgroup.procs of the groups that it joins before anything else: cgroup_make() */

@@ -26,6 +26,22 @@ static void print_disk(json_t *disk) {
            cli_text(disk, "folder"));
 }
 
+static void print_warm(json_t *warm) {
+    size_t i;
+    json_t *one;
+    json_array_foreach(warm, i, one) {
+        printf("%-8s ", i == 0 ? "warm" : "");
+        if (json_is_true(json_object_get(one, "ready")))
+            printf("%s VMs begin from a template of %s, with %lld MiB of memory\n", cli_text(one, "type"),
+                   cli_text(one, "image"), json_integer_value(json_object_get(one, "memory_bytes")) >> 20);
+        else {
+            printf("%s VMs start cold: ", cli_text(one, "type"));
+            cli_print_safe(stdout, cli_text(one, "problem"));
+            printf("\n");
+        }
+    }
+}
+
 static void print_vms(json_t *answer) {
     const char *state;
     json_t *count;
@@ -123,6 +139,7 @@ static void print_all(json_t *answer) {
     print_line("address", cli_text(answer, "url"));
     print_line("VMM", cli_text(json_object_get(answer, "vmm"), "reason"));
     print_line("image", *cli_text(image, "name") ? cli_text(image, "name") : cli_text(image, "problem"));
+    print_warm(json_object_get(answer, "warm"));
     print_network(json_object_get(answer, "network"));
     print_disk(json_object_get(answer, "disk"));
     print_vms(answer);

@@ -167,15 +167,20 @@ void image_template(const struct image *image, const char *kind, char ret_path[I
     snprintf(ret_path, IMAGE_TEMPLATE_MAX, "%s/overlay%s.%s", image->dir, size, kind);
 }
 
-/* The template beside the image: an overlay whose backing file is "base.ext4" in whatever folder it is copied to.
- * qemu-img create -f qcow2 -u -b base.ext4 -F raw overlay.qcow2 SIZE */
+/* qemu-img create -f qcow2 -u -b BACKING -F FORMAT PATH BYTES */
+int image_overlay(const char *path, const char *backing, const char *format, uint64_t bytes, struct err *err) {
+    char size[32];
+    snprintf(size, sizeof size, "%llu", (unsigned long long)bytes);
+    const char *const argv[] = {QEMU_IMG, "create", "-q",   "-f", "qcow2", "-u", "-b",
+                                backing,  "-F",     format, path, size,    NULL};
+    return image_run(argv, "qemu-utils", err);
+}
+
+/* The template beside the image: an overlay whose backing file is "base.ext4" in whatever folder it is copied to. */
 static int make_template(const struct image *image, const char *path, struct err *err) {
-    char tmp[IMAGE_TEMPLATE_MAX + 24], size[32];
+    char tmp[IMAGE_TEMPLATE_MAX + 24];
     snprintf(tmp, sizeof tmp, "%s.%d.tmp", path, gettid());
-    snprintf(size, sizeof size, "%llu", (unsigned long long)image->disk_bytes);
-    const char *const argv[] = {QEMU_IMG,    "create", "-q",  "-f", "qcow2", "-u", "-b",
-                                "base.ext4", "-F",     "raw", tmp,  size,    NULL};
-    int r = image_run(argv, "qemu-utils", err);
+    int r = image_overlay(tmp, "base.ext4", "raw", image->disk_bytes, err);
     if (r == 0 && rename(tmp, path) < 0)
         r = err_sys(err, errno, "image.clone", "rename %s", tmp);
     if (r < 0)

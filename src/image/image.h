@@ -48,6 +48,9 @@ int image_open_for(const char *base_dir, const char *vm_type, struct image *ret_
  * The first call for an image makes its template with qemu-img; later ones copy 200 kB. */
 int image_clone(const struct image *image, const char *folder, struct err *err);
 
+/* Makes an empty overlay over another file of the same folder, named as it is there, of a format that qemu-img knows. */
+int image_overlay(const char *path, const char *backing, const char *format, uint64_t bytes, struct err *err);
+
 /* The same for a VMM that takes raw disks only. Where the file system can, folder gets disk.ext4, a reflink of the image;
  * else base.ext4, the image itself as a hard link, and overlay.ext4, an empty and sparse file system for what the guest
  * writes. The first such call for an image makes the overlay's template with mke2fs; later ones copy its few blocks. */

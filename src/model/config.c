@@ -85,6 +85,9 @@ static const struct key keys[] = {
     {"vm", "browser_port", "6080", KIND_U16, AT(vm.type[VM_TYPE_BROWSER].port), 1, 65535},
     {"vm", "browser_idle_after", "0", KIND_SECONDS, AT(vm.type[VM_TYPE_BROWSER].idle_after_ms), 0, 2592000000},
 
+    {"warm", "templates", "yes", KIND_BOOL, AT(warm.templates)},
+    {"warm", "quiet", "30", KIND_SECONDS, AT(warm.quiet_ms), 0, 86400000},
+
     {"image", "directory", "", KIND_PATH, AT(image_dir)},
 
     {"api", "listen", "127.0.0.1:4000", KIND_TEXT, AT(api.listen)},
@@ -287,7 +290,7 @@ static int unknown_key(const char *section, const char *name, struct err *err) {
     str_escape(section_exists ? name : section, strnlen(section_exists ? name : section, 60), shown, sizeof shown);
     if (!section_exists) {
         err_set(err, EINVAL, "config.unknown-section", "there is no section [%s]", shown);
-        return err_hint(err, "the sections are [network] [vm] [image] [api] [session] [store]");
+        return err_hint(err, "the sections are [network] [vm] [warm] [image] [api] [session] [store]");
     }
     err_set(err, EINVAL, "config.unknown-key", "section [%s] has no key \"%s\"", section, shown);
     if (nearest)

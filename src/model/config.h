@@ -90,9 +90,15 @@ struct config_session {
     uint32_t desktops; /* WebSockets to the desktop of one session at a time; 0: no limit but the relay's */
 };
 
+struct config_warm {
+    bool templates;    /* one is made for each type of VM, and VMs begin from it */
+    uint32_t quiet_ms; /* without a VM on its way up or down, until a template is made */
+};
+
 struct config {
     struct config_network network;
     struct config_vm vm;
+    struct config_warm warm;
     struct config_api api;
     struct config_session session;
     char image_dir[CONFIG_TEXT];  /* empty: STATE/snapshots/base */

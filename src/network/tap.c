@@ -109,6 +109,53 @@ int network_tap_create(struct network *network, const struct network_nic *nic, i
     return r;
 }
 
+int network_tap_create_apart(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
+    int r = check_names(nic->tap, nic->vm_id, err);
+    if (r < 0)
+        return r;
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    _cleanup_close_ int fd = -1;
+    struct link link;
+    struct link_change change = {.alias = nic->vm_id};
+    r = tap_create(network->nsfd, nic->tap, nic->owner_uid, &fd, err);
+    if (r == -EEXIST)
+        set_code(err, "network.tap-exists");
+    if (r == 0)
+        r = link_get_by_name(network->rtnl, nic->tap, &link, err);
+    if (r == 0)
+        r = link_set(network->rtnl, link.index, &change, err);
+    if (r == 0)
+        r = tap_persist(fd, err);
+    if (r < 0)
+        err_prefix(err, "make %s", nic->tap);
+    else
+        *ret_fd = fd_steal(&fd);
+    return r;
+}
+
+int network_tap_connect(struct network *network, const struct network_nic *nic, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    struct link link;
+    int r = link_get_by_name(network->rtnl, nic->tap, &link, err);
+    if (r == 0)
+        r = members_add(network, nic, err);
+    if (r < 0) {
+        err_prefix(err, "attach %s", nic->tap);
+        return r;
+    }
+    r = wire(network, nic->tap, link.index, nic->vm_id, err);
+    if (r < 0) {
+        members_remove(network, nic->tap);
+        err_prefix(err, "attach %s", nic->tap);
+    }
+    return r;
+}
+
+int network_tap_create_idle(struct network *network, const char *name, uint32_t uid, int *ret_fd, struct err *err) {
+    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
+    return tap_create(network->nsfd, name, uid, ret_fd, err);
+}
+
 int network_tap_restore(struct network *network, const char *name, const char *vm_id, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
     struct link link;

@@ -111,7 +111,7 @@ void machine_agent_start(struct machine *m) {
                                   .vsock_port = ops->agent_vsock_port,
                                   .uid = is_vmms ? m->vm.uid : 0,
                                   .pid = is_vmms ? m->vm.pid : 0,
-                                  .fd = -1,
+                                  .fd = fd_steal(&m->agent_fd),
                                   .changed = on_changed,
                                   .userdata = m};
     if (agent_new(&params, &m->agent, &err) < 0)

@@ -69,6 +69,12 @@ struct boot {
     unsigned log_count, log_asked;
 };
 
+/* What an agent is asked, and what its answer (with "output") says: also of a template that boots (template_boot.c). */
+json_t *boot_ask_manager(void);
+bool boot_is_settled(json_t *manager); /* systemd has nothing more to start */
+json_t *boot_ask_windows(void);
+bool boot_find_window(json_t *windows, char *ret_title, size_t size); /* Chromium's, mapped */
+
 /* Milliseconds since the VMM's start. */
 int64_t boot_now(const struct boot *b);
 

@@ -38,18 +38,26 @@ static json_t *ask_kernel(const struct boot *b, const char *name) {
     return json_pack("{s:s, s:i}", "op", "kernel.log", "lines", 1);
 }
 
-static json_t *ask_manager(const struct boot *b, const char *name) {
+json_t *boot_ask_manager(void) {
     return json_pack("{s:s, s:[s, s, s]}", "op", "exec", "argv", "/bin/systemctl", "show",
                      "--property=SystemState,UserspaceTimestampMonotonic,FinishTimestampMonotonic");
 }
 
+static json_t *ask_manager(const struct boot *b, const char *name) {
+    return boot_ask_manager();
+}
+
 /* Openbox keeps the list of windows, and its own obxprop shows their properties: WM_STATE 1 is a window that is mapped.
  * Source: ICCCM 4.1.3.1, EWMH _NET_CLIENT_LIST. */
-static json_t *ask_windows(const struct boot *b, const char *name) {
+json_t *boot_ask_windows(void) {
     static const char script[] =
         "export DISPLAY=:0; for id in $(obxprop --root | sed -n 's/^_NET_CLIENT_LIST(WINDOW) = //p' | tr -d ,); do "
         "echo window; obxprop --id \"$id\" | grep -E '^(WM_CLASS|WM_STATE|_NET_WM_NAME)\\('; done";
     return json_pack("{s:s, s:[s, s, s], s:s}", "op", "exec", "argv", "/bin/sh", "-c", script, "user", "desktop");
+}
+
+static json_t *ask_windows(const struct boot *b, const char *name) {
+    return boot_ask_windows();
 }
 
 /* In this order: the last ones are asked when the guest has come to rest. */
@@ -74,13 +82,13 @@ static const struct question settled = {.name = "manager", .request = ask_manage
 
 /* ---------------------------------------------------------------- answers */
 
-static bool is_settled(json_t *manager) {
+bool boot_is_settled(json_t *manager) {
     const char *text = json_string_value(json_object_get(manager, "output"));
     return text && (strstr(text, "SystemState=running") || strstr(text, "SystemState=degraded"));
 }
 
 /* A window of Chromium's that is mapped. obxprop's lines of one window follow a line "window". */
-static bool find_window(json_t *windows, char *ret_title, size_t size) {
+bool boot_find_window(json_t *windows, char *ret_title, size_t size) {
     const char *text = json_string_value(json_object_get(windows, "output"));
     for (const char *at = text ? strstr(text, "window\n") : NULL; at;) {
         const char *next = strstr(at + 1, "\nwindow\n");
@@ -107,11 +115,11 @@ static void note_bad_units(struct boot *b, json_t *units) {
 static void take_answer(struct boot *b, const char *name, json_t *answer) {
     char title[128];
     json_object_set(b->facts, name, answer);
-    if (strcmp(name, "manager") == 0 && is_settled(answer))
+    if (strcmp(name, "manager") == 0 && boot_is_settled(answer))
         boot_reach(b, BOOT_SERVICES);
     if (strcmp(name, "units") == 0)
         note_bad_units(b, answer);
-    if (strcmp(name, "windows") == 0 && find_window(answer, title, sizeof title)) {
+    if (strcmp(name, "windows") == 0 && boot_find_window(answer, title, sizeof title)) {
         boot_reach(b, BOOT_WINDOW);
         json_object_set_new(b->facts, "title", json_string(report_safe(title)));
     }

@@ -4,7 +4,12 @@
  * to look for (reconcile.c). The steps after it are done by a worker, in the order of the table below; each can be undone
  * knowing only the record and the VM's folder, and the undo of all of them is the end of a VM (end.c), whichever of them
  * have been done. Then, on the loop's thread again, the VM is booting: its VMM's pid and the state in one transaction. A
- * VM that somebody ends meanwhile is made to its end and then ended. */
+ * VM that somebody ends meanwhile is made to its end and then ended.
+ *
+ * Where there is a template that fits (warm.h), the steps are others: the VMM loads the template's machine, whose guest is then
+ * made a machine of its own through its agent, and only then its TAP comes to the bridge and its address into the firewall's
+ * sets. Until then it is "creating", so that a crash ends it as it ends any other that is half made. When one of these steps
+ * fails, what they made is removed, and the VM is made cold; its story says why. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +24,13 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "image/image.h"
-#include "vm/machine.h"
+#include "vm/hibernate.h"
+#include "vm/identity.h"
+#include "vm/warm.h"
 
 #define CLAIM_ATTEMPTS 8
-#define STEPS_MAX 5
+#define LOAD_TIMEOUT_MS 20000 /* of a template's machine, without its memory: else the VM starts cold */
+#define STEPS_MAX 8
 
 static int random_bytes(void *data, size_t len) {
     return getrandom(data, len, 0) == (ssize_t)len ? 0 : -EIO;
@@ -105,10 +113,13 @@ struct creation {
     char actor[STORE_ACTOR_MAX];
     int jail_fd; /* 0: none */
     int group_fds[CGROUP_HIERARCHIES], group_count;
-    int tap_fd;
+    int tap_fd, agent_fd;
     pid_t pid;
     uint64_t pid_start;
     int pidfd;
+    struct template template;    /* memory_fd -1: there is none */
+    bool is_warm;                /* it was made of that */
+    char cold_why[VMS_LINE_MAX]; /* why it was not, where one might have been */
     int64_t step_ms[STEPS_MAX];
     int result;
     struct err err;
@@ -159,7 +170,9 @@ static int start_vmm(struct creation *c, struct err *err) {
         .has_agent = c->image.has_agent,
         .tap_fd = c->tap_fd,
         .netns_fd = netns_fd,
-        .netns_path = netns_path};
+        .netns_path = netns_path,
+        .memory_fd = c->is_warm ? c->template.memory_fd : 0,
+        .is_to_load = c->is_warm};
     int r = c->image.has_agent ? mark_agent(c, err) : 0;
     if (r < 0)
         return r;
@@ -169,41 +182,130 @@ static int start_vmm(struct creation *c, struct err *err) {
     return r;
 }
 
+/* ---- of a template ---- */
+
+static int clone_disk(struct creation *c, struct err *err) {
+    return template_clone(&c->template, c->folder, err);
+}
+
+static int make_tap_apart(struct creation *c, struct err *err) {
+    struct network_nic nic = machine_nic(&c->vm);
+    return network_tap_create_apart(c->vms->network, &nic, &c->tap_fd, err);
+}
+
+static int load_memory(struct creation *c, struct err *err) {
+    struct vmm_saved saved = {.folder = c->folder,
+                              .vm = &c->vm,
+                              .name = TEMPLATE_STATE,
+                              .is_apart = true,
+                              .deadline_ms = time_monotonic_ms() + LOAD_TIMEOUT_MS};
+    int r = c->choice.ops->load(&saved, c->template.version, err);
+    template_forget_state(c->folder);
+    return r < 0 ? r : c->choice.ops->go(&saved, err);
+}
+
+static int give_identity(struct creation *c, struct err *err) {
+    return identity_give(c->vms, c->folder, &c->vm, &c->agent_fd, err);
+}
+
+static int connect_tap(struct creation *c, struct err *err) {
+    struct network_nic nic = machine_nic(&c->vm);
+    int r = network_neighbour_forget(c->vms->network, c->vm.ip, err);
+    return r < 0 ? r : network_tap_connect(c->vms->network, &nic, err);
+}
+
 /* Undone by: removing the folder, its disks with it; removing the groups that the folder names; removing the TAP of
  * that alias; killing the process of that pid and start time, or who is in those groups. */
-static const struct {
+struct step {
     const char *name;
     int (*run)(struct creation *c, struct err *err);
-} steps[] = {
+};
+static const struct step cold_steps[] = {
     {"folder", make_folder}, {"disk", make_disk}, {"limits", make_limits}, {"network", make_tap}, {"VMM", start_vmm}};
-#define STEP_COUNT (sizeof steps / sizeof *steps)
-static_assert(STEP_COUNT <= STEPS_MAX, "creation has a time for each");
+static const struct step warm_steps[] = {{"folder", make_folder},     {"disk", clone_disk},    {"limits", make_limits},
+                                         {"TAP", make_tap_apart},     {"VMM", start_vmm},      {"memory", load_memory},
+                                         {"identity", give_identity}, {"network", connect_tap}};
+#define STEP_COUNT(steps) (sizeof(steps) / sizeof *(steps))
+static_assert(STEP_COUNT(cold_steps) <= STEPS_MAX && STEP_COUNT(warm_steps) <= STEPS_MAX,
+              "creation has a time for each");
 
-static void work(void *userdata) {
-    struct creation *c = userdata;
-    for (size_t i = 0; c->result == 0 && i < STEP_COUNT; i++) {
+static const struct step *steps_of(const struct creation *c, size_t *ret_count) {
+    *ret_count = c->is_warm ? STEP_COUNT(warm_steps) : STEP_COUNT(cold_steps);
+    return c->is_warm ? warm_steps : cold_steps;
+}
+
+/* Return: the name of the step that failed; NULL: none did. */
+static const char *run_steps(struct creation *c) {
+    size_t count;
+    const struct step *steps = steps_of(c, &count);
+    memset(c->step_ms, 0, sizeof c->step_ms);
+    for (size_t i = 0; i < count; i++) {
         int64_t begun_ms = time_monotonic_ms();
         c->result = steps[i].run(c, &c->err);
         c->step_ms[i] = time_monotonic_ms() - begun_ms;
+        if (c->result < 0)
+            return steps[i].name;
     }
+    return NULL;
+}
+
+/* As if nothing had been made: but that cannot be where the kernel holds a process. */
+static int take_back(struct creation *c) {
+    int r = hibernate_release(c->vms, &c->vm, c->folder, c->pidfd, &c->err);
+    if (r < 0)
+        return r;
+    fd_close(&c->pidfd);
+    fd_close(&c->tap_fd);
+    fd_close(&c->agent_fd);
+    for (int i = 0; i < c->group_count; i++)
+        fd_close(&c->group_fds[i]);
+    c->group_count = 0;
+    c->pid = 0;
+    c->pid_start = 0;
+    r = dir_remove(c->folder);
+    return r < 0 ? err_sys(&c->err, -r, "vm.create", "remove %s", c->folder) : 0;
+}
+
+static void work(void *userdata) {
+    struct creation *c = userdata;
+    const char *failed = NULL;
+    c->is_warm = c->template.memory_fd >= 0;
+    if (c->is_warm)
+        failed = run_steps(c);
+    if (failed) {
+        snprintf(c->cold_why, sizeof c->cold_why, "%s: %.200s", failed, c->err.detail);
+        c->is_warm = false;
+        c->result = take_back(c);
+        if (c->result == 0)
+            c->err = (struct err){0};
+    }
+    if (!c->is_warm && c->result == 0)
+        run_steps(c);
 }
 
 /* "made in 43 ms: folder 0, disk 12, …": for the VM's story. */
 static void tell_steps(const struct creation *c, char *ret_words, size_t size) {
     struct strbuf words = {.max = size - 1};
     int64_t sum_ms = 0;
-    for (size_t i = 0; i < STEP_COUNT; i++)
+    size_t count;
+    const struct step *steps = steps_of(c, &count);
+    for (size_t i = 0; i < count; i++)
         sum_ms += c->step_ms[i];
-    strbuf_addf(&words, "made in %lld ms", (long long)sum_ms);
-    for (size_t i = 0; i < STEP_COUNT; i++)
+    strbuf_addf(&words, "made%s%s in %lld ms", c->is_warm ? " warm, from template " : "",
+                c->is_warm ? c->template.name : "", (long long)sum_ms);
+    for (size_t i = 0; i < count; i++)
         strbuf_addf(&words, "%s%s %lld", i ? ", " : ": ", steps[i].name, (long long)c->step_ms[i]);
+    if (*c->cold_why)
+        strbuf_addf(&words, "; cold: %s", c->cold_why);
     str_copy(ret_words, size, words.data ? words.data : "");
     strbuf_free(&words);
 }
 
 static void free_creation(struct creation *c) {
     fd_close(&c->tap_fd);
+    fd_close(&c->agent_fd);
     fd_close(&c->pidfd);
+    template_close(&c->template);
     if (c->jail_fd > 0)
         close(c->jail_fd);
     for (int i = 0; i < c->group_count; i++)
@@ -219,7 +321,13 @@ static int go_on(struct creation *c, struct err *err) {
     if (r == 0)
         r = machine_change(m, VM_EVENT_STARTED, c->actor, words, err);
     m->is_fresh = true;
+    m->is_warm = c->is_warm;
     return r < 0 ? r : machine_watch(m, err);
+}
+
+static void tell_warm_failure(struct creation *c) {
+    machine_note(c->m, LOG_LEVEL_WARNING, "warm-failed", c->cold_why);
+    warm_failed(c->vms->warm, &c->template, c->cold_why);
 }
 
 static void done(void *userdata) {
@@ -227,8 +335,11 @@ static void done(void *userdata) {
     struct machine *m = c->m;
     m->is_busy = false;
     m->pidfd = fd_steal(&c->pidfd);
+    m->agent_fd = fd_steal(&c->agent_fd);
     m->vm.pid = c->pid;
     m->vm.pid_start = c->pid_start;
+    if (c->template.memory_fd >= 0 && !c->is_warm)
+        tell_warm_failure(c);
     if (m->vm.state == VM_STATE_STOPPING) {
         char actor[STORE_ACTOR_MAX];
         str_copy(actor, sizeof actor, m->stop_actor);
@@ -247,6 +358,8 @@ static int begin(struct vms *vms, const struct creation *template, struct err *e
     struct machine *m = c ? machine_new(vms, &template->vm) : NULL;
     if (!m) {
         free(c);
+        if (template->template.memory_fd >= 0)
+            close(template->template.memory_fd);
         return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
     }
     *c = *template;
@@ -275,7 +388,7 @@ int vms_make_room(struct vms *vms, const struct vms_request *request, char ret_i
 
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
-    struct creation c = {.vms = vms, .tap_fd = -1, .pidfd = -1};
+    struct creation c = {.vms = vms, .tap_fd = -1, .agent_fd = -1, .pidfd = -1, .template = {.memory_fd = -1}};
     struct vm *vm = &c.vm;
     int r = fill_request(vms, request, vm, err);
     if (r == 0)
@@ -292,8 +405,11 @@ int vms_create(struct vms *vms, const struct vms_request *request, const char *a
     str_copy(vm->image, sizeof vm->image, c.image.name);
     str_copy(vm->vmm, sizeof vm->vmm, c.choice.ops->name);
     r = claim(vms, request->id, vm, actor, err);
-    if (r == 0)
+    if (r == 0) {
+        warm_yield(vms->warm, vm, c.choice.ops->overhead_mib(&c.choice));
+        warm_take(vms->warm, vm, &c.image, &c.choice, &c.template, c.cold_why);
         r = begin(vms, &c, err);
+    }
     if (r == 0)
         *ret_vm = *vm;
     return r;

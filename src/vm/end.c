@@ -82,7 +82,7 @@ static int end_processes(struct ending *job) {
 /* 3. What cannot be removed is told. A TAP that a stranger holds stays, and goes at a later start: the VMM itself is
  * gone for certain by now. */
 static void remove_parts(struct ending *job) {
-    static const char *const names[] = {"disk.qcow2", "base.ext4", "qmp.sock"};
+    static const char *const names[] = {"disk.qcow2", VMM_TEMPLATE_DISK, "base.ext4", "qmp.sock"};
     struct err err = {0};
     int r = network_tap_remove(job->vms->network, job->e.vm.tap, job->e.vm.id, &err);
     if (r < 0)

@@ -27,7 +27,8 @@
 
 /* What costs space and tells nothing. */
 static bool is_dropped(const char *name) {
-    static const char *const dropped[] = {"disk.qcow2", "base.ext4", "disk.ext4", "overlay.ext4", "cgroup"};
+    static const char *const dropped[] = {"disk.qcow2", "base.ext4",      "disk.ext4", "overlay.ext4",
+                                          "cgroup",     "template.qcow2", "state"};
     for (size_t i = 0; i < sizeof dropped / sizeof *dropped; i++)
         if (strcmp(name, dropped[i]) == 0)
             return true;

@@ -23,7 +23,7 @@ struct machine *machine_new(struct vms *vms, const struct vm *vm) {
     struct machine *m = calloc(1, sizeof *m);
     if (!m)
         return NULL;
-    *m = (struct machine){.next = vms->first, .vms = vms, .vm = *vm, .pidfd = -1};
+    *m = (struct machine){.next = vms->first, .vms = vms, .vm = *vm, .pidfd = -1, .agent_fd = -1};
     vms->first = m;
     vms->count++;
     return m;
@@ -66,6 +66,7 @@ void machine_free(struct machine *m) {
     machine_unwatch(m);
     fd_close(&m->pidfd);
     free(m->rest);
+    fd_close(&m->agent_fd);
     free(m);
 }
 
@@ -365,6 +366,8 @@ int machine_watch(struct machine *m, struct err *err) {
         m->boot_begun_ms = time_monotonic_ms();
         machine_agent_start(m);
         probe_later(m);
+        if (m->is_warm && m->again)
+            loop_timer_again(m->again, 0); /* it has been up before */
     }
     return 0;
 }

@@ -45,11 +45,13 @@ struct machine {
     struct halt halt;
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
+    bool is_warm;                /* and its guest has booted already, in another VM */
     struct loop_timer *deadline; /* of the boot, of the stop, or of the last look before it */
     loop_fn *leave;              /* what comes when it has been looked at for the last time; NULL: nobody does */
     int64_t leave_until_ms;      /* monotonic */
     void *rest;                  /* freed with it: its hibernation, which begins then (hibernate.c) */
     struct agent *agent;         /* in the guest; NULL: the image has none */
+    int agent_fd;                /* a connection to it, from when it was made; -1 */
     struct agent_job *agent_job; /* a fact that is asked for, the agent_fact-th, to go into agent_facts */
     json_t *agent_facts;
     int agent_fact, agent_events;
@@ -95,6 +97,8 @@ struct resting {
     int64_t since_ms; /* real time, as in the records */
 };
 
+struct warm;
+
 struct vms {
     struct loop *loop;
     struct store *store;
@@ -124,6 +128,7 @@ struct vms {
     bool image_is_busy;             /* a worker looks */
     struct confine *confine;
     struct examine examine;
+    struct warm *warm;
     struct workers *makers, *enders, *resters, *examiners; /* one kind never waits for another */
     int endings;                                           /* under way */
     struct ending *unsealed; /* found at the start, and whom the VMs served is not there yet (end.c) */

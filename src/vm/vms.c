@@ -16,6 +16,7 @@
 #include "image/image.h"
 #include "vm/evidence.h"
 #include "vm/machine.h"
+#include "vm/warm.h"
 
 #define CONSOLE_TRIM_INTERVAL_MS 2000
 #define EXPIRE_INTERVAL_MS 600000
@@ -52,6 +53,7 @@ static void trim_consoles(void *userdata) {
     halt_check(vms);
     idle_check(vms);
     look_for_image(vms);
+    warm_check(vms->warm);
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }
 
@@ -235,6 +237,8 @@ int vms_new(const struct vms_params *params, struct vms **ret_vms, struct err *e
     if (r == 0)
         r = vms_reconcile(vms, err);
     vms->is_starting = false;
+    if (r == 0)
+        r = warm_new(vms, &vms->warm, err);
     if (r == 0) {
         image_links(vms, vms->image_links);
         look_at_image(vms);
@@ -260,6 +264,8 @@ void vms_free(struct vms *vms) {
     if (vms->enders)
         machine_end_unsealed(vms);
     /* What is being made is made, what ends has ended: in this order, as the one may lead to the other. */
+    warm_free(vms->warm);
+    vms->warm = NULL;
     workers_free(vms->examiners);
     workers_free(vms->makers);
     workers_free(vms->resters);
@@ -365,6 +371,8 @@ int vms_remove_all(struct vms *vms, const char *actor, struct err *err) {
     vms->is_removing = true;
     workers_finish(vms->makers);
     workers_finish(vms->resters);
+    warm_free(vms->warm); /* what it makes holds a TAP */
+    vms->warm = NULL;
     for (struct machine *m = vms->first, *next; m; m = next) {
         next = m->next;
         if (m->vm.state != VM_STATE_STOPPING && machine_change(m, VM_EVENT_STOP, actor, REMOVE_REASON, err) < 0)

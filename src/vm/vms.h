@@ -72,6 +72,19 @@ int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err);
 
+/* The templates from which VMs begin, one a type. Return: their number. */
+struct vms_warm {
+    enum vm_type type;
+    bool is_ready;
+    char name[64], image[96];
+    uint64_t ram_bytes;  /* of its memory, what is not zero: it is held in memory once for all VMs */
+    uint64_t disk_bytes; /* all of it, on the disk */
+    int64_t made_ms;     /* real time */
+    int64_t took_ms;
+    char words[VMS_LINE_MAX]; /* why there is none */
+};
+size_t vms_warm(struct vms *vms, struct vms_warm ret[VM_TYPE_COUNT]);
+
 /* Why a VM could not be made, put to rest or brought back, with slug and hint, while it is the last one that could not; else
  * NULL. */
 const struct err *vms_create_error(struct vms *vms, const char *id);

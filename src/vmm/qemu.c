@@ -8,6 +8,7 @@
  * moment on. QEMU outlives the daemon; the next daemon finds it by pid and start time. */
 #include <fcntl.h>
 #include <jansson.h>
+#include <nettle/sha2.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,9 +41,15 @@ enum handed {
     FD_BASE,
     FD_KERNEL,
     FD_INITRD,
-    FD_AGENT, /* last: not every VM has one */
+    FD_FIXED, /* the next ones are not every VM's */
 };
-#define FD_COUNT 8
+#define FD_COUNT (FD_FIXED - 3 + 3 /* of them */)
+
+/* What the child is given, and by which numbers it knows what is not in every one; 0: it has none. */
+struct handed_over {
+    int fds[FD_COUNT], count;
+    int agent, memory, template;
+};
 
 struct args {
     char *item[ARG_COUNT_MAX + 1];
@@ -70,14 +77,14 @@ static void arg(struct args *a, const char *fmt, ...) {
     va_end(ap);
 }
 
-static void build_machine(struct args *a, const char *binary, const char *accel, const struct vm *vm) {
+static void build_machine(struct args *a, const char *binary, const char *accel, const struct vm *vm, bool is_backed) {
     arg(a, "%s", binary);
     arg(a, "-name");
     arg(a, "%s,debug-threads=on", vm->id);
     arg(a, "-no-user-config");
     arg(a, "-nodefaults");
     arg(a, "-machine");
-    arg(a, "q35,usb=off,vmport=off");
+    arg(a, "q35,usb=off,vmport=off%s", is_backed ? ",memory-backend=pc.ram" : "");
     arg(a, "-accel");
     if (strcmp(accel, "tcg") == 0)
         arg(a, "tcg,tb-size=%d", TCG_CACHE_MIB);
@@ -102,13 +109,23 @@ static void build_machine(struct args *a, const char *binary, const char *accel,
 }
 
 /* The way to the agent in the guest, beside the network: QEMU listens on the host's end, as for QMP. */
-static void build_agent(struct args *a) {
+static void build_agent(struct args *a, int fd) {
     arg(a, "-chardev");
-    arg(a, "socket,id=agent,fd=%d,server=on,wait=off", FD_AGENT);
+    arg(a, "socket,id=agent,fd=%d,server=on,wait=off", fd);
     arg(a, "-device");
     arg(a, "virtio-serial-pci,max_ports=2");
     arg(a, "-device");
     arg(a, "virtserialport,nr=1,chardev=agent,name=" VMM_AGENT_PORT);
+}
+
+/* Under the name that QEMU gives memory of its own, so that a machine which is saved later is like any other. The file is opened
+ * for writing even where it is mapped privately (file_ram_open() in QEMU 7.2): who hands it over has sealed it.
+ * Source: QEMU, qemu-options.hx, memory-backend-file. */
+static void build_memory(struct args *a, const struct vmm_spec *spec, int fd) {
+    arg(a, "-object");
+    arg(a,
+        "memory-backend-file,id=pc.ram,size=%uM,mem-path=/dev/fd/%d,share=%s,x-use-canonical-path-for-ramblock-id=off",
+        spec->vm->memory_mib, fd, spec->writes_memory ? "on" : "off");
 }
 
 /* It waits for its memory, and then stands still until it is told to go on: qmp_save.c. */
@@ -118,7 +135,18 @@ static void build_wait(struct args *a) {
     arg(a, "-S");
 }
 
-static void build_devices(struct args *a, const struct vmm_spec *spec) {
+/* The disk of the template that this machine was begun from, on the image's. */
+static void build_template_disk(struct args *a, int fd) {
+    arg(a, "-add-fd");
+    arg(a, "fd=%d,set=4", fd);
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"file\",\"node-name\":\"template-file\",\"filename\":\"/dev/fdset/4\",\"read-only\":true}");
+    arg(a, "-blockdev");
+    arg(a, "{\"driver\":\"qcow2\",\"node-name\":\"template\",\"file\":\"template-file\",\"backing\":\"base\","
+           "\"read-only\":true}");
+}
+
+static void build_devices(struct args *a, const struct vmm_spec *spec, int template_fd) {
     char mac[NET_MAC_TEXT];
     net_format_mac(spec->vm->mac, mac);
     arg(a, "-add-fd");
@@ -135,11 +163,15 @@ static void build_devices(struct args *a, const struct vmm_spec *spec) {
     arg(a, "{\"driver\":\"file\",\"node-name\":\"base-file\",\"filename\":\"/dev/fdset/3\",\"read-only\":true}");
     arg(a, "-blockdev");
     arg(a, "{\"driver\":\"raw\",\"node-name\":\"base\",\"file\":\"base-file\",\"read-only\":true}");
+    if (template_fd)
+        build_template_disk(a, template_fd);
     arg(a, "-blockdev");
     arg(a, "{\"driver\":\"file\",\"node-name\":\"disk-file\",\"filename\":\"/dev/fdset/2\",\"discard\":\"unmap\"}");
     arg(a, "-blockdev");
-    arg(a, "{\"driver\":\"qcow2\",\"node-name\":\"disk\",\"file\":\"disk-file\",\"backing\":\"base\","
-           "\"discard\":\"unmap\"}");
+    arg(a,
+        "{\"driver\":\"qcow2\",\"node-name\":\"disk\",\"file\":\"disk-file\",\"backing\":\"%s\","
+        "\"discard\":\"unmap\"}",
+        template_fd ? "template" : "base");
     arg(a, "-device");
     arg(a, "virtio-blk-pci,drive=disk,serial=root");
     arg(a, "-netdev");
@@ -203,27 +235,56 @@ static int listen_in(const char *folder, const char *name, int *ret_fd, struct e
     return 0;
 }
 
-static void close_all(int fds[FD_COUNT]) {
-    /* fds[0] is the caller's TAP. */
-    for (int i = 1; i < FD_COUNT; i++)
-        fd_close(&fds[i]);
+static void close_all(struct handed_over *h) {
+    /* The first is the caller's TAP. */
+    for (int i = 1; i < h->count; i++)
+        fd_close(&h->fds[i]);
 }
 
-static int open_all(const struct vmm_spec *spec, int fds[FD_COUNT], struct err *err) {
-    int r = listen_in(spec->folder, QMP_SOCKET, &fds[FD_QMP - 3], err);
-    if (r == 0 && spec->has_agent)
-        r = listen_in(spec->folder, vmm_qemu.agent_socket, &fds[FD_AGENT - 3], err);
-    if (r == 0)
-        r = open_part(spec->folder, "console.log", O_WRONLY | O_CREAT | O_APPEND, &fds[FD_CONSOLE - 3], err);
-    if (r == 0)
-        r = open_part(spec->folder, "disk.qcow2", O_RDWR, &fds[FD_DISK - 3], err);
-    if (r == 0)
-        r = open_part(spec->folder, "base.ext4", O_RDONLY, &fds[FD_BASE - 3], err);
-    if (r == 0)
-        r = open_part(spec->folder, spec->kernel, O_RDONLY, &fds[FD_KERNEL - 3], err);
-    if (r == 0)
-        r = open_part(spec->folder, spec->initrd, O_RDONLY, &fds[FD_INITRD - 3], err);
+/* Return: its number in the child. */
+static int hand(struct handed_over *h, int fd) {
+    h->fds[h->count] = fd;
+    return 3 + h->count++;
+}
+
+/* What is not in every machine. */
+static int open_more(const struct vmm_spec *spec, struct handed_over *h, struct err *err) {
+    char path[512];
+    int fd = -1, r = 0;
+    if (spec->has_agent) {
+        r = listen_in(spec->folder, vmm_qemu.agent_socket, &fd, err);
+        h->agent = r == 0 ? hand(h, fd) : 0;
+    }
+    folder_path(path, spec->folder, VMM_TEMPLATE_DISK);
+    if (r == 0 && access(path, F_OK) == 0) {
+        r = open_part(spec->folder, VMM_TEMPLATE_DISK, O_RDONLY, &fd, err);
+        h->template = r == 0 ? hand(h, fd) : 0;
+    }
+    if (r == 0 && spec->memory_fd > 0) {
+        fd = fcntl(spec->memory_fd, F_DUPFD_CLOEXEC, 3);
+        r = fd < 0 ? err_sys(err, errno, "vmm.start", "hand over the memory") : 0;
+        h->memory = r == 0 ? hand(h, fd) : 0;
+    }
     return r;
+}
+
+static int open_all(const struct vmm_spec *spec, struct handed_over *h, struct err *err) {
+    h->fds[0] = spec->tap_fd;
+    h->count = FD_FIXED - 3;
+    for (int i = 1; i < FD_COUNT; i++)
+        h->fds[i] = -1;
+    int r = listen_in(spec->folder, QMP_SOCKET, &h->fds[FD_QMP - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "console.log", O_WRONLY | O_CREAT | O_APPEND, &h->fds[FD_CONSOLE - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "disk.qcow2", O_RDWR, &h->fds[FD_DISK - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, "base.ext4", O_RDONLY, &h->fds[FD_BASE - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, spec->kernel, O_RDONLY, &h->fds[FD_KERNEL - 3], err);
+    if (r == 0)
+        r = open_part(spec->folder, spec->initrd, O_RDONLY, &h->fds[FD_INITRD - 3], err);
+    return r < 0 ? r : open_more(spec, h, err);
 }
 
 static uint32_t kvm_group(void) {
@@ -231,8 +292,20 @@ static uint32_t kvm_group(void) {
     return stat("/dev/kvm", &st) == 0 ? st.st_gid : 0;
 }
 
-static int spawn(const struct config_vm *config, const struct vmm_spec *spec, const int *fds, pid_t *ret_pid,
-                 int *ret_pidfd, struct err *err) {
+static void build(struct args *a, const struct config_vm *config, const struct vmm_spec *spec,
+                  const struct handed_over *h) {
+    build_machine(a, config->qemu_binary, spec->choice->accel, spec->vm, h->memory != 0);
+    if (h->memory)
+        build_memory(a, spec, h->memory);
+    build_devices(a, spec, h->template);
+    if (h->agent)
+        build_agent(a, h->agent);
+    if (spec->is_to_load)
+        build_wait(a);
+}
+
+static int spawn(const struct config_vm *config, const struct vmm_spec *spec, const struct handed_over *h,
+                 pid_t *ret_pid, int *ret_pidfd, struct err *err) {
     static const struct proc_limit limits[] = {
         {RLIMIT_CORE, 0}, {RLIMIT_NOFILE, FILES_MAX}, {RLIMIT_NPROC, PROCESSES_MAX}};
     _cleanup_close_ int log_fd = -1;
@@ -240,21 +313,17 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
     if (r < 0)
         return r;
     struct args args = {0};
-    build_machine(&args, config->qemu_binary, spec->choice->accel, spec->vm);
-    build_devices(&args, spec);
-    if (spec->has_agent)
-        build_agent(&args);
-    if (spec->is_to_load)
-        build_wait(&args);
+    build(&args, config, spec, h);
     bool kvm = strcmp(spec->choice->accel, "kvm") == 0;
     struct proc_spec proc = {.argv = (const char *const *)args.item,
                              .uid = spec->vm->uid,
                              .gid = spec->vm->uid,
                              .extra_gid = kvm ? kvm_group() : 0,
-                             .fds = fds,
-                             .fd_count = spec->has_agent ? FD_COUNT : FD_COUNT - 1,
+                             .fds = h->fds,
+                             .fd_count = h->count,
                              .output_fd = log_fd,
                              .no_new_privs = true,
+                             .ends_with_us = spec->ends_with_us,
                              .limits = limits,
                              .limit_count = sizeof limits / sizeof *limits,
                              .group_fds = spec->confinement.group_fds,
@@ -268,13 +337,13 @@ static int spawn(const struct config_vm *config, const struct vmm_spec *spec, co
 
 static int qemu_start(const struct config_vm *config, const struct vmm_spec *spec, pid_t *ret_pid, int *ret_pidfd,
                       struct err *err) {
-    int fds[FD_COUNT] = {spec->tap_fd, -1, -1, -1, -1, -1, -1, -1};
+    struct handed_over h = {.count = 0};
     int r = spec->is_furnished ? 0 : write_config(spec, err);
     if (r == 0)
-        r = open_all(spec, fds, err);
+        r = open_all(spec, &h, err);
     if (r == 0)
-        r = spawn(config, spec, fds, ret_pid, ret_pidfd, err);
-    close_all(fds);
+        r = spawn(config, spec, &h, ret_pid, ret_pidfd, err);
+    close_all(&h);
     return r;
 }
 
@@ -291,6 +360,27 @@ static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struc
         qmp_command(watch, QMP_POWERDOWN);
 }
 
+/* All of the command line, with the same for what is each machine's own. */
+static int qemu_shape(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
+                      struct err *err) {
+    struct vm vm = {.memory_mib = spec->vm->memory_mib, .vcpus = spec->vm->vcpus};
+    struct vmm_spec same = *spec;
+    struct handed_over h = {.agent = spec->has_agent ? FD_FIXED : 0, .template = FD_FIXED, .memory = FD_FIXED};
+    struct args args = {0};
+    struct sha256_ctx sha;
+    uint8_t digest[SHA256_DIGEST_SIZE];
+    same.vm = &vm;
+    same.writes_memory = same.is_to_load = false;
+    build(&args, config, &same, &h);
+    sha256_init(&sha);
+    for (size_t i = 0; i < args.n; i++)
+        sha256_update(&sha, strlen(args.item[i]) + 1, (const uint8_t *)args.item[i]);
+    sha256_digest(&sha, sizeof digest, digest);
+    str_hex(digest, sizeof digest, ret_digest);
+    args_free(&args);
+    return args.failed ? err_set(err, E2BIG, "vmm.start", "QEMU's command line is too long") : 0;
+}
+
 const struct vmm_ops vmm_qemu = {
     .name = "qemu",
     .agent_socket = "agent.sock",
@@ -303,4 +393,5 @@ const struct vmm_ops vmm_qemu = {
     .save = qmp_save,
     .load = qmp_load,
     .go = qmp_go,
+    .shape = qemu_shape,
 };

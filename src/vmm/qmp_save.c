@@ -217,6 +217,15 @@ static int sync_memory(int fd, struct err *err) {
     return fsync(fd) < 0 ? err_sys(err, errno, "vmm.talk", "write its memory to the disk") : 0;
 }
 
+/* A machine whose memory is a file: QEMU leaves out what is shared with it. To load it the same has to be said, though there
+ * the file is private; and to be taken back, or the machine could not be saved as others are. */
+static int set_apart(struct qmp *q, bool is_apart, struct err *err) {
+    char text[96];
+    snprintf(text, sizeof text, "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":%s}]}",
+             is_apart ? "true" : "false");
+    return q->saved->is_apart ? ask(q, "migrate-set-capabilities", text, -1, NULL, err) : 0;
+}
+
 int qmp_save(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err) {
     _cleanup_qmp_ struct qmp q = {.fd = -1};
     _cleanup_close_ int fd = -1;
@@ -229,6 +238,8 @@ int qmp_save(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], s
         r = ask(&q, "stop", "{}", -1, NULL, err);
     if (r == 0)
         r = ask(&q, "getfd", "{\"fdname\":\"memory\"}", fd, NULL, err);
+    if (r == 0)
+        r = set_apart(&q, true, err);
     if (r == 0) /* it is not limited to what is left of a network, as it would be by default */
         r = ask(&q, "migrate-set-parameters", "{\"max-bandwidth\":1099511627776}", -1, NULL, err);
     if (r == 0)
@@ -254,11 +265,15 @@ int qmp_load(const struct vmm_saved *saved, const char *version, struct err *err
         return err_hint(err, "install that version again, or start the VM from its disk alone: mctl vm resume --cold");
     }
     if (r == 0)
+        r = set_apart(&q, true, err);
+    if (r == 0)
         r = ask(&q, "getfd", "{\"fdname\":\"memory\"}", fd, NULL, err);
     if (r == 0)
         r = ask(&q, "migrate-incoming", "{\"uri\":\"fd:memory\"}", -1, NULL, err);
     if (r == 0)
         r = wait_until_done(&q, fd, err);
+    if (r == 0)
+        r = set_apart(&q, false, err);
     if (r < 0)
         err_prefix(err, "load its memory");
     return r;

@@ -12,6 +12,8 @@
 
 #define VMM_WORDS_MAX 256
 #define VMM_VERSION_MAX 96
+#define VMM_SHAPE_TEXT 65 /* a SHA-256 in hex */
+#define VMM_TEMPLATE_DISK "template.qcow2"
 
 /* By this name the agent finds its port in the guest: the same as in agent/frame.h, a room that this one cannot see. */
 #define VMM_AGENT_PORT "org.master-controller.agent"
@@ -40,6 +42,9 @@ struct vmm_spec {
     const char *netns_path;      /* and its path; empty: the daemon's own */
     bool is_furnished;           /* the folder is that of an earlier start of the same VM */
     bool is_to_load;             /* the machine waits for load() */
+    int memory_fd;      /* the file that is its memory, of its size; 0: it has its own. Only where there is shape() */
+    bool writes_memory; /* what the guest writes goes into that file; else what it writes is this machine's alone */
+    bool ends_with_us;  /* proc_spec */
 };
 
 /* The kept memory of a machine that does not run. */
@@ -49,6 +54,7 @@ struct vmm_saved {
     const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
     const char *accel;   /* what will run it when it is loaded: save() refuses a machine that something else runs */
     int64_t deadline_ms; /* monotonic: what is not done by then has failed, whatever the VMM has answered until then */
+    bool is_apart;       /* its memory is a file already (vmm_spec.memory_fd): only the rest is written, or read */
 };
 
 /* A conversation with a VMM, under way on the loop. */
@@ -128,6 +134,13 @@ struct vmm_ops {
     int (*save)(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err);
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);
+
+    /* Whether many machines can be begun from one that was saved: memory_fd and is_apart. Their disks are chains of three: in
+     * the folder of such a machine is also VMM_TEMPLATE_DISK, between its own disk and the image. NULL where it cannot.
+     * The digest is of all that has to be the same in the machine that saves and in those that load, but for the VMM's
+     * version. */
+    int (*shape)(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
+                 struct err *err);
 
     /* What its own counters say about the VM's network, in words ("the guest has not sent one frame"); empty where they
      * say nothing. NULL where it has none. They are those of its last flush: flush() asks for one. */
