@@ -83,12 +83,13 @@ static json_t *warm_json(struct api *api) {
         char at[TIME_RFC3339_SIZE] = "";
         if (w->is_ready)
             time_format_rfc3339(w->made_ms, at);
-        json_array_append_new(all, json_pack("{s:s, s:b, s:s?, s:s?, s:I, s:I, s:s?, s:I, s:s?}", "type",
+        json_array_append_new(all, json_pack("{s:s, s:b, s:s?, s:s?, s:I, s:I, s:s?, s:I, s:i, s:i, s:s?}", "type",
                                              vm_type_name(w->type), "ready", w->is_ready, "template",
                                              w->is_ready ? w->name : NULL, "image", w->is_ready ? w->image : NULL,
                                              "memory_bytes", (json_int_t)w->ram_bytes, "disk_bytes",
                                              (json_int_t)w->disk_bytes, "made_at", w->is_ready ? at : NULL, "took_ms",
-                                             (json_int_t)w->took_ms, "problem", w->is_ready ? NULL : w->words));
+                                             (json_int_t)w->took_ms, "pool_ready", (int)w->pool_ready, "pool_wanted",
+                                             (int)w->pool_wanted, "problem", w->is_ready ? NULL : w->words));
     }
     return all;
 }

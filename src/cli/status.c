@@ -32,8 +32,11 @@ static void print_warm(json_t *warm) {
     json_array_foreach(warm, i, one) {
         printf("%-8s ", i == 0 ? "warm" : "");
         if (json_is_true(json_object_get(one, "ready")))
-            printf("%s VMs begin from a template of %s, with %lld MiB of memory\n", cli_text(one, "type"),
-                   cli_text(one, "image"), json_integer_value(json_object_get(one, "memory_bytes")) >> 20);
+            printf("%s VMs begin from a template of %s, with %lld MiB of memory; pool: %lld of %lld ready\n",
+                   cli_text(one, "type"), cli_text(one, "image"),
+                   json_integer_value(json_object_get(one, "memory_bytes")) >> 20,
+                   json_integer_value(json_object_get(one, "pool_ready")),
+                   json_integer_value(json_object_get(one, "pool_wanted")));
         else {
             printf("%s VMs start cold: ", cli_text(one, "type"));
             cli_print_safe(stdout, cli_text(one, "problem"));

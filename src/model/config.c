@@ -87,6 +87,8 @@ static const struct key keys[] = {
 
     {"warm", "templates", "yes", KIND_BOOL, AT(warm.templates)},
     {"warm", "quiet", "30", KIND_SECONDS, AT(warm.quiet_ms), 0, 86400000},
+    {"warm", "pool_cli", "0", KIND_U32, AT(warm.pool[VM_TYPE_CLI]), 0, 100},
+    {"warm", "pool_browser", "0", KIND_U32, AT(warm.pool[VM_TYPE_BROWSER]), 0, 100},
 
     {"image", "directory", "", KIND_PATH, AT(image_dir)},
 

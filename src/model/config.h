@@ -91,8 +91,9 @@ struct config_session {
 };
 
 struct config_warm {
-    bool templates;    /* one is made for each type of VM, and VMs begin from it */
-    uint32_t quiet_ms; /* without a VM on its way up or down, until a template is made */
+    bool templates;               /* one is made for each type of VM, and VMs begin from it */
+    uint32_t quiet_ms;            /* without a VM on its way up or down, until a template is made */
+    uint32_t pool[VM_TYPE_COUNT]; /* so many are kept ready */
 };
 
 struct config {

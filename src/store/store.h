@@ -36,6 +36,10 @@ void store_close(struct store *store);
  * user has `quota` live VMs already. */
 int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err);
 
+/* A record that was claimed for nobody in particular gets its user: user, created_ms and state_since_ms of vm; as a claim
+ * otherwise. Error: "quota.user". */
+int store_vm_take(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err);
+
 /* Whether the user may have one more: as store_vm_claim(). */
 int store_vm_check_quota(struct store *store, const char *user, uint32_t quota, struct err *err);
 

@@ -117,6 +117,33 @@ int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, con
     return store_end(store, r, err);
 }
 
+static int give_user(struct store *store, const struct vm *vm, struct err *err) {
+    _cleanup_query_ struct query q;
+    int r = query_open(&q, store, "UPDATE vm SET user = ?, created_ms = ?, state_since_ms = ? WHERE id = ?", err);
+    if (r < 0)
+        return r;
+    query_text(&q, vm->user);
+    query_int(&q, vm->created_ms);
+    query_int(&q, vm->state_since_ms);
+    query_text(&q, vm->id);
+    return query_step(&q, err);
+}
+
+int store_vm_take(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err) {
+    struct store_event event = {.at_ms = vm->created_ms, .event = "taken", .reason = "it was ready, in the pool"};
+    str_copy(event.actor, sizeof event.actor, actor);
+    str_copy(event.to, sizeof event.to, vm_state_name(vm->state));
+    int r = store_begin(store, err);
+    if (r < 0)
+        return r;
+    r = store_vm_check_quota(store, vm->user, quota, err);
+    if (r == 0)
+        r = give_user(store, vm, err);
+    if (r == 0)
+        r = store_event_add(store, vm->id, &event, err);
+    return store_end(store, r, err);
+}
+
 static int no_vm(const char *id, struct err *err) {
     char shown[64];
     err_set(err, ENOENT, "vm.not-found", "there is no VM %s", str_escape(id, strnlen(id, 48), shown, sizeof shown));

@@ -9,7 +9,9 @@
  * Where there is a template that fits (warm.h), the steps are others: the VMM loads the template's machine, whose guest is then
  * made a machine of its own through its agent, and only then its TAP comes to the bridge and its address into the firewall's
  * sets. Until then it is "creating", so that a crash ends it as it ends any other that is half made. When one of these steps
- * fails, what they made is removed, and the VM is made cold; its story says why. */
+ * fails, what they made is removed, and the VM is made cold; its story says why.
+ *
+ * A VM of the pool (pool.h) is made up to LOADED_STEPS, and the rest is done when it has a user. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +28,7 @@
 #include "image/image.h"
 #include "vm/hibernate.h"
 #include "vm/identity.h"
+#include "vm/pool.h"
 #include "vm/warm.h"
 
 #define CLAIM_ATTEMPTS 8
@@ -119,6 +122,8 @@ struct creation {
     int pidfd;
     struct template template;    /* memory_fd -1: there is none */
     bool is_warm;                /* it was made of that */
+    bool is_spare;               /* for the pool: the last steps wait */
+    bool is_loaded;              /* and now they are wanted */
     char cold_why[VMS_LINE_MAX]; /* why it was not, where one might have been */
     int64_t step_ms[STEPS_MAX];
     int result;
@@ -201,11 +206,13 @@ static int load_memory(struct creation *c, struct err *err) {
                               .deadline_ms = time_monotonic_ms() + LOAD_TIMEOUT_MS};
     int r = c->choice.ops->load(&saved, c->template.version, err);
     template_forget_state(c->folder);
-    return r < 0 ? r : c->choice.ops->go(&saved, err);
+    return r;
 }
 
 static int give_identity(struct creation *c, struct err *err) {
-    return identity_give(c->vms, c->folder, &c->vm, &c->agent_fd, err);
+    struct vmm_saved saved = {.folder = c->folder, .vm = &c->vm, .deadline_ms = time_monotonic_ms() + LOAD_TIMEOUT_MS};
+    int r = c->choice.ops->go(&saved, err);
+    return r < 0 ? r : identity_give(c->vms, c->folder, &c->vm, &c->agent_fd, err);
 }
 
 static int connect_tap(struct creation *c, struct err *err) {
@@ -225,6 +232,7 @@ static const struct step cold_steps[] = {
 static const struct step warm_steps[] = {{"folder", make_folder},     {"disk", clone_disk},    {"limits", make_limits},
                                          {"TAP", make_tap_apart},     {"VMM", start_vmm},      {"memory", load_memory},
                                          {"identity", give_identity}, {"network", connect_tap}};
+#define LOADED_STEPS 6 /* of them: its machine stands still then */
 #define STEP_COUNT(steps) (sizeof(steps) / sizeof *(steps))
 static_assert(STEP_COUNT(cold_steps) <= STEPS_MAX && STEP_COUNT(warm_steps) <= STEPS_MAX,
               "creation has a time for each");
@@ -238,8 +246,9 @@ static const struct step *steps_of(const struct creation *c, size_t *ret_count) 
 static const char *run_steps(struct creation *c) {
     size_t count;
     const struct step *steps = steps_of(c, &count);
+    size_t first = c->is_warm && c->is_loaded ? LOADED_STEPS : 0;
     memset(c->step_ms, 0, sizeof c->step_ms);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = first; i < (c->is_spare ? LOADED_STEPS : count); i++) {
         int64_t begun_ms = time_monotonic_ms();
         c->result = steps[i].run(c, &c->err);
         c->step_ms[i] = time_monotonic_ms() - begun_ms;
@@ -275,6 +284,8 @@ static void work(void *userdata) {
     if (failed) {
         snprintf(c->cold_why, sizeof c->cold_why, "%s: %.200s", failed, c->err.detail);
         c->is_warm = false;
+        if (c->is_spare) /* nobody waits for it */
+            return;
         c->result = take_back(c);
         if (c->result == 0)
             c->err = (struct err){0};
@@ -291,17 +302,20 @@ static void tell_steps(const struct creation *c, char *ret_words, size_t size) {
     const struct step *steps = steps_of(c, &count);
     for (size_t i = 0; i < count; i++)
         sum_ms += c->step_ms[i];
-    strbuf_addf(&words, "made%s%s in %lld ms", c->is_warm ? " warm, from template " : "",
-                c->is_warm ? c->template.name : "", (long long)sum_ms);
-    for (size_t i = 0; i < count; i++)
-        strbuf_addf(&words, "%s%s %lld", i ? ", " : ": ", steps[i].name, (long long)c->step_ms[i]);
+    size_t first = c->is_warm && c->is_loaded ? LOADED_STEPS : 0;
+    strbuf_addf(&words, "made%s%s%s in %lld ms", c->is_warm ? " warm, from template " : "",
+                c->is_warm ? c->template.name : "", first ? " and the pool" : "", (long long)sum_ms);
+    for (size_t i = first; i < count; i++)
+        strbuf_addf(&words, "%s%s %lld", i > first ? ", " : ": ", steps[i].name, (long long)c->step_ms[i]);
     if (*c->cold_why)
         strbuf_addf(&words, "; cold: %s", c->cold_why);
     str_copy(ret_words, size, words.data ? words.data : "");
     strbuf_free(&words);
 }
 
-static void free_creation(struct creation *c) {
+void create_free(struct creation *c) {
+    if (!c)
+        return;
     fd_close(&c->tap_fd);
     fd_close(&c->agent_fd);
     fd_close(&c->pidfd);
@@ -344,13 +358,17 @@ static void done(void *userdata) {
         char actor[STORE_ACTOR_MAX];
         str_copy(actor, sizeof actor, m->stop_actor);
         machine_end(m, VM_EVENT_ENDED, actor, m->vm.reason, NULL);
+    } else if (c->is_spare && c->result == 0) {
+        m->spare = c;
+        pool_keep(m);
+        return;
     } else if (go_on(c, &c->err) < 0) {
         err_prefix(&c->err, "create %s", m->vm.id);
         str_copy(m->vms->last_error.id, sizeof m->vms->last_error.id, m->vm.id);
         m->vms->last_error.err = c->err;
         machine_end(m, VM_EVENT_FAILED, "controller", c->err.detail, NULL);
     }
-    free_creation(c);
+    create_free(c);
 }
 
 static int begin(struct vms *vms, const struct creation *template, struct err *err) {
@@ -370,9 +388,53 @@ static int begin(struct vms *vms, const struct creation *template, struct err *e
     if (workers_submit(vms->makers, work, done, c) == 0)
         return 0;
     m->is_busy = false;
-    free_creation(c);
+    create_free(c);
     machine_end(m, VM_EVENT_FAILED, "controller", "there was no memory to make it", NULL);
     return err_sys(err, ENOMEM, "vm.create", "create %s", template->vm.id);
+}
+
+/* A ready one gets its user, and the rest is done. */
+static int take_spare(struct machine *m, const struct vm *wanted, const char *actor, struct err *err) {
+    struct vms *vms = m->vms;
+    struct creation *c = m->spare;
+    struct vm vm = m->vm;
+    str_copy(vm.user, sizeof vm.user, wanted->user);
+    vm.created_ms = vm.state_since_ms = wanted->created_ms;
+    int r = store_vm_take(vms->store, &vm, vms->config->vm.quota_per_user, actor, err);
+    if (r < 0)
+        return r;
+    machine_unwatch(m);
+    m->vm = vm;
+    m->spare = NULL;
+    c->vm = vm;
+    c->is_spare = false;
+    c->is_loaded = true;
+    c->pidfd = fd_steal(&m->pidfd);
+    str_copy(c->actor, sizeof c->actor, actor);
+    m->is_busy = true;
+    if (workers_submit(vms->makers, work, done, c) == 0)
+        return 0;
+    m->is_busy = false;
+    m->pidfd = fd_steal(&c->pidfd);
+    create_free(c);
+    machine_end(m, VM_EVENT_FAILED, "controller", "there was no memory to make it", NULL);
+    return err_sys(err, ENOMEM, "vm.create", "create %s", vm.id);
+}
+
+int vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err) {
+    const struct vms_request request = {.user = "", .type = type};
+    struct image image;
+    struct vm vm;
+    struct machine *m = NULL;
+    if (pool_wanted(vms, type) > 0 && fill_request(vms, &request, &vm, NULL) == 0 &&
+        vms_open_image(vms, type, &image, NULL) == 0) {
+        str_copy(vm.image, sizeof vm.image, image.name);
+        m = pool_find(vms, &vm, NULL);
+    }
+    if (!m)
+        return vms_new_id(ret_id, err);
+    memcpy(ret_id, m->vm.id, VM_ID_TEXT);
+    return 0;
 }
 
 /* Nobody is hibernated for what is refused anyway. */
@@ -386,30 +448,65 @@ int vms_make_room(struct vms *vms, const struct vms_request *request, char ret_i
     return idle_make_room(vms, vm.memory_mib, ret_id);
 }
 
+/* Claims what was filled in, and begins. */
+static int make(struct creation *c, const char *id, const char *actor, struct err *err) {
+    struct vms *vms = c->vms;
+    str_copy(c->actor, sizeof c->actor, actor);
+    if (!warm_take(vms->warm, &c->vm, &c->image, &c->choice, &c->template, c->cold_why) && c->is_spare)
+        return err_set(err, ENOENT, "template.none", "%s", c->cold_why);
+    int r = claim(vms, id, &c->vm, actor, err);
+    if (r < 0) {
+        template_close(&c->template);
+        return r;
+    }
+    return begin(vms, c, err);
+}
+
+static int fill(struct creation *c, const struct vms_request *request, struct err *err) {
+    struct vms *vms = c->vms;
+    int r = fill_request(vms, request, &c->vm, err);
+    if (r == 0)
+        r = vmm_choose(&vms->config->vm, &c->choice, err);
+    if (r == 0)
+        r = vms_open_image(vms, c->vm.type, &c->image, err);
+    if (r < 0)
+        return r;
+    str_copy(c->vm.image, sizeof c->vm.image, c->image.name);
+    str_copy(c->vm.vmm, sizeof c->vm.vmm, c->choice.ops->name);
+    return 0;
+}
+
+int create_spare(struct vms *vms, enum vm_type type, struct err *err) {
+    const struct vms_request request = {.user = POOL_USER, .type = type};
+    struct creation c = {
+        .vms = vms, .tap_fd = -1, .agent_fd = -1, .pidfd = -1, .template = {.memory_fd = -1}, .is_spare = true};
+    int r = fill(&c, &request, err);
+    if (r == 0 && vms_missing_with_spares_mib(vms, &c.vm, c.choice.ops->overhead_mib(&c.choice)) > 0)
+        r = err_set(err, ENOSPC, "quota.memory", "the host has no room for it");
+    return r < 0 ? r : make(&c, NULL, "controller", err);
+}
+
 int vms_create(struct vms *vms, const struct vms_request *request, const char *actor, struct vm *ret_vm,
                struct err *err) {
     struct creation c = {.vms = vms, .tap_fd = -1, .agent_fd = -1, .pidfd = -1, .template = {.memory_fd = -1}};
     struct vm *vm = &c.vm;
-    int r = fill_request(vms, request, vm, err);
-    if (r == 0)
-        r = vmm_choose(&vms->config->vm, &c.choice, err);
-    if (r == 0)
-        r = vms_open_image(vms, vm->type, &c.image, err);
+    int r = fill(&c, request, err);
     if (r == 0)
         r = store_vm_check_quota(vms->store, vm->user, vms->config->vm.quota_per_user, err);
     if (r == 0)
         r = vms_admit(vms, vm, c.choice.ops->overhead_mib(&c.choice), err);
     if (r < 0)
         return r;
-    str_copy(c.actor, sizeof c.actor, actor);
-    str_copy(vm->image, sizeof vm->image, c.image.name);
-    str_copy(vm->vmm, sizeof vm->vmm, c.choice.ops->name);
-    r = claim(vms, request->id, vm, actor, err);
-    if (r == 0) {
-        warm_yield(vms->warm, vm, c.choice.ops->overhead_mib(&c.choice));
-        warm_take(vms->warm, vm, &c.image, &c.choice, &c.template, c.cold_why);
-        r = begin(vms, &c, err);
+    struct machine *spare = pool_find(vms, vm, request->id);
+    if (spare) {
+        r = take_spare(spare, vm, actor, err);
+        if (r == 0)
+            *ret_vm = spare->vm;
+        return r;
     }
+    warm_yield(vms->warm, vm, c.choice.ops->overhead_mib(&c.choice));
+    pool_yield(vms, vm, c.choice.ops->overhead_mib(&c.choice));
+    r = make(&c, request->id, actor, err);
     if (r == 0)
         *ret_vm = *vm;
     return r;

@@ -67,6 +67,7 @@ void machine_free(struct machine *m) {
     fd_close(&m->pidfd);
     free(m->rest);
     fd_close(&m->agent_fd);
+    create_free(m->spare);
     free(m);
 }
 

@@ -45,6 +45,7 @@ struct machine {
     struct halt halt;
     struct loop_timer *lost;     /* until then a VMM that hung up may show that it has ended */
     bool is_fresh;               /* the VMM was started by this daemon, just now */
+    struct creation *spare;      /* a VM of the pool that is ready: what is left to do of it (create.c) */
     bool is_warm;                /* and its guest has booted already, in another VM */
     struct loop_timer *deadline; /* of the boot, of the stop, or of the last look before it */
     loop_fn *leave;              /* what comes when it has been looked at for the last time; NULL: nobody does */
@@ -230,11 +231,19 @@ void idle_check(struct vms *vms);
  * all that are idle long enough ([vm] idle_yields_after) were hibernated. Return: as vms_make_room(). */
 int idle_make_room(struct vms *vms, uint32_t memory_mib, char ret_id[VM_ID_TEXT]);
 
+/* A VM of the pool (pool.h): it has no user yet, and no admission counts it. */
+bool machine_is_spare(const struct machine *m);
+
+/* create.c: begins to make one. Errors: as vms_create(). */
+int create_spare(struct vms *vms, enum vm_type type, struct err *err);
+void create_free(struct creation *creation); /* takes NULL */
+
 /* admit.c. Error: "quota.host". */
 int vms_check_count(const struct vms *vms, struct err *err);
 
 /* admit.c: how many MiB are missing for a VM of that size; 0: there is room. */
 uint64_t vms_missing_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
+uint64_t vms_missing_with_spares_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 
 /* admit.c: whether this host has room for the VM. Errors: "quota.host", "quota.memory", "network.bridge-full". */
 int vms_admit(struct vms *vms, const struct vm *vm, uint32_t overhead_mib, struct err *err);

@@ -78,7 +78,10 @@ static int open_vmm(const struct vm *vm, int *ret_pidfd) {
  * killed with it; where there are none, it is found by its uid and arguments. */
 static void end_half_made(struct machine *m) {
     open_unrecorded(m);
-    machine_end(m, VM_EVENT_FAILED, "controller", "the controller ended while it was being created", NULL);
+    machine_end(m, VM_EVENT_FAILED, "controller",
+                machine_is_spare(m) ? "the controller ended while it waited in the pool"
+                                    : "the controller ended while it was being created",
+                NULL);
 }
 
 /* A TAP that somebody took off the bridge or down, or whose bridge was made anew, would leave a VM that lives and that

@@ -16,6 +16,7 @@
 #include "image/image.h"
 #include "vm/evidence.h"
 #include "vm/machine.h"
+#include "vm/pool.h"
 #include "vm/warm.h"
 
 #define CONSOLE_TRIM_INTERVAL_MS 2000
@@ -54,6 +55,8 @@ static void trim_consoles(void *userdata) {
     idle_check(vms);
     look_for_image(vms);
     warm_check(vms->warm);
+    if (vms->warm)
+        pool_check(vms);
     loop_timer_again(vms->console_timer, CONSOLE_TRIM_INTERVAL_MS);
 }
 

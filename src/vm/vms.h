@@ -66,6 +66,9 @@ void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata);
 /* An id for a VM that will be made: who needs it may write it down first. */
 int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 
+/* The same for a VM of that type which is made at once: where one of the pool is ready, its own, and then vms_create() takes it. */
+int vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err);
+
 /* Starts to make a VM: on return it is "creating", and soon "booting" or "failed", which vms_on_change() tells. Errors
  * leave nothing behind: "quota.user", "quota.host", "quota.memory", "network.bridge-full", "image.missing",
  * "image.broken", "network.pool-exhausted", "vmm.unusable", "vm.bad-size". */
@@ -81,7 +84,8 @@ struct vms_warm {
     uint64_t disk_bytes; /* all of it, on the disk */
     int64_t made_ms;     /* real time */
     int64_t took_ms;
-    char words[VMS_LINE_MAX]; /* why there is none */
+    char words[VMS_LINE_MAX];         /* why there is none */
+    unsigned pool_ready, pool_wanted; /* VMs that nobody has taken yet */
 };
 size_t vms_warm(struct vms *vms, struct vms_warm ret[VM_TYPE_COUNT]);
 

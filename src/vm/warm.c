@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "base/time.h"
+#include "vm/pool.h"
 #include "vm/saved.h"
 #include "vm/template_boot.h"
 
@@ -138,7 +139,8 @@ static void done(void *userdata) {
 
 static bool is_stirring(const struct vms *vms) {
     for (const struct machine *m = vms->first; m; m = m->next)
-        if (m->is_busy || (m->vm.state != VM_STATE_RUNNING && m->vm.state != VM_STATE_HIBERNATED))
+        if (!machine_is_spare(m) &&
+            (m->is_busy || (m->vm.state != VM_STATE_RUNNING && m->vm.state != VM_STATE_HIBERNATED)))
             return true;
     return false;
 }
@@ -235,6 +237,11 @@ bool warm_take(struct warm *warm, const struct vm *vm, const struct image *image
     return true;
 }
 
+bool warm_is_from(const struct warm *warm, enum vm_type type, const char *image) {
+    const struct slot *slot = &warm->slots[type];
+    return slot->state == SLOT_READY && (!image || strcmp(slot->t.image, image) == 0);
+}
+
 void warm_failed(struct warm *warm, const struct template *template, const char *why) {
     struct slot *slot = &warm->slots[template->type];
     if (slot->state != SLOT_READY || strcmp(slot->t.name, template->name) != 0)
@@ -255,7 +262,9 @@ size_t vms_warm(struct vms *vms, struct vms_warm ret[VM_TYPE_COUNT]) {
                                    .ram_bytes = is_ready ? slot->t.ram_bytes : 0,
                                    .disk_bytes = is_ready ? slot->t.bytes : 0,
                                    .made_ms = is_ready ? slot->t.made_ms : 0,
-                                   .took_ms = is_ready ? slot->t.took_ms : 0};
+                                   .took_ms = is_ready ? slot->t.took_ms : 0,
+                                   .pool_ready = pool_count(vms, (enum vm_type)i, true),
+                                   .pool_wanted = pool_wanted(vms, (enum vm_type)i)};
         str_copy(ret[i].name, sizeof ret[i].name, is_ready ? slot->t.name : "");
         str_copy(ret[i].image, sizeof ret[i].image, is_ready ? slot->t.image : "");
         bool is_off = !vms->config->warm.templates;

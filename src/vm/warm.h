@@ -25,5 +25,8 @@ void warm_yield(struct warm *warm, const struct vm *vm, uint32_t overhead_mib);
 bool warm_take(struct warm *warm, const struct vm *vm, const struct image *image, const struct vmm_choice *choice,
                struct template *ret_template, char ret_why[VMS_LINE_MAX]);
 
+/* Whether there is one of that type; of this image, unless that is NULL. */
+bool warm_is_from(const struct warm *warm, enum vm_type type, const char *image);
+
 /* It could not be loaded: it goes, and another one is made. */
 void warm_failed(struct warm *warm, const struct template *template, const char *why);

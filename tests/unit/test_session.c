@@ -43,8 +43,8 @@ void __wrap_vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     fake.over = fn;
 }
 
-int __wrap_vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
-int __wrap_vms_new_id(char ret_id[VM_ID_TEXT], struct err *err) {
+int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err);
+int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err) {
     uint8_t random[16] = {(uint8_t)++fake.made};
     vm_id_from_random(random, ret_id);
     return 0;

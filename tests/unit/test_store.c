@@ -125,6 +125,33 @@ static void vm_goes_in_and_comes_out(void **state) {
     free(events);
 }
 
+/* A VM of the pool is nobody's, and then somebody's, as if it had been claimed then. */
+static void a_ready_vm_gets_its_user(void **state) {
+    struct fixture *f = *state;
+    struct err err;
+    struct vm vm = make_vm(1), other = make_vm(2), out;
+    strcpy(vm.user, "(pool)");
+    assert_int_equal(store_vm_claim(f->store, &vm, 100, "controller", &err), 0);
+    assert_int_equal(store_vm_claim(f->store, &other, 5, "somebody", &err), 0);
+    strcpy(vm.user, other.user);
+    vm.created_ms = vm.state_since_ms = 77;
+    assert_int_equal(store_vm_take(f->store, &vm, 1, "somebody", &err), -EDQUOT);
+    assert_string_equal(err.code, "quota.user");
+    assert_int_equal(store_vm_get(f->store, vm.id, &out, &err), 0);
+    assert_string_equal(out.user, "(pool)");
+    assert_int_equal(store_vm_take(f->store, &vm, 2, "somebody", &err), 0);
+    assert_int_equal(store_vm_get(f->store, vm.id, &out, &err), 0);
+    assert_string_equal(out.user, other.user);
+    assert_int_equal(out.created_ms, 77);
+    struct store_event *events;
+    size_t n;
+    assert_int_equal(store_events(f->store, vm.id, &events, &n, &err), 0);
+    assert_int_equal(n, 2);
+    assert_string_equal(events[1].event, "taken");
+    assert_string_equal(events[1].actor, "somebody");
+    free(events);
+}
+
 /* What happened since is told by number, in order, whomever it is about; another daemon goes on with it. */
 static void news_follow_a_number(void **state) {
     struct fixture *f = *state;
@@ -402,6 +429,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(declaration_goes_out_and_comes_in, set_up, tear_down),
         cmocka_unit_test_setup_teardown(news_follow_a_number, set_up, tear_down),
         cmocka_unit_test_setup_teardown(vm_goes_in_and_comes_out, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_ready_vm_gets_its_user, set_up, tear_down),
         cmocka_unit_test_setup_teardown(names_are_unique_among_the_living, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_quota_counts_the_living, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_old_goes, set_up, tear_down),

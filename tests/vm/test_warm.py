@@ -233,3 +233,38 @@ def test_a_template_that_is_half_made_is_gone():
         assert not begun() and not crash.groups([vm_id]) and warm(d)["problem"] == "off: [warm] templates = no"
         vm = d.create(wait=True)
         assert how(d, vm).startswith("made in ") and "cold" not in how(d, vm)
+
+
+def spare(d):
+    """The id of the ready VM that nobody has taken yet."""
+    def ready():
+        return warm(d)["pool_ready"] == 1 and next((v["id"] for v in crash.live(d) if v["user"] == "(pool)"), None)
+    return wait_for(ready, MADE_S, 0.2)
+
+
+def test_a_pool_is_taken_from_refilled_and_in_nobodys_way():
+    host_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    percent = next(p for p in range(1, 10000) if host_mib * p // 100 >= 2 * (512 + 448))  # two VMs of the usual size
+    with daemon(warm={"templates": "yes", "quiet": "0.5", "pool_cli": "1"}, vm={"memory_percent": str(percent)}) as d:
+        first = spare(d)
+        told = d.vm(first)
+        assert (told["state"], told["user"], told["reachable"]) == ("creating", "(pool)", None)
+        assert told["tap"] not in crash.elements(d) and "master" not in d.links()[told["tap"]]
+        vm = d.create(user="anna", wait=True)
+        assert vm["id"] == first and vm["user"] == "anna" and echoes(d, vm["ip"])
+        assert "and the pool in" in how(d, vm) and "taken" in {e["event"] for e in d.events(first)}
+        assert sh(d, vm, OWN["MAC"]) == vm["mac"]
+        second = spare(d)
+        assert second != first and warm(d)["pool_wanted"] == 1
+        # Another size does not come from there, and there is room for it only without the ready one.
+        other = d.mctl("--json", "vm", "create", "--user", "berta", "--type", "cli", "--memory", "256").json["vm"]
+        wait_for(lambda: d.state_of(second) == "stopped", 30)
+        assert d.vm(second)["reason"] == "its room is wanted for another VM"
+        d.wait_state(other["id"], "running", 120)
+        assert warm(d)["pool_ready"] == 0
+        d.mctl("vm", "destroy", other["id"], "--reason", "x")
+        third = spare(d)
+        d.stop(signal.SIGKILL)
+        d.start()
+        assert d.state_of(third) == "failed" and "waited in the pool" in d.vm(third)["reason"]
+        assert spare(d) != third and d.state_of(vm["id"]) == "running"
