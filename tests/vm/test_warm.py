@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 
@@ -13,7 +14,9 @@ from harness import daemon, wait_for
 
 sys.path.insert(0, str(harness.HERE / "tests/netns"))
 import crash
+from test_agent import ask
 from test_guest import echoes, pings
+from test_identity import start_ssh
 
 MADE_S = 300  # a template, on a busy host
 KILLS = int(os.environ.get("MC_WARM_KILLS", "4"))
@@ -176,6 +179,24 @@ def test_a_restart_finds_it_and_loads_no_other(templated):
     d.stop()
     d.config["vm"]["cli_memory"] = "512"
     d.start()
+
+
+def test_two_vms_of_a_real_image_are_two_machines():
+    """With systemd, whose journal lies in a folder of the machine's id, and an SSH server that is started in each."""
+    with daemon(image=harness.golden_image("cli") / "cli", warm={"templates": "yes", "quiet": "0.5"}) as d:
+        wait_template(d, timeout_s=900)
+        vms = [d.create(user=user, wait=True) for user in ("anna", "berta")]
+        for vm in vms:
+            assert how(d, vm).startswith("made warm"), how(d, vm)
+            assert "acpid" in ask(d, vm["id"], "unit.log", name="acpid.service", timeout_ms=60000)["text"]
+            start_ssh(d, vm["id"])
+            assert abs(float(sh(d, vm, "date +%s")) - time.time()) < 10
+        for what, script in OWN.items():
+            first, second = (sh(d, vm, script) for vm in vms)
+            assert first and second and first != second, (what, first, second)
+        keys = [sh(d, vm, "cat /etc/ssh/ssh_host_*_key") for vm in vms]
+        assert keys[0] and keys[1] and keys[0] != keys[1]
+        assert pings(d, vms[0]["ip"]) and pings(d, vms[1]["ip"])
 
 
 def is_whole(d, what):
