@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import socket
 import socketserver
 import sqlite3
 import subprocess
@@ -283,6 +284,7 @@ def test_rules_that_stop_nothing_are_no_finding(guest, nft):
 
 # ---- an honest guest in which something is otherwise than the agent can know ----
 
+OTHER_MAC = "02:aa:bb:cc:dd:ee"
 DIFFERENT = {  # what is done in it; and taken back; what both say; where their rows differ
     "answers for what it does not have":
         ("ip addr add 192.168.77.9/16 dev eth0; ip addr del {ip}/16 dev eth0; ip route add {ip}/32 dev lo; cd /proc/sys/net/ipv4; "
@@ -290,6 +292,9 @@ DIFFERENT = {  # what is done in it; and taken back; what both say; where their 
          "cd /proc/sys/net/ipv4; echo 0 >ip_forward; echo 0 >conf/eth0/proxy_arp; ip route del {ip}/32 dev lo; ip addr flush dev eth0; "
          "ip addr add {ip}/16 dev eth0; ip route add default via 192.168.0.1",
          "the guest says that it does not have {ip}; the host sees that it sends frames from {ip}", ["address", "way back"]),
+    "another MAC": ("ip link set eth0 down; ip link set eth0 address " + OTHER_MAC + "; ip link set eth0 up; ip route add default via 192.168.0.1",
+                    "ip link set eth0 down; ip link set eth0 address {mac}; ip link set eth0 up; ip route add default via 192.168.0.1",
+                    f"the guest says that its card has MAC {OTHER_MAC}; the host sees that its record has " + "{mac}", ["MAC"]),
 }
 
 
@@ -298,13 +303,18 @@ def test_both_say_something_else(guest, name):
     there, back, words = (text.format(ip=guest.ip, mac=guest.mac) for text in DIFFERENT[name][:3])
     guest.sh(there)
     try:
-        answer = guest.doctor(status=10)
+        answer, outside = guest.doctor(status=10), guest.doctor(agent=False, status=10)
     finally:
         guest.sh(back)
     (note,) = answer.notes("guest.contradiction")
     assert note["title"] == words, answer
     assert {e["source"] for e in note["evidence"]} == {"agent", "probe"}, note
-    assert answer.roots[0]["dies_at"].startswith("guest."), answer
+    if name == "another MAC":  # it is stopped where it comes out of its TAP: as it must be, and the guest is to blame
+        assert answer.ids == ["guest.mac-differs"] and answer.roots[0]["dies_at"] == "tap.ingress", answer
+        assert OTHER_MAC in answer.roots[0]["title"] and guest.mac in answer.roots[0]["repair"]["plan"][0], answer
+        assert outside.ids == ["guest.mac-differs"], outside
+    else:
+        assert answer.roots[0]["dies_at"].startswith("guest."), answer
     assert [row["what"] for row in answer.target["ends"] if row["agree"] is False] == DIFFERENT[name][3], answer.target["ends"]
     assert guest.doctor(status=0).findings == []
 
@@ -317,6 +327,36 @@ def test_a_port_that_nobody_in_it_listens_on(guest, nft):
     (note,) = answer.notes("guest.contradiction")
     assert note["title"] == "the guest says that nobody listens on port 81; the host sees that a connection to it was accepted", answer
     assert answer.roots == [] and answer.status == 0, answer
+
+
+def test_a_link_that_its_vmm_has_off(guest):
+    """Nothing is wrong on the host, and nothing in the guest: by the guest's word for it, as the daemon has the monitor."""
+    def set_link(up):
+        guest.daemon.stop()
+        folder = os.open(guest.daemon.state / "users" / guest.id, os.O_PATH)  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(60)
+            s.connect(f"/proc/self/fd/{folder}/qmp.sock")
+            os.close(folder)
+            with s.makefile("rw") as monitor:
+                for line in ({"execute": "qmp_capabilities"}, {"execute": "set_link", "arguments": {"name": "net", "up": up}}):
+                    monitor.write(json.dumps(line) + "\n")
+                    monitor.flush()
+                    while "return" not in (told := json.loads(monitor.readline())):
+                        assert "error" not in told, told
+        guest.daemon.start()
+        harness.wait_for(lambda: "eth0" in guest.sh("ls /sys/class/net", check=False), 60, 0.3)
+    set_link(False)
+    try:
+        answer = guest.doctor("--repair", status=10)
+    finally:
+        set_link(True)
+    first = answer.roots[0]
+    assert answer.ids == ["vmm.link-off"] and first["dies_at"] == "vmm" and first["repair"]["applied"] is False, answer
+    assert any(e["source"] == "agent" and "has no carrier" in e["fact"] for e in first["evidence"]), answer
+    assert answer.end("link")["agree"] is False, answer.target["ends"]
+    harness.wait_for(lambda: guest.daemon.vm(guest.id)["reachable"], 60, 0.3)
+    assert guest.doctor(status=0).findings == []
 
 
 # ---- its service ----

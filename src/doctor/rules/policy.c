@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "doctor/rules/guest_inside.h"
 #include "doctor/rules/internal.h"
 #include "doctor/rules/nft_eval.h"
 
@@ -109,19 +110,20 @@ static void rule_open_network(struct judge *j) {
     }
 }
 
-static bool knows_tap(const struct snapshot *s, const struct snap_nft_set *set, const char *tap) {
+static const struct snap_nft_elem *elem_of_tap(const struct snapshot *s, const struct snap_nft_set *set,
+                                               const char *tap) {
     char key[16] = "";
     str_copy(key, sizeof key, tap);
     for (uint32_t i = 0; i < set->elems.count; i++)
         if (memcmp(s->elems[set->elems.first + i].key, key, sizeof key) == 0)
-            return true;
-    return false;
+            return &s->elems[set->elems.first + i];
+    return NULL;
 }
 
 /* By name a VM's TAP, but not an element: everything that it sends is dropped. */
 static void rule_unknown_tap(struct judge *j) {
     const struct snap_nft_set *set = address_set(j->s);
-    if (set && !knows_tap(j->s, set, j->tap->name)) {
+    if (set && !elem_of_tap(j->s, set, j->tap->name)) {
         struct cause *c =
             cause_add(j, "nft.isolation-unknown-tap", FLOWS_GUEST | FLOWS_EGRESS, 0,
                       "the controller's firewall does not know %s and drops all that it sends", j->tap->name);
@@ -139,6 +141,47 @@ static void rule_unknown_tap(struct judge *j) {
     }
 }
 
+/* A frame with the VM's address out of its TAP whose MAC is not the VM's. NULL: there was none, or others are right. */
+static const struct probe_frame *frame_of_other(const struct judge *j, struct net_mac own) {
+    const struct probe_frame *found = NULL;
+    for (size_t i = 0; j->t && i < j->probe->frame_count; i++) {
+        const struct probe_frame *f = &j->probe->frames[i];
+        if (f->ifindex != j->tap->index || f->outgoing || !f->source_ip || f->source_ip != j->target->ip)
+            continue;
+        if (mac_equal(f->source, own))
+            return NULL;
+        found = f;
+    }
+    return found;
+}
+
+/* That from_vm stops it is as it must be: the fault is the guest's. */
+static void rule_foreign_mac(struct judge *j) {
+    const struct snap_nft_set *set = address_set(j->s);
+    const struct snap_nft_elem *elem = set ? elem_of_tap(j->s, set, j->tap->name) : NULL;
+    struct net_mac own = {0};
+    if (elem)
+        memcpy(&own, elem->key + KEY_MAC, sizeof own);
+    const struct probe_frame *f = elem ? frame_of_other(j, own) : NULL;
+    if (!f)
+        return;
+    struct mac_text has = mac_text(f->source), should = mac_text(own);
+    struct cause *c = cause_add(j, "guest.mac-differs", 0, FLOWS_GUEST | FLOW_EGRESS_GUEST,
+                                "the guest's MAC is %s, not %s: the controller's firewall drops all that it sends",
+                                has.text, should.text);
+    if (!c)
+        return;
+    c->seen = true;
+    c->finding.hop = HOP_TAP_INGRESS; /* there its frames die */
+    cause_evidence(c, "probe", j->tap->name, "%s of %s comes out of it from %s", probe_frame_kind_name(f->kind),
+                   ip_text(f->source_ip).text, has.text);
+    cause_evidence(c, "nft", "bridge " POLICY_TABLE " set vm_addresses", "its element for %s has %s", j->tap->name,
+                   should.text);
+    if (j->vm)
+        cause_plan(c, "mctl vm exec %s -- ip link set dev %s address %s", j->vm->id,
+                   inside_nic(j) ? inside_nic(j)->name : "eth0", should.text);
+}
+
 void rules_policy(struct judge *j) {
     if (!j->s->host.managed || !j->bridge || snap_gap_of(j->s, "nft"))
         return;
@@ -147,4 +190,6 @@ void rules_policy(struct judge *j) {
         rule_open_network(j);
     if (j->tap && str_starts(j->tap->name, "fc-vm-") && has_chain(j->s, NFPROTO_BRIDGE, "from_vm"))
         rule_unknown_tap(j);
+    if (j->tap && has_rules(j->s, NFPROTO_BRIDGE, "from_vm"))
+        rule_foreign_mac(j);
 }
