@@ -14,11 +14,12 @@ import struct
 import subprocess
 import termios
 import time
+import zlib
 
 import pytest
 
 import harness
-from agent_client import JSON, Client, Refused
+from agent_client import HEADER, JSON, Client, Refused
 from harness import daemon, wait_for
 
 BOOT_S = 90
@@ -468,7 +469,23 @@ def test_it_survives_a_host_that_sends_anything(direct):
         direct.socket.sendall(rng.randbytes(5000) + b"\xf5MCa" * 100)
     direct.send(1, 99, b"[1, 2")
     direct.socket.sendall(b"\xf5MCa" + bytes(24))
+    # Frames that promise more than may be, or than comes; the next session's greeting falls into the middle of one.
+    for length in (0xffffffff, 1 << 31, 70000, 60000):
+        head = HEADER.pack(b"\xf5MCa", 1, 0, 0, direct.session, 7, length, 0, 0)[:24]
+        direct.socket.sendall(head + struct.pack("<I", zlib.crc32(head)) + b"x" * 500)
+        direct.send(1, 0, json.dumps({"hello": {"min": 1, "max": 1}}).encode())
+    for odd in ({"op": "kernel.log", "lines": 1 << 62}, {"op": "exec", "argv": ["x" * 9] * 5000}, {"op": "exec", "argv": []},
+                {"op": "connect", "address": "127.0.0.1", "port": -(1 << 63)}, {"op": "clock.set", "realtime_ms": (1 << 63) - 1}):
+        direct.send(1, rng.randrange(1000, 2000), json.dumps(odd).encode())
+    direct.send(1, 2001, b'{"op":' * 10000)
+    for id in range(3000, 3500):  # many at once, none of which is waited for
+        direct.send(1, id, b'{"op":"exec","argv":["true"]}')
+    direct.session += 1
+    direct.send(1, 0, json.dumps({"hello": {"min": 1, "max": 1}}).encode())
+    assert direct.answer(0)["hello"]["version"] == 1
     assert direct.ask("health")["uptime_s"] > 0
+    assert direct.ask("exec", argv=["true"])["status"] == 0
+    assert abs(direct.ask("health")["realtime_ms"] / 1000 - time.time()) < 3600, "its clock is as it was"
 
 
 def test_versions_and_time_limits(direct):
