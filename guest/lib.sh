@@ -41,6 +41,7 @@ image_begin() { # BASE BUILD-ID
     log=$work/build.log
     mkdir "$work"
     chmod 0755 "$work"
+    export TMPDIR=$work # of a step's programs: what one leaves that is killed goes with the rest
     : >"$log"
     step_pid='' step_name=''
     trap image_end EXIT
@@ -134,14 +135,20 @@ step() { # NAME COMMAND [ARGUMENT...]
         echo "---- the last lines of its log ($base/failed-build.log):"
         tail -n 20 "$log"
         echo "----"
+        # Then the log may be cut off as well, before it says so.
+        (($(mib_free) >= 16)) || echo "The disk is full: $base"
         echo "What to do: $step_hint"
     } >&2
     exit 1
 }
 
+mib_free() {
+    df --output=avail -BM "$base" | tail -n 1 | tr -dc 0-9
+}
+
 need_disk() { # MIB
     local have
-    have=$(df --output=avail -BM "$base" | tail -n 1 | tr -dc 0-9)
+    have=$(mib_free)
     ((have >= $1)) || die "not enough disk in $base: need $1 MiB, have $have MiB"
     printf '[%4d s] disk: need %d MiB, have %d MiB\n' "$SECONDS" "$1" "$have" >&2
 }
