@@ -164,7 +164,7 @@ static void judge(struct api *api, struct desktop *d, struct session *session, s
         say_ended(&d->verdict, session);
         return;
     }
-    if (!*session->vm_id || store_vm_get(api->store, session->vm_id, vm, NULL) < 0) {
+    if (sessions_vm(api->sessions, session, vm, NULL) < 0) {
         say(&d->verdict, 1013, "The session has no VM yet.");
         return;
     }

@@ -108,7 +108,7 @@ void route_sessions_list(struct http_request *req, const struct http_match *matc
 static json_t *session_vm_json(struct api *api, const struct session *session) {
     struct vm vm;
     char line[VMS_LINE_MAX], probe[VMS_LINE_MAX];
-    if (!*session->vm_id || store_vm_get(api->store, session->vm_id, &vm, NULL) < 0)
+    if (sessions_vm(api->sessions, session, &vm, NULL) < 0)
         return json_null();
     vms_console_line(api->vms, vm.id, line);
     vms_last_probe(api->vms, vm.id, probe, sizeof probe);
@@ -173,7 +173,7 @@ void route_session_events(struct http_request *req, const struct http_match *mat
         api_fail(req, &err);
         return;
     }
-    if (store_vm_get(api->store, session.vm_id, &vm, NULL) == 0)
+    if (sessions_vm(api->sessions, &session, &vm, NULL) == 0)
         vms_folder(api->vms, &vm, folder);
     api_json(req, 200,
              json_pack("{s:o, s:o, s:o}", "session", api_session_json(api, &session), "events",
@@ -210,7 +210,7 @@ static void wake_desktop(struct api *api, const char *session_id) {
     struct vm vm;
     struct err err = {0};
     if (sessions_get(api->sessions, session_id, &session, NULL) < 0 || session_status_is_end(session.status) ||
-        store_vm_get(api->store, session.vm_id, &vm, NULL) < 0 ||
+        sessions_vm(api->sessions, &session, &vm, NULL) < 0 ||
         (vm.state != VM_STATE_HIBERNATED && vm.state != VM_STATE_HIBERNATING))
         return;
     if (vms_resume(api->vms, vm.id, false, "the session's page", "its page was opened", &vm, &err) < 0)

@@ -55,6 +55,18 @@ static struct store_event event_of(const struct session *next, const char *name,
     return e;
 }
 
+/* Its VM. The id that a session has before its VM is made may be that of one in the pool: where it is not given that one,
+ * it is nobody's, and then another user's. */
+static int get_vm(struct sessions *all, const struct session *session, struct vm *ret_vm, struct err *err) {
+    struct vm vm;
+    int r = store_vm_get(all->store, session->vm_id, &vm, err);
+    if (r == 0 && strcmp(vm.user, session->user) != 0)
+        r = err_set(err, ENOENT, "vm.not-found", "session %s has no VM", session->id);
+    if (r == 0)
+        *ret_vm = vm;
+    return r;
+}
+
 /* The one place where a session's status changes: the status and its event are one transaction. */
 static int change(struct sessions *all, struct session *session, enum session_event event, const char *actor,
                   const char *reason, struct err *err) {
@@ -68,7 +80,7 @@ static int change(struct sessions *all, struct session *session, enum session_ev
     struct store_event e = event_of(&next, session_event_name(event), actor);
     str_copy(e.from, sizeof e.from, session_status_name(session->status));
     struct vm vm;
-    if (session_status_is_end(next.status) && store_vm_get(all->store, next.vm_id, &vm, NULL) == 0)
+    if (session_status_is_end(next.status) && get_vm(all, &next, &vm, NULL) == 0)
         snprintf(e.evidence, sizeof e.evidence, "evidence/%s", vm.id);
     int r = store_session_update(all->store, &next, &e, err);
     if (r < 0)
@@ -82,7 +94,7 @@ static int change(struct sessions *all, struct session *session, enum session_ev
 static void write_evidence(struct sessions *all, const struct session *session, const char *actor) {
     char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16], at[TIME_RFC3339_SIZE];
     struct vm vm;
-    if (store_vm_get(all->store, session->vm_id, &vm, NULL) < 0 || vm_state_is_end(vm.state))
+    if (get_vm(all, session, &vm, NULL) < 0 || vm_state_is_end(vm.state))
         return;
     vms_folder(all->vms, &vm, folder);
     snprintf(path, sizeof path, "%s/session.json", folder);
@@ -103,6 +115,8 @@ static void end_vm(struct sessions *all, const struct session *session, const ch
     char reason[VM_REASON_MAX];
     struct vm vm;
     struct err err = {0};
+    if (get_vm(all, session, &vm, NULL) == -ENOENT)
+        return;
     snprintf(reason, sizeof reason, "its session %s%s%.300s",
              session->status == SESSION_COMPLETED   ? "was completed"
              : session->status == SESSION_CANCELLED ? "was cancelled"
@@ -380,7 +394,7 @@ static void catch_up_with(struct sessions *all, struct session *session) {
         end_alone(all, session, SESSION_EVENT_FAIL, "the controller ended while it was started");
         return;
     }
-    int r = store_vm_get(all->store, session->vm_id, &vm, &err);
+    int r = get_vm(all, session, &vm, &err);
     if (r == 0)
         follow_vm(all, session, &vm);
     else if (r == -ENOENT)
@@ -527,6 +541,10 @@ int sessions_start(struct sessions *all, const char *user, const char *provider,
 
 int sessions_get(struct sessions *all, const char *id, struct session *ret_session, struct err *err) {
     return store_session_get(all->store, id, ret_session, err);
+}
+
+int sessions_vm(struct sessions *all, const struct session *session, struct vm *ret_vm, struct err *err) {
+    return get_vm(all, session, ret_vm, err);
 }
 
 static int get_live(struct sessions *all, const char *id, struct session *ret_session, struct err *err) {

@@ -55,6 +55,9 @@ int sessions_start(struct sessions *sessions, const char *user, const char *prov
 /* Errors: -ENOENT "session.not-found". */
 int sessions_get(struct sessions *sessions, const char *id, struct session *ret_session, struct err *err);
 
+/* Its VM. Error: -ENOENT "vm.not-found": it has none yet, or never had one. */
+int sessions_vm(struct sessions *sessions, const struct session *session, struct vm *ret_vm, struct err *err);
+
 /* Ends it and its VM. Errors: -ENOENT, -EALREADY "session.ended". */
 int sessions_cancel(struct sessions *sessions, const char *id, const char *actor, const char *reason,
                     struct session *ret_session, struct err *err);

@@ -25,6 +25,7 @@ static struct {
     unsigned made, destroyed;
     char destroy_reason[VM_REASON_MAX], destroy_actor[STORE_ACTOR_MAX];
     int create_fails;
+    bool is_pooled; /* a VM waits, of no user's */
 } fake;
 
 int64_t __wrap_time_realtime_ms(void);
@@ -43,10 +44,26 @@ void __wrap_vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata) {
     fake.over = fn;
 }
 
+static struct vm claim(const char *user, const char *id, const char *actor) {
+    struct vm vm = {.type = VM_TYPE_BROWSER,
+                    .state = VM_STATE_CREATING,
+                    .created_ms = fake.now_ms,
+                    .ip = 0xc0a80002 + fake.made,
+                    .mac = {{2, 0xfc, 0, 0, 0, (uint8_t)fake.made}},
+                    .uid = 2000 + fake.made};
+    str_copy(vm.id, sizeof vm.id, id);
+    str_copy(vm.user, sizeof vm.user, user);
+    vm_tap_from_id(vm.id, vm.tap);
+    assert_int_equal(store_vm_claim(fake.store, &vm, 100, actor, NULL), 0);
+    return vm;
+}
+
 int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err);
 int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err) {
     uint8_t random[16] = {(uint8_t)++fake.made};
     vm_id_from_random(random, ret_id);
+    if (fake.is_pooled)
+        claim("(pool)", ret_id, "controller");
     return 0;
 }
 
@@ -56,16 +73,14 @@ int __wrap_vms_create(struct vms *vms, const struct vms_request *request, const 
                       struct err *err) {
     if (fake.create_fails)
         return err_set(err, fake.create_fails, "image.missing", "there is no image");
-    struct vm vm = {.type = VM_TYPE_BROWSER,
-                    .state = VM_STATE_CREATING,
-                    .created_ms = fake.now_ms,
-                    .ip = 0xc0a80002 + fake.made,
-                    .mac = {{2, 0xfc, 0, 0, 0, (uint8_t)fake.made}},
-                    .uid = 2000 + fake.made};
-    str_copy(vm.id, sizeof vm.id, request->id);
-    str_copy(vm.user, sizeof vm.user, request->user);
-    vm_tap_from_id(vm.id, vm.tap);
-    assert_int_equal(store_vm_claim(fake.store, &vm, 100, actor, err), 0);
+    struct vm vm;
+    if (!fake.is_pooled) {
+        vm = claim(request->user, request->id, actor);
+    } else {
+        assert_int_equal(store_vm_get(fake.store, request->id, &vm, err), 0);
+        str_copy(vm.user, sizeof vm.user, request->user);
+        assert_int_equal(store_vm_take(fake.store, &vm, 100, actor, err), 0);
+    }
     *ret_vm = vm;
     return 0;
 }
@@ -431,6 +446,42 @@ static void a_vm_that_cannot_be_made(void **state) {
     start(f, "u");
 }
 
+/* It waits on for whoever comes next, and what becomes of it then is not this session's. */
+static void a_vm_of_the_pool_that_it_does_not_get(void **state) {
+    struct fixture *f = *state;
+    struct session s, *list;
+    struct vm vm;
+    struct err err = {0};
+    size_t n;
+    bool is_new;
+    char path[128];
+    fake.is_pooled = true;
+    fake.create_fails = EDQUOT;
+    assert_int_equal(sessions_start(f->sessions, "u", "demo", "x", &s, &is_new, &err), -EDQUOT);
+    assert_int_equal(store_session_list(f->store, STORE_ALL, &list, &n, NULL), 0);
+    assert_int_equal(n, 1);
+    s = list[0];
+    free(list);
+    assert_int_equal(s.status, SESSION_FAILED);
+    assert_string_equal(last_event(f, s.id).evidence, "");
+    snprintf(path, sizeof path, "%s/session.json", fake.folder);
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), -ENOENT);
+    assert_string_equal(err.code, "vm.not-found");
+    assert_int_equal(store_vm_get(f->store, s.vm_id, &vm, NULL), 0);
+    str_copy(vm.user, sizeof vm.user, "other");
+    assert_int_equal(store_vm_take(f->store, &vm, 100, "x", NULL), 0);
+    restart(f);
+    assert_int_equal(fake.destroyed, 0);
+    assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), -ENOENT);
+    fake.create_fails = 0;
+    s = start(f, "u");
+    assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), 0);
+    assert_string_equal(vm.id, s.vm_id);
+    assert_int_equal(sessions_cancel(f->sessions, s.id, "u", "enough", &s, NULL), 0);
+    assert_int_equal(fake.destroyed, 1);
+}
+
 static void a_new_daemon_takes_them_up(void **state) {
     struct fixture *f = *state;
     struct session live = start(f, "live"), ready = start(f, "ready"), lost = start(f, "lost"), done = start(f, "done");
@@ -485,6 +536,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(one_active_session_a_user_and_provider, set_up, tear_down),
         cmocka_unit_test_setup_teardown(ends_with_its_vm, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_vm_that_cannot_be_made, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_vm_of_the_pool_that_it_does_not_get, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_takes_them_up, set_up, tear_down),
         cmocka_unit_test_setup_teardown(tickets_and_cookies, set_up, tear_down),
     };
