@@ -196,6 +196,16 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **ctx, enu
 #define STRICT 0
 #endif
 
+/* Up to this many bytes are from the heap, where what was in them stays when the connection has gone: tokens, tickets, codes.
+ * Above, they are pages of the connection's own, which go with it. Source: libmicrohttpd, MHD_pool_create(). */
+#define HEAP_BYTES_MAX ((size_t)32 * 1024)
+
+/* The head, libmicrohttpd's records of it, and room to read a body and to write an answer's head. */
+static size_t connection_bytes(const struct http_limits *l) {
+    size_t bytes = l->header_bytes + (size_t)20 * 1024;
+    return bytes > HEAP_BYTES_MAX ? bytes : HEAP_BYTES_MAX + 1;
+}
+
 static struct MHD_Daemon *start_mhd(struct http_server *server) {
     const struct http_limits *l = &server->limits;
     return MHD_start_daemon(
@@ -204,10 +214,7 @@ static struct MHD_Daemon *start_mhd(struct http_server *server) {
         request_on_uri, server, MHD_OPTION_NOTIFY_COMPLETED, request_on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
         on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_CONNECTION_LIMIT,
         2 * (l->connections + SPARE_CONNECTIONS) + 1, MHD_OPTION_CONNECTION_TIMEOUT, 0U, MHD_OPTION_STRICT_FOR_CLIENT,
-        STRICT,
-        /* The head, libmicrohttpd's records of it, and room to read a body and to write an answer's head. Not more than
-         * 32 KiB: beyond that it maps and unmaps pages for each connection. */
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, l->header_bytes + 16 * 1024, MHD_OPTION_END);
+        STRICT, MHD_OPTION_CONNECTION_MEMORY_LIMIT, connection_bytes(l), MHD_OPTION_END);
 }
 
 static int add_sources(struct http_server *server) {

@@ -1,4 +1,6 @@
 /* The HTTP server: what it answers, and what it refuses to take for a request. */
+#include <sys/random.h>
+
 #include "http_rig.h"
 
 /* ---- answers ---- */
@@ -283,8 +285,77 @@ static void a_large_body_is_refused_without_reading_it(void **state) {
     assert_int_equal(stats().connections_lingering, 0);
 }
 
+#define MASK 0x5a /* so that what is searched for is not the search's own */
+#define SECRET_LEN 40
+
+static bool is_at(const char *at, const char masked[SECRET_LEN]) {
+    for (size_t i = 0; i < SECRET_LEN; i++)
+        if ((at[i] ^ MASK) != masked[i])
+            return false;
+    return true;
+}
+
+static bool is_in(const char *data, size_t len, const char masked[SECRET_LEN]) {
+    for (size_t at = 0; at + SECRET_LEN <= len; at++)
+        if (is_at(data + at, masked))
+            return true;
+    return false;
+}
+
+/* Whether it is in what this process can write to. */
+static bool is_in_memory(const char masked[SECRET_LEN]) {
+    FILE *maps = fopen("/proc/self/maps", "re");
+    _cleanup_close_ int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+    char line[512], flags[8];
+    unsigned long from, to;
+    bool found = false;
+    assert_true(maps && mem >= 0);
+    while (!found && fgets(line, sizeof line, maps)) {
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, flags) != 3 || strncmp(flags, "rw", 2) != 0 ||
+            to - from > 64UL << 20)
+            continue;
+        char *copy = malloc(to - from);
+        ssize_t len = pread(mem, copy, to - from, (off_t)from);
+        found = len > 0 && is_in(copy, (size_t)len, masked);
+        explicit_bzero(copy, to - from);
+        free(copy);
+    }
+    fclose(maps);
+    return found;
+}
+
+static void plant(char *ret_secret, char ret_masked[SECRET_LEN]) {
+    assert_int_equal(getrandom(ret_secret, SECRET_LEN, 0), SECRET_LEN);
+    for (size_t i = 0; i < SECRET_LEN; i++) {
+        ret_secret[i] = (char)('a' + (ret_secret[i] & 15));
+        ret_masked[i] = (char)(ret_secret[i] ^ MASK);
+    }
+}
+
+static void nothing_of_a_request_stays_in_memory(void **state) {
+    static const char head[] = "POST /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 40\r\n"
+                               "Authorization: Bearer ";
+    char request[512], masked[2][SECRET_LEN];
+    size_t at = sizeof head - 1;
+    memcpy(request, head, at);
+    plant(request + at, masked[0]);
+    at += SECRET_LEN;
+    memcpy(request + at, "\r\n\r\n", 4);
+    at += 4;
+    plant(request + at, masked[1]);
+    assert_true(is_in_memory(masked[0]) && is_in_memory(masked[1]));
+    assert_int_equal(ask_bytes(request, at + SECRET_LEN, NULL), 204);
+    explicit_bzero(request, sizeof request);
+    for (int64_t end = time_monotonic_ms() + ENOUGH_MS; stats().connections_tcp > 0 && time_monotonic_ms() < end;)
+        pump(0);
+    assert_int_equal(stats().connections_tcp, 0);
+    assert_false(is_in_memory(masked[0]));
+    assert_false(is_in_memory(masked[1]));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        SERVER_TEST(nothing_of_a_request_stays_in_memory),
         SERVER_TEST(answers_and_its_headers),
         SERVER_TEST(head_has_no_body),
         SERVER_TEST(head_of_a_stream_ends),
