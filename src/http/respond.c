@@ -13,8 +13,24 @@
 #include "http/internal.h"
 #include "http/problem.h"
 
+/* What a response of libmicrohttpd's is made from. */
+struct source {
+    struct http_request *req;
+    char *block; /* of the response itself, where a whole answer goes through; NULL: nothing has yet */
+    size_t len;
+};
+
+/* The block goes to the heap behind this, and an answer may be a token, a ticket, an address with a code in it. */
+static void free_source(void *cls) {
+    struct source *source = cls;
+    if (source->block)
+        explicit_bzero(source->block, source->len);
+    free(source);
+}
+
 static ssize_t read_out(void *cls, uint64_t pos, char *buf, size_t max) {
-    struct http_request *req = cls;
+    struct source *source = cls;
+    struct http_request *req = source->req;
     req->conn->server->progress++;
     conn_set_phase(req->conn, PHASE_SENDING);
     if (req->doomed)
@@ -28,6 +44,10 @@ static ssize_t read_out(void *cls, uint64_t pos, char *buf, size_t max) {
     }
     memcpy(buf, req->out + req->out_at, n);
     req->out_at += n;
+    if (!req->streaming) { /* a stream's is the connection's */
+        source->block = buf;
+        source->len = source->len > n ? source->len : n;
+    }
     return (ssize_t)n;
 }
 
@@ -105,9 +125,16 @@ static int make_response(struct http_request *req, int status, const struct http
                          struct MHD_Response **ret_response) {
     if (status < 200 || status > 599)
         return -EINVAL;
-    struct MHD_Response *response = MHD_create_response_from_callback(size, RESPONSE_BLOCK_BYTES, read_out, req, NULL);
-    if (!response)
+    struct source *source = malloc(sizeof *source);
+    if (!source)
         return -ENOMEM;
+    *source = (struct source){.req = req};
+    struct MHD_Response *response =
+        MHD_create_response_from_callback(size, RESPONSE_BLOCK_BYTES, read_out, source, free_source);
+    if (!response) {
+        free(source);
+        return -ENOMEM;
+    }
     int r = add_headers(response, head->headers, head->n_headers);
     if (r == 0)
         r = add_defaults(response, head, req->conn->spare);
