@@ -158,9 +158,9 @@ int vault_open(struct vault *vault, const char *user, const char *provider, cons
     _cleanup_secret_ struct secret secret = {0};
     int r = store_credential_get(vault->store, user, provider, &c, err);
     if (r == 0)
-        r = open_record(vault, &c, &secret, err);
-    if (r == 0)
         r = may_have(vault, &c.about, vm_id, err);
+    if (r == 0)
+        r = open_record(vault, &c, &secret, err);
     if (r == 0) {
         *ret_version = c.about.version;
         *ret_secret = secret;

@@ -290,6 +290,12 @@ static void one_vm_at_a_time(void **state) {
     assert_string_equal(err.code, "vault.owned");
     assert_non_null(strstr(err.detail, browser));
     assert_null(secret.data);
+    /* For who may not have it no key is read: that would be done again and again. */
+    assert_int_equal(chmod(f->key, 0644), 0);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", cli, &secret, &version, &err), -EBUSY);
+    assert_int_equal(vault_open(f->vault, "ann", "codex", browser, &secret, &version, &err), -EPERM);
+    assert_string_equal(err.code, "vault.key-unsafe");
+    assert_int_equal(chmod(f->key, 0600), 0);
     end_vm(f, browser);
     assert_int_equal(vault_open(f->vault, "ann", "codex", third, &secret, &version, &err), 0);
     secret_free(&secret);
