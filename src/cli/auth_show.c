@@ -33,7 +33,9 @@ int verb_auth_show(struct cli *cli, int argc, char **argv) {
                cli_text(session, "provider"), cli_text(session, "status"));
         printf("%s", *cli_text(session, "reason") ? ": " : "");
         cli_print_safe(stdout, cli_text(session, "reason"));
-        printf("\nVM %s is %s\n", cli_text(session, "vm_id"), cli_text(vm, "state"));
+        if (*cli_text(session, "vm_id"))
+            printf("\nVM %s is %s", cli_text(session, "vm_id"), cli_text(vm, "state"));
+        printf("\n");
         status = print_story(cli, cli_text(session, "id"));
     }
     json_decref(answer);

@@ -492,7 +492,9 @@ static int make_vm(struct sessions *all, struct session *session, const char *ac
     struct vm vm;
     struct err own = {0};
     int r = vms_create(all->vms, &request, actor, &vm, &own);
-    if (r == 0)
+    if (r < 0) /* one of the pool that it does not get may be given to the same user later, for something else */
+        session->vm_id[0] = '\0';
+    else
         r = change(all, session, SESSION_EVENT_VM_CREATED, actor, "", &own);
     if (r < 0)
         end_alone(all, session, SESSION_EVENT_FAIL, own.detail);

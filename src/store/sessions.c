@@ -100,12 +100,14 @@ int store_session_of_vm(struct store *store, const char *vm_id, struct session *
 static int update_session(struct store *store, const struct session *s, struct err *err) {
     _cleanup_query_ struct query q;
     int r = query_open(
-        &q, store, "UPDATE session SET status = ?, ended = ?, timeout_ms = ?, reason = ? WHERE id = ? AND ended = 0",
+        &q, store,
+        "UPDATE session SET status = ?, ended = ?, vm_id = ?, timeout_ms = ?, reason = ? WHERE id = ? AND ended = 0",
         err);
     if (r < 0)
         return r;
     query_text(&q, session_status_name(s->status));
     query_int(&q, session_status_is_end(s->status));
+    query_text(&q, s->vm_id);
     query_int(&q, s->timeout_ms);
     query_text(&q, s->reason);
     query_text(&q, s->id);

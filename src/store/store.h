@@ -111,7 +111,7 @@ int store_session_add(struct store *store, const struct session *session, const 
                       struct err *err);
 int store_session_get(struct store *store, const char *id, struct session *ret_session, struct err *err);
 
-/* Writes status, timeout_ms and reason of a session that has not ended, and the event, in one transaction. Only
+/* Writes status, vm_id, timeout_ms and reason of a session that has not ended, and the event, in one transaction. Only
  * session/'s one function that changes a status calls it. Errors: -ENOENT "session.not-found", for an ended one too. */
 int store_session_update(struct store *store, const struct session *session, const struct store_event *event,
                          struct err *err);

@@ -441,6 +441,7 @@ static void a_vm_that_cannot_be_made(void **state) {
     assert_int_equal(n, 1);
     assert_int_equal(list[0].status, SESSION_FAILED);
     assert_string_equal(list[0].reason, "there is no image");
+    assert_string_equal(list[0].vm_id, "");
     free(list);
     fake.create_fails = 0;
     start(f, "u");
@@ -450,7 +451,7 @@ static void a_vm_that_cannot_be_made(void **state) {
 static void a_vm_of_the_pool_that_it_does_not_get(void **state) {
     struct fixture *f = *state;
     struct session s, *list;
-    struct vm vm;
+    struct vm vm, *vms;
     struct err err = {0};
     size_t n;
     bool is_new;
@@ -467,19 +468,42 @@ static void a_vm_of_the_pool_that_it_does_not_get(void **state) {
     snprintf(path, sizeof path, "%s/session.json", fake.folder);
     assert_int_equal(access(path, F_OK), -1);
     assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), -ENOENT);
-    assert_string_equal(err.code, "vm.not-found");
-    assert_int_equal(store_vm_get(f->store, s.vm_id, &vm, NULL), 0);
-    str_copy(vm.user, sizeof vm.user, "other");
+    /* It is given to the same user, without a session. */
+    assert_int_equal(store_vm_list(f->store, "(pool)", STORE_LIVE, &vms, &n, NULL), 0);
+    assert_int_equal(n, 1);
+    vm = vms[0];
+    free(vms);
+    str_copy(vm.user, sizeof vm.user, "u");
     assert_int_equal(store_vm_take(f->store, &vm, 100, "x", NULL), 0);
     restart(f);
     assert_int_equal(fake.destroyed, 0);
-    assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), -ENOENT);
     fake.create_fails = 0;
     s = start(f, "u");
     assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), 0);
     assert_string_equal(vm.id, s.vm_id);
     assert_int_equal(sessions_cancel(f->sessions, s.id, "u", "enough", &s, NULL), 0);
     assert_int_equal(fake.destroyed, 1);
+}
+
+/* The controller was killed, or could not write, before it was known that the session does not get it. */
+static void a_vm_of_the_pool_that_somebody_else_gets(void **state) {
+    struct fixture *f = *state;
+    struct session s = {.user = "u", .provider = "demo", .id = "00000000000000000000000000000001"};
+    struct store_event event = {.event = "started", .to = "started"};
+    struct vm vm;
+    struct err err = {0};
+    fake.is_pooled = true;
+    assert_int_equal(__wrap_vms_new_id_for(NULL, VM_TYPE_BROWSER, s.vm_id, NULL), 0);
+    assert_int_equal(store_session_add(f->store, &s, &event, NULL), 0);
+    assert_int_equal(store_vm_get(f->store, s.vm_id, &vm, NULL), 0);
+    str_copy(vm.user, sizeof vm.user, "other");
+    assert_int_equal(store_vm_take(f->store, &vm, 100, "x", NULL), 0);
+    assert_int_equal(sessions_vm(f->sessions, &s, &vm, &err), -ENOENT);
+    assert_string_equal(err.code, "vm.not-found");
+    start(f, "u"); /* which ends the one that was not started to its end */
+    assert_int_equal(get(f, s.id).status, SESSION_FAILED);
+    restart(f);
+    assert_int_equal(fake.destroyed, 0);
 }
 
 static void a_new_daemon_takes_them_up(void **state) {
@@ -537,6 +561,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(ends_with_its_vm, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_vm_that_cannot_be_made, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_vm_of_the_pool_that_it_does_not_get, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_vm_of_the_pool_that_somebody_else_gets, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_new_daemon_takes_them_up, set_up, tear_down),
         cmocka_unit_test_setup_teardown(tickets_and_cookies, set_up, tear_down),
     };
