@@ -389,8 +389,9 @@ static int read_vsock_line(struct agent *agent) {
     return str_starts(agent->vsock_line, "OK ") ? 1 : -EPROTO;
 }
 
+/* The buffer is each thread's own: a VM that is being made has its agent on its worker's loop. */
 static int receive(struct agent *agent) {
-    static uint8_t buffer[READ_SIZE];
+    uint8_t buffer[READ_SIZE];
     if (agent->vsock_waits) {
         int r = read_vsock_line(agent);
         return r < 0 ? r : 0;

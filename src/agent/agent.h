@@ -4,7 +4,7 @@
  * The guest is hostile: nothing it sends makes this side grow, wait, or spend more than a share of the loop's time, and
  * what it says is only data. Whoever takes a member out of an answer checks its type and escapes its text.
  *
- * Everything runs on the loop's thread. */
+ * Everything of one agent runs on the thread of its loop; agents of different loops know nothing of each other. */
 #pragma once
 
 #include <jansson.h>

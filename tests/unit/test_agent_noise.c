@@ -3,6 +3,7 @@
 #include "agent/agent.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,8 +160,84 @@ static void greetings_that_are_none(void **state) {
     }
 }
 
+/* ---- two at once ---- */
+
+#define LETTERS_FRAMES 2000
+
+struct letters {
+    struct guest guest;
+    struct agent_job *job;
+    uint8_t letter;
+    size_t received, wrong;
+    bool is_done;
+};
+
+static void on_letters(void *userdata, enum agent_stream stream, const uint8_t *data, size_t len) {
+    struct letters *l = userdata;
+    for (size_t i = 0; i < len; i++)
+        l->wrong += data[i] != l->letter;
+    l->received += len;
+    agent_job_credit(l->job, stream, (uint32_t)len);
+}
+
+static void on_letters_done(void *userdata, json_t *ok, const struct err *err) {
+    ((struct letters *)userdata)->is_done = true;
+}
+
+static void letters_open(struct letters *l, uint8_t letter) {
+    static const struct agent_handler handler = {.data = on_letters, .done = on_letters_done};
+    *l = (struct letters){.letter = letter};
+    guest_open(&l->guest, "{\"hello\":{\"version\":1}}");
+    for (int i = 0; i < 100 && agent_state(l->guest.agent) != AGENT_READY; i++)
+        turn(&l->guest);
+    assert_int_equal(agent_begin(l->guest.agent, json_pack("{s:s}", "op", "letters"), 0, &handler, l, &l->job, NULL),
+                     0);
+}
+
+/* Both ends of one conversation, in a thread of its own. */
+static void *talk_in_letters(void *userdata) {
+    struct letters *l = userdata;
+    struct guest *g = &l->guest;
+    static const size_t len = AGENT_HEADER_SIZE + AGENT_DATA_MAX;
+    uint8_t data[AGENT_DATA_MAX], frame[AGENT_HEADER_SIZE + AGENT_DATA_MAX], credits[4096];
+    size_t at = 0;
+    int sent = 0;
+    memset(data, l->letter, sizeof data);
+    make(g, frame, AGENT_FRAME_DATA, await(g, "\"letters\""), data, sizeof data);
+    for (int64_t end = time_monotonic_ms() + WAIT_MS; !l->is_done && time_monotonic_ms() < end;) {
+        for (ssize_t n; sent < LETTERS_FRAMES && (n = write(g->fd, frame + at, len - at)) > 0;) {
+            at = (at + (size_t)n) % len;
+            sent += at == 0;
+        }
+        if (l->received == LETTERS_FRAMES * AGENT_DATA_MAX)
+            break;
+        while (read(g->fd, credits, sizeof credits) > 0) {
+        }
+        turn(g);
+    }
+    return NULL;
+}
+
+/* VMs that are being made have their agents on workers' threads, others on the loop's. */
+static void what_two_threads_hear_is_not_mixed(void **state) {
+    struct letters both[2];
+    pthread_t thread[2];
+    for (int i = 0; i < 2; i++)
+        letters_open(&both[i], (uint8_t)('a' + i));
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&thread[i], NULL, talk_in_letters, &both[i]), 0);
+    for (int i = 0; i < 2; i++)
+        pthread_join(thread[i], NULL);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(both[i].wrong, 0);
+        assert_int_equal(both[i].received, LETTERS_FRAMES * AGENT_DATA_MAX);
+        guest_close(&both[i].guest);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_two_threads_hear_is_not_mixed),
         cmocka_unit_test(output_of_what_has_none),
         cmocka_unit_test(answers_that_are_none),
         cmocka_unit_test(greetings_that_are_none),
