@@ -42,10 +42,10 @@ static bool count_promises(struct vms *vms, const struct vm *vm, uint32_t overhe
     if (sysinfo(&info) < 0)
         return false;
     *ret = (struct promises){.host_mib = ((uint64_t)info.totalram * info.mem_unit) >> 20,
-                             .need_mib = (uint64_t)vm->memory_mib + overhead_mib};
+                             .need_mib = vm ? (uint64_t)vm->memory_mib + overhead_mib : 0};
     ret->limit_mib = ret->host_mib * vms->config->vm.memory_percent / 100;
     for (struct machine *m = vms->first; m; m = m->next)
-        if (!is_asleep(m) && (with_spares || !machine_is_spare(m)))
+        if (!is_asleep(m) && (!machine_is_spare(m) || (with_spares && !m->is_over)))
             ret->promised_mib += m->vm.memory_mib + overhead_mib;
     return true;
 }

@@ -361,6 +361,7 @@ static void done(void *userdata) {
     } else if (c->is_spare && c->result == 0) {
         m->spare = c;
         pool_keep(m);
+        pool_yield(m->vms, NULL, c->choice.ops->overhead_mib(&c->choice)); /* who came meanwhile has its room */
         return;
     } else if (go_on(c, &c->err) < 0) {
         err_prefix(&c->err, "create %s", m->vm.id);

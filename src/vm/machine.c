@@ -347,12 +347,17 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
     return 0;
 }
 
+int64_t machine_boot_age_ms(const struct vm *vm, int64_t vmm_age_ms, int64_t now_ms) {
+    int64_t since_ms = now_ms - vm->state_since_ms;
+    return since_ms >= 0 && since_ms < vmm_age_ms ? since_ms : vmm_age_ms;
+}
+
 int machine_watch(struct machine *m, struct err *err) {
     int r = sd_event_add_io(loop_event(m->vms->loop), &m->process, m->pidfd, EPOLLIN, on_process, m);
     if (r >= 0 && m->vm.state == VM_STATE_BOOTING) {
-        /* By the VMM's own age: the clock may have been set since an earlier daemon wrote the record. */
-        int64_t left_ms = m->vms->config->vm.type[m->vm.type].boot_timeout_ms - proc_age_ms(m->vm.pid_start);
-        r = loop_timer_new(m->vms->loop, left_ms, on_boot_deadline, m, &m->deadline);
+        int64_t age_ms = machine_boot_age_ms(&m->vm, proc_age_ms(m->vm.pid_start), time_realtime_ms());
+        r = loop_timer_new(m->vms->loop, m->vms->config->vm.type[m->vm.type].boot_timeout_ms - age_ms, on_boot_deadline,
+                           m, &m->deadline);
     }
     if (r >= 0 && m->vm.state == VM_STATE_RESUMING)
         r = loop_timer_new(m->vms->loop, m->vms->config->vm.type[m->vm.type].boot_timeout_ms, on_resume_deadline, m,

@@ -158,6 +158,10 @@ void machine_tell(struct machine *m);
 /* Watches the VMM's process (m->pidfd) and proves the path until the deadline. */
 int machine_watch(struct machine *m, struct err *err);
 
+/* How long a VM has been booting: its VMM's age, for the clock may have been set since the record was written; but one of the pool
+ * had its VMM long before. now_ms: real time. */
+int64_t machine_boot_age_ms(const struct vm *vm, int64_t vmm_age_ms, int64_t now_ms);
+
 /* No probes, timers and process events any more. */
 void machine_unwatch(struct machine *m);
 
@@ -241,7 +245,7 @@ void create_free(struct creation *creation); /* takes NULL */
 /* admit.c. Error: "quota.host". */
 int vms_check_count(const struct vms *vms, struct err *err);
 
-/* admit.c: how many MiB are missing for a VM of that size; 0: there is room. */
+/* admit.c: how many MiB are missing for a VM of that size; 0: there is room. vm NULL: for those that there are. */
 uint64_t vms_missing_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 uint64_t vms_missing_with_spares_mib(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 

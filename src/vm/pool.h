@@ -16,7 +16,8 @@ void pool_check(struct vms *vms);
 /* One that can be taken for this VM; NULL: there is none. */
 struct machine *pool_find(struct vms *vms, const struct vm *wanted, const char *id);
 
-/* A VM that was admitted is about to be made: ends those for which the host has no room beside it. */
+/* A VM that was admitted is about to be made or brought back: ends those for which the host has no room beside it. NULL: beside
+ * those that there are. */
 void pool_yield(struct vms *vms, const struct vm *vm, uint32_t overhead_mib);
 
 /* It is ready: it is looked after from here until it is taken. */

@@ -11,6 +11,8 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "vm/hibernate.h"
+#include "vm/pool.h"
+#include "vm/warm.h"
 
 #define PREPARE_TIMEOUT_MS 10000
 #define SEED_BYTES 64
@@ -441,6 +443,8 @@ static int begin(struct machine *m, bool cold, const char *actor, const char *re
     }
     job->vm = m->vm;
     job->is_cold = cold;
+    warm_yield(m->vms->warm, NULL, job->choice.ops->overhead_mib(&job->choice));
+    pool_yield(m->vms, NULL, job->choice.ops->overhead_mib(&job->choice));
     job->jail_fd =
         job->choice.ops->is_jailed ? confine_jail(m->vms->confine, job->choice.binary, job->choice.ops->opens_tap) : 0;
     m->prepare_words[0] = '\0';

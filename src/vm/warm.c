@@ -208,8 +208,10 @@ void warm_check(struct warm *warm) {
 /* ---- what VMs take of it ---- */
 
 void warm_yield(struct warm *warm, const struct vm *vm, uint32_t overhead_mib) {
-    struct vm both = {.memory_mib = vm->memory_mib + warm->making_mib + overhead_mib};
-    if (warm->is_making && vms_missing_mib(warm->vms, &both, overhead_mib) > 0)
+    if (!warm || !warm->is_making)
+        return;
+    struct vm both = {.memory_mib = warm->making_mib + (vm ? vm->memory_mib + overhead_mib : 0)};
+    if (vms_missing_mib(warm->vms, &both, overhead_mib) > 0)
         atomic_store(&warm->is_unwanted, true);
 }
 

@@ -17,7 +17,8 @@ void warm_free(struct warm *warm);
 /* To be called now and then, on the loop's thread, as all of these. */
 void warm_check(struct warm *warm);
 
-/* A VM is about to be made: where the host has not the room for it and a template that is being made, that is given up. */
+/* A VM is about to be made, or, vm NULL, is on its way back and counted already: where the host has not the room for it and a
+ * template that is being made, that is given up. Takes a warm that is NULL: the daemon ends. */
 void warm_yield(struct warm *warm, const struct vm *vm, uint32_t overhead_mib);
 
 /* The template from which this VM can begin. It is the caller's: template_close(). Return: false where there is none, with why in
