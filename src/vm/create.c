@@ -78,13 +78,14 @@ static int fill_names(struct vms *vms, const char *id, struct vm *vm, struct err
     return 0;
 }
 
-/* Two random names may be taken: then with others. */
+/* Two random names may be taken: then with others. The pool is no user: how many it has is configured. */
 static int claim(struct vms *vms, const char *id, struct vm *vm, const char *actor, struct err *err) {
+    uint32_t quota = strcmp(vm->user, POOL_USER) == 0 ? UINT32_MAX : vms->config->vm.quota_per_user;
     int r = -EEXIST;
     for (int i = 0; i < CLAIM_ATTEMPTS && r == -EEXIST; i++) {
         r = fill_names(vms, id, vm, err);
         if (r == 0)
-            r = store_vm_claim(vms->store, vm, vms->config->vm.quota_per_user, actor, err);
+            r = store_vm_claim(vms->store, vm, quota, actor, err);
     }
     return r;
 }
@@ -122,6 +123,7 @@ struct creation {
     int pidfd;
     struct template template;    /* memory_fd -1: there is none */
     bool is_warm;                /* it was made of that */
+    bool is_template_bad;        /* or could not be, and that is to blame */
     bool is_spare;               /* for the pool: the last steps wait */
     bool is_loaded;              /* and now they are wanted */
     char cold_why[VMS_LINE_MAX]; /* why it was not, where one might have been */
@@ -226,12 +228,14 @@ static int connect_tap(struct creation *c, struct err *err) {
 struct step {
     const char *name;
     int (*run)(struct creation *c, struct err *err);
+    bool is_of_template; /* it uses the template, which may be why it failed */
 };
 static const struct step cold_steps[] = {
     {"folder", make_folder}, {"disk", make_disk}, {"limits", make_limits}, {"network", make_tap}, {"VMM", start_vmm}};
-static const struct step warm_steps[] = {{"folder", make_folder},     {"disk", clone_disk},    {"limits", make_limits},
-                                         {"TAP", make_tap_apart},     {"VMM", start_vmm},      {"memory", load_memory},
-                                         {"identity", give_identity}, {"network", connect_tap}};
+static const struct step warm_steps[] = {{"folder", make_folder},           {"disk", clone_disk, true},
+                                         {"limits", make_limits},           {"TAP", make_tap_apart},
+                                         {"VMM", start_vmm, true},          {"memory", load_memory, true},
+                                         {"identity", give_identity, true}, {"network", connect_tap}};
 #define LOADED_STEPS 6 /* of them: its machine stands still then */
 #define STEP_COUNT(steps) (sizeof(steps) / sizeof *(steps))
 static_assert(STEP_COUNT(cold_steps) <= STEPS_MAX && STEP_COUNT(warm_steps) <= STEPS_MAX,
@@ -242,8 +246,8 @@ static const struct step *steps_of(const struct creation *c, size_t *ret_count) 
     return c->is_warm ? warm_steps : cold_steps;
 }
 
-/* Return: the name of the step that failed; NULL: none did. */
-static const char *run_steps(struct creation *c) {
+/* Return: the step that failed; NULL: none did. */
+static const struct step *run_steps(struct creation *c) {
     size_t count;
     const struct step *steps = steps_of(c, &count);
     size_t first = c->is_warm && c->is_loaded ? LOADED_STEPS : 0;
@@ -253,7 +257,7 @@ static const char *run_steps(struct creation *c) {
         c->result = steps[i].run(c, &c->err);
         c->step_ms[i] = time_monotonic_ms() - begun_ms;
         if (c->result < 0)
-            return steps[i].name;
+            return &steps[i];
     }
     return NULL;
 }
@@ -277,12 +281,13 @@ static int take_back(struct creation *c) {
 
 static void work(void *userdata) {
     struct creation *c = userdata;
-    const char *failed = NULL;
+    const struct step *failed = NULL;
     c->is_warm = c->template.memory_fd >= 0;
     if (c->is_warm)
         failed = run_steps(c);
     if (failed) {
-        snprintf(c->cold_why, sizeof c->cold_why, "%s: %.200s", failed, c->err.detail);
+        snprintf(c->cold_why, sizeof c->cold_why, "%s: %.200s", failed->name, c->err.detail);
+        c->is_template_bad = c->is_spare || (failed->is_of_template && c->result != -ENOSPC);
         c->is_warm = false;
         if (c->is_spare) /* nobody waits for it */
             return;
@@ -339,9 +344,14 @@ static int go_on(struct creation *c, struct err *err) {
     return r < 0 ? r : machine_watch(m, err);
 }
 
-static void tell_warm_failure(struct creation *c) {
+static void tell_warm(struct creation *c) {
+    if (c->is_warm && !c->is_spare) /* one of the pool is not its own machine yet */
+        warm_worked(c->vms->warm, &c->template);
+    if (c->is_warm)
+        return;
     machine_note(c->m, LOG_LEVEL_WARNING, "warm-failed", c->cold_why);
-    warm_failed(c->vms->warm, &c->template, c->cold_why);
+    if (c->is_template_bad)
+        warm_failed(c->vms->warm, &c->template, c->cold_why);
 }
 
 static void done(void *userdata) {
@@ -352,8 +362,8 @@ static void done(void *userdata) {
     m->agent_fd = fd_steal(&c->agent_fd);
     m->vm.pid = c->pid;
     m->vm.pid_start = c->pid_start;
-    if (c->template.memory_fd >= 0 && !c->is_warm)
-        tell_warm_failure(c);
+    if (c->template.memory_fd >= 0)
+        tell_warm(c);
     if (m->vm.state == VM_STATE_STOPPING) {
         char actor[STORE_ACTOR_MAX];
         str_copy(actor, sizeof actor, m->stop_actor);

@@ -244,10 +244,22 @@ bool warm_is_from(const struct warm *warm, enum vm_type type, const char *image)
     return slot->state == SLOT_READY && (!image || strcmp(slot->t.image, image) == 0);
 }
 
+/* NULL: another one is there by now, or the daemon ends. */
+static struct slot *slot_of(struct warm *warm, const struct template *template) {
+    struct slot *slot = warm ? &warm->slots[template->type] : NULL;
+    return slot && slot->state == SLOT_READY && strcmp(slot->t.name, template->name) == 0 ? slot : NULL;
+}
+
+void warm_worked(struct warm *warm, const struct template *template) {
+    struct slot *slot = slot_of(warm, template);
+    if (slot)
+        slot->failures = 0;
+}
+
 void warm_failed(struct warm *warm, const struct template *template, const char *why) {
-    struct slot *slot = &warm->slots[template->type];
-    if (slot->state != SLOT_READY || strcmp(slot->t.name, template->name) != 0)
-        return; /* another one is there by now */
+    struct slot *slot = slot_of(warm, template);
+    if (!slot)
+        return;
     template_remove(&slot->t);
     template_close(&slot->t);
     failed(slot, template->type, why);

@@ -29,5 +29,8 @@ bool warm_take(struct warm *warm, const struct vm *vm, const struct image *image
 /* Whether there is one of that type; of this image, unless that is NULL. */
 bool warm_is_from(const struct warm *warm, enum vm_type type, const char *image);
 
-/* It could not be loaded: it goes, and another one is made. */
+/* A VM began from it: failures before that do not count any more. Takes a warm that is NULL, as the next. */
+void warm_worked(struct warm *warm, const struct template *template);
+
+/* It could not be loaded: it goes, and another one is made; after three in a row none, until the image is another. */
 void warm_failed(struct warm *warm, const struct template *template, const char *why);

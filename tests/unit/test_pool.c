@@ -71,8 +71,17 @@ static void a_boot_begins_when_a_spare_is_taken(void **state) {
     assert_int_equal(machine_boot_age_ms(&vm, 3000, now_ms), 3000);
 }
 
+/* What is being made when the daemon ends is made to its end, and its templates are gone by then. */
+static void a_daemon_that_ends_has_no_templates(void **state) {
+    const struct template t = {.type = VM_TYPE_CLI, .name = "cli-x", .memory_fd = -1};
+    warm_worked(NULL, &t);
+    warm_failed(NULL, &t, "its memory could not be loaded");
+    warm_yield(NULL, NULL, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_daemon_that_ends_has_no_templates),
         cmocka_unit_test(as_many_end_as_stand_in_the_way),
         cmocka_unit_test(a_boot_begins_when_a_spare_is_taken),
     };
