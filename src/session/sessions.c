@@ -506,7 +506,7 @@ static int make_vm(struct sessions *all, struct session *session, const char *ac
 /* The VM's id first: a crash never leaves a VM that no session knows. */
 static int add(struct sessions *all, struct session *session, const char *actor, struct err *err) {
     random_hex(session->id, 16);
-    int r = vms_new_id_for(all->vms, VM_TYPE_BROWSER, session->vm_id, err);
+    int r = vms_new_id_for(all->vms, VM_TYPE_BROWSER, session->user, session->vm_id, err);
     struct store_event event = event_of(session, "started", actor);
     return r < 0 ? r : store_session_add(all->store, session, &event, err);
 }

@@ -432,16 +432,33 @@ static int take_spare(struct machine *m, const struct vm *wanted, const char *ac
     return err_sys(err, ENOMEM, "vm.create", "create %s", vm.id);
 }
 
-int vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err) {
-    const struct vms_request request = {.user = "", .type = type};
-    struct image image;
-    struct vm vm;
-    struct machine *m = NULL;
-    if (pool_wanted(vms, type) > 0 && fill_request(vms, &request, &vm, NULL) == 0 &&
-        vms_open_image(vms, type, &image, NULL) == 0) {
-        str_copy(vm.image, sizeof vm.image, image.name);
-        m = pool_find(vms, &vm, NULL);
-    }
+static int fill(struct creation *c, const struct vms_request *request, struct err *err) {
+    struct vms *vms = c->vms;
+    int r = fill_request(vms, request, &c->vm, err);
+    if (r == 0)
+        r = vmm_choose(&vms->config->vm, &c->choice, err);
+    if (r == 0)
+        r = vms_open_image(vms, c->vm.type, &c->image, err);
+    if (r < 0)
+        return r;
+    str_copy(c->vm.image, sizeof c->vm.image, c->image.name);
+    str_copy(c->vm.vmm, sizeof c->vm.vmm, c->choice.ops->name);
+    return 0;
+}
+
+/* Nobody gets the id of one that vms_create() would not give: who fails with it ends what has that id. */
+static struct machine *find_spare_for(struct vms *vms, enum vm_type type, const char *user) {
+    const struct vms_request request = {.user = user, .type = type};
+    struct creation c = {.vms = vms};
+    if (pool_wanted(vms, type) == 0 || fill(&c, &request, NULL) < 0 ||
+        store_vm_check_quota(vms->store, user, vms->config->vm.quota_per_user, NULL) < 0 ||
+        vms_admit(vms, &c.vm, c.choice.ops->overhead_mib(&c.choice), NULL) < 0)
+        return NULL;
+    return pool_find(vms, &c.vm, NULL);
+}
+
+int vms_new_id_for(struct vms *vms, enum vm_type type, const char *user, char ret_id[VM_ID_TEXT], struct err *err) {
+    struct machine *m = find_spare_for(vms, type, user);
     if (!m)
         return vms_new_id(ret_id, err);
     memcpy(ret_id, m->vm.id, VM_ID_TEXT);
@@ -471,20 +488,6 @@ static int make(struct creation *c, const char *id, const char *actor, struct er
         return r;
     }
     return begin(vms, c, err);
-}
-
-static int fill(struct creation *c, const struct vms_request *request, struct err *err) {
-    struct vms *vms = c->vms;
-    int r = fill_request(vms, request, &c->vm, err);
-    if (r == 0)
-        r = vmm_choose(&vms->config->vm, &c->choice, err);
-    if (r == 0)
-        r = vms_open_image(vms, c->vm.type, &c->image, err);
-    if (r < 0)
-        return r;
-    str_copy(c->vm.image, sizeof c->vm.image, c->image.name);
-    str_copy(c->vm.vmm, sizeof c->vm.vmm, c->choice.ops->name);
-    return 0;
 }
 
 int create_spare(struct vms *vms, enum vm_type type, struct err *err) {

@@ -66,8 +66,9 @@ void vms_on_over(struct vms *vms, vms_changed_fn *fn, void *userdata);
 /* An id for a VM that will be made: who needs it may write it down first. */
 int vms_new_id(char ret_id[VM_ID_TEXT], struct err *err);
 
-/* The same for a VM of that type which is made at once: where one of the pool is ready, its own, and then vms_create() takes it. */
-int vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err);
+/* The same for a VM of that type and user which is made at once: where one of the pool is ready and nothing is in the way, its own,
+ * and then vms_create() takes it. */
+int vms_new_id_for(struct vms *vms, enum vm_type type, const char *user, char ret_id[VM_ID_TEXT], struct err *err);
 
 /* Starts to make a VM: on return it is "creating", and soon "booting" or "failed", which vms_on_change() tells. Errors
  * leave nothing behind: "quota.user", "quota.host", "quota.memory", "network.bridge-full", "image.missing",

@@ -58,8 +58,10 @@ static struct vm claim(const char *user, const char *id, const char *actor) {
     return vm;
 }
 
-int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err);
-int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, char ret_id[VM_ID_TEXT], struct err *err) {
+int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, const char *user, char ret_id[VM_ID_TEXT],
+                          struct err *err);
+int __wrap_vms_new_id_for(struct vms *vms, enum vm_type type, const char *user, char ret_id[VM_ID_TEXT],
+                          struct err *err) {
     uint8_t random[16] = {(uint8_t)++fake.made};
     vm_id_from_random(random, ret_id);
     if (fake.is_pooled)
