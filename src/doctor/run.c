@@ -107,6 +107,11 @@ static bool is_away(const struct snap_vm *vm) {
            strcmp(vm->state, "resuming") == 0;
 }
 
+/* Its TAP comes to the bridge last; a VM that waits until somebody takes it has one that is a port of nothing all the while. */
+static bool is_being_made(const struct snap_vm *vm) {
+    return strcmp(vm->state, "creating") == 0;
+}
+
 static int find_vm(struct doctor_case *c, const struct doctor_options *o, struct err *err) {
     const struct snap_vm *found = NULL;
     for (uint32_t i = 0; i < c->before->vms_count; i++) {
@@ -136,8 +141,8 @@ static bool is_target(const struct doctor_case *c, const char *tap) {
     return false;
 }
 
-/* Every TAP of the bridge; TAPs of recorded VMs wherever they are; and when the bridge has none at all, those that are
- * ports of nothing: it may have been made again. */
+/* Every TAP of the bridge; TAPs of recorded VMs that have been made, wherever they are; and when the bridge has none at all,
+ * those that are ports of nothing: it may have been made again. */
 static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
     const struct snapshot *s = c->before;
     uint32_t ports = 0;
@@ -145,8 +150,9 @@ static int find_taps(struct doctor_case *c, const struct doctor_options *o) {
     for (uint32_t i = 0; r == 0 && i < s->links_count && c->count < TARGETS_MAX; i++) {
         const struct snap_link *link = &s->links[i];
         bool port = link->is_tap && snap_is_port(link, s->host.bridge_index);
+        const struct snap_vm *vm = link->is_tap && !port ? snap_vm_of_tap(s, link->name) : NULL;
         ports += port;
-        if (port || (link->is_tap && snap_vm_of_tap(s, link->name)))
+        if (port || (vm && !is_being_made(vm)))
             r = add_target(c, link->name, o, false);
     }
     for (uint32_t i = 0; r == 0 && ports == 0 && s->host.bridge_index && i < s->links_count; i++)
