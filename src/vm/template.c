@@ -101,13 +101,20 @@ static bool is_zero(const uint8_t *data, size_t len) {
     return data[0] == 0 && memcmp(data, data + 1, len - 1) == 0;
 }
 
-/* Copies what is not zero of one sparse file of this size into another one that is empty. Return: 0 or -errno. */
-static int copy_pages(int from, int to, uint64_t size, struct pages *pages) {
+static int broken_off(struct err *err) {
+    return err_set(err, EINTR, "template.unwanted", "it was broken off: it is not wanted now");
+}
+
+/* Copies what is not zero of one sparse file of this size into another one that is empty. Return: 0 or -errno; -EINTR: it is
+ * not wanted any more. */
+static int copy_pages(int from, int to, uint64_t size, const atomic_bool *is_unwanted, struct pages *pages) {
     _cleanup_free_ uint8_t *data = malloc(CHUNK);
     sha256_init(&pages->sha);
     pages->bytes = 0;
     for (off_t at = 0; data && (at = lseek(from, at, SEEK_DATA)) >= 0 && (uint64_t)at < size;) {
         at -= at % CHUNK;
+        if (is_unwanted && atomic_load(is_unwanted))
+            return -EINTR;
         ssize_t n = pread(from, data, CHUNK, at);
         if (n <= 0)
             return n < 0 ? -errno : -EIO;
@@ -150,13 +157,17 @@ static void sync_and_forget(int fd) {
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-static int write_ram(const char *folder, int memory_fd, uint64_t size, char ret_hex[DIGEST_TEXT], uint64_t *ret_bytes,
-                     struct err *err) {
+static int write_ram(const char *folder, int memory_fd, const struct template_wish *wish, char ret_hex[DIGEST_TEXT],
+                     uint64_t *ret_bytes, struct err *err) {
+    uint64_t size = (uint64_t)wish->memory_mib << 20;
     char path[PATH_SIZE];
     struct pages pages;
     path_in(path, folder, TEMPLATE_RAM);
     _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int r = fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno : copy_pages(memory_fd, fd, size, &pages);
+    int r =
+        fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno : copy_pages(memory_fd, fd, size, wish->is_unwanted, &pages);
+    if (r == -EINTR)
+        return broken_off(err);
     if (r == 0 && fsync(fd) < 0)
         r = -errno;
     if (r < 0)
@@ -167,8 +178,8 @@ static int write_ram(const char *folder, int memory_fd, uint64_t size, char ret_
     return 0;
 }
 
-static int read_ram(const char *folder, uint32_t memory_mib, const char *wanted, int *ret_fd, uint64_t *ret_bytes,
-                    struct err *err) {
+static int read_ram(const char *folder, const struct template_wish *wish, const char *wanted, int *ret_fd,
+                    uint64_t *ret_bytes, struct err *err) {
     char path[PATH_SIZE], hex[DIGEST_TEXT];
     struct pages pages;
     struct stat st;
@@ -177,12 +188,14 @@ static int read_ram(const char *folder, uint32_t memory_mib, const char *wanted,
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 || fstat(fd, &st) < 0)
         return err_sys(err, errno, "template.broken", "open %s", path);
-    if (st.st_size != (off_t)memory_mib << 20)
+    if (st.st_size != (off_t)wish->memory_mib << 20)
         return err_set(err, EUCLEAN, "template.broken", "%s is not as long as it was", path);
-    int r = template_memory_new(memory_mib, &memory_fd, err);
+    int r = template_memory_new(wish->memory_mib, &memory_fd, err);
     if (r < 0)
         return r;
-    r = copy_pages(fd, memory_fd, (uint64_t)st.st_size, &pages);
+    r = copy_pages(fd, memory_fd, (uint64_t)st.st_size, wish->is_unwanted, &pages);
+    if (r == -EINTR)
+        return broken_off(err);
     if (r < 0)
         return err_sys(err, -r, "template.broken", "read %s", path);
     sync_and_forget(fd);
@@ -301,7 +314,7 @@ int template_finish(struct template *t, const struct template_wish *wish, struct
     if (r == 0)
         r = image_overlay(to, VMM_TEMPLATE_DISK, "qcow2", t->disk_bytes, err);
     if (r == 0)
-        r = write_ram(begun, t->memory_fd, (uint64_t)t->memory_mib << 20, hex, &t->ram_bytes, err);
+        r = write_ram(begun, t->memory_fd, wish, hex, &t->ram_bytes, err);
     if (r == 0)
         r = digest_files(begun, files, &t->bytes, err);
     t->bytes += t->ram_bytes;
@@ -358,7 +371,7 @@ static int load(json_t *m, const struct template_wish *wish, struct template *t,
     str_copy(t->version, sizeof t->version, version);
     int r = check_files(t->folder, json_object_get(m, "files"), &t->bytes, err);
     if (r == 0)
-        r = read_ram(t->folder, t->memory_mib, digest, &t->memory_fd, &t->ram_bytes, err);
+        r = read_ram(t->folder, wish, digest, &t->memory_fd, &t->ram_bytes, err);
     t->bytes += t->ram_bytes;
     return r;
 }
@@ -395,6 +408,7 @@ int template_open(const char *state_dir, const struct template_wish *wish, struc
                   char ret_removed[VMS_LINE_MAX], struct err *err) {
     char path[VMS_PATH_MAX];
     bool found = false;
+    int r = 0;
     *ret_removed = '\0';
     template_folder(state_dir, "", "", path);
     DIR *dir = opendir(path);
@@ -403,7 +417,10 @@ int template_open(const char *state_dir, const struct template_wish *wish, struc
         struct err why = {0};
         if (!is_of_type(e->d_name, wish->type))
             continue;
-        if (!found && open_one(state_dir, e->d_name, wish, &t, &why) == 0) {
+        r = found ? 0 : open_one(state_dir, e->d_name, wish, &t, &why);
+        if (r == -EINTR)
+            break;
+        if (!found && r == 0) {
             *ret_template = t;
             found = true;
             continue;
@@ -414,6 +431,8 @@ int template_open(const char *state_dir, const struct template_wish *wish, struc
     }
     if (dir)
         closedir(dir);
+    if (r == -EINTR)
+        return broken_off(err);
     return found ? 0
                  : err_set(err, ENOENT, "template.none", "there is no template of the type %s that fits",
                            vm_type_name(wish->type));

@@ -15,6 +15,7 @@
  * fcntl(2), F_SEAL_WRITE: private mappings may be written to. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -51,13 +52,15 @@ struct template_wish {
     struct vmm_choice choice;
     char shape[VMM_SHAPE_TEXT];
     uint32_t memory_mib, vcpus;
+    const atomic_bool *is_unwanted; /* its memory is not written or read to its end then; NULL: nobody asks that */
 };
 
 /* Error: "warm.not-here" where the VMM cannot; those of vmm_choose() and vms_open_image(). */
 int template_wish(struct vms *vms, enum vm_type type, struct template_wish *ret_wish, struct err *err);
 
 /* The template that fits, loaded: its memory is read. Those of the type that do not fit are removed, with a word in *ret_removed
- * about the last one; empty: there was none. Blocks; any thread, as all that follow. Error: "template.none". */
+ * about the last one; empty: there was none. Blocks; any thread, as all that follow. Errors: "template.none"; "template.unwanted",
+ * and then it is there as before. */
 int template_open(const char *state_dir, const struct template_wish *wish, struct template *ret_template,
                   char ret_removed[VMS_LINE_MAX], struct err *err);
 

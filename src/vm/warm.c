@@ -15,6 +15,7 @@
 #include "vm/template_boot.h"
 
 #define RETRY_MS 60000
+#define NO_ROOM_MS 10000
 #define FAILURES_MAX 3
 
 struct slot {
@@ -145,10 +146,16 @@ static bool is_stirring(const struct vms *vms) {
     return false;
 }
 
-static bool has_room(struct warm *warm, const struct template_wish *wish) {
-    struct vm vm = {.memory_mib = wish->memory_mib};
+/* For a VM, which begins from it, and, before it is made, for the template's memory beside that. */
+static bool has_room(struct warm *warm, const struct template_wish *wish, bool is_making) {
+    struct vm vm = {.memory_mib = wish->memory_mib * (is_making ? 2 : 1)};
     return vms_missing_mib(warm->vms, &vm, wish->choice.ops->overhead_mib(&wish->choice)) == 0 &&
-           saved_check_room(warm->vms->state_dir, wish->memory_mib, NULL) == 0;
+           (!is_making || saved_check_room(warm->vms->state_dir, wish->memory_mib, NULL) == 0);
+}
+
+static void put_off(struct slot *slot, int64_t for_ms, const char *why) {
+    slot->retry_ms = time_monotonic_ms() + for_ms;
+    str_copy(slot->words, sizeof slot->words, why);
 }
 
 /* Return: whether it is under way. */
@@ -163,13 +170,15 @@ static bool begin(struct warm *warm, enum vm_type type) {
     job->is_making = slot->state == SLOT_NONE;
     memcpy(job->links, vms->image_links, sizeof job->links);
     if (template_wish(vms, type, &job->wish, &err) < 0) {
-        slot->state = SLOT_COLD;
-        memcpy(slot->links, job->links, sizeof slot->links);
-        str_copy(slot->words, sizeof slot->words, err.detail);
+        slot->state = strcmp(err.code, "warm.not-here") == 0 ? SLOT_COLD : SLOT_UNKNOWN;
+        put_off(slot, RETRY_MS, err.detail);
         free(job);
         return false;
     }
-    bool may_begin = !job->is_making || has_room(warm, &job->wish);
+    job->wish.is_unwanted = &warm->is_unwanted;
+    bool may_begin = has_room(warm, &job->wish, job->is_making);
+    if (!may_begin)
+        put_off(slot, NO_ROOM_MS, "the host has not the memory or the disk for it now");
     if (may_begin && job->is_making)
         job->jail_fd = job->wish.choice.ops->is_jailed ? confine_jail(vms->confine, job->wish.choice.binary, false) : 0;
     atomic_store(&warm->is_unwanted, false);
@@ -193,14 +202,15 @@ void warm_check(struct warm *warm) {
         warm->stirred_ms = now_ms;
     for (int i = 0; i < VM_TYPE_COUNT && !warm->is_busy; i++) {
         struct slot *slot = &warm->slots[i];
-        if (slot->state != SLOT_UNKNOWN && memcmp(slot->links, warm->vms->image_links, sizeof slot->links) != 0) {
+        if (memcmp(slot->links, warm->vms->image_links, sizeof slot->links) != 0) {
+            memcpy(slot->links, warm->vms->image_links, sizeof slot->links);
             slot->state = SLOT_UNKNOWN;
             slot->failures = 0;
             slot->retry_ms = 0;
+            template_close(&slot->t);
         }
-        bool is_due = slot->state == SLOT_UNKNOWN || (slot->state == SLOT_NONE && now_ms >= slot->retry_ms &&
-                                                      now_ms - warm->stirred_ms >= warm->vms->config->warm.quiet_ms);
-        if (is_due)
+        bool is_quiet = now_ms - warm->stirred_ms >= warm->vms->config->warm.quiet_ms;
+        if (now_ms >= slot->retry_ms && (slot->state == SLOT_UNKNOWN || (slot->state == SLOT_NONE && is_quiet)))
             begin(warm, (enum vm_type)i);
     }
 }

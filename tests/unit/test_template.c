@@ -235,6 +235,40 @@ static void test_memory_that_somebody_writes_to_is_not_sealed(void **state) {
     template_close(&t);
 }
 
+/* A daemon that is told to end waits for no copy, and loses nothing by that. */
+static void test_what_is_broken_off_stays(void **state) {
+    struct fixture *f = *state;
+    struct template t = {.memory_fd = -1};
+    struct err err = {0};
+    char removed[VMS_LINE_MAX];
+    atomic_bool is_unwanted = true;
+    make(f);
+    f->wish.is_unwanted = &is_unwanted;
+    assert_int_equal(template_open(f->state, &f->wish, &t, removed, &err), -EINTR);
+    assert_string_equal(err.code, "template.unwanted");
+    assert_string_equal(removed, "");
+    assert_true(is_there(f));
+    is_unwanted = false;
+    assert_int_equal(open_it(f, &t, removed), 0);
+    template_close(&t);
+}
+
+static void test_one_that_is_not_wanted_is_not_made(void **state) {
+    struct fixture *f = *state;
+    struct template t = {.memory_fd = -1};
+    struct err err = {0};
+    atomic_bool is_unwanted = true;
+    f->wish.is_unwanted = &is_unwanted;
+    str_copy(t.name, sizeof t.name, NAME);
+    template_folder(f->state, NAME, "", t.folder);
+    assert_int_equal(template_memory_new(MEMORY_MIB, &t.memory_fd, &err), 0);
+    assert_int_equal(pwrite(t.memory_fd, "begin", 5, 0), 5);
+    assert_int_equal(template_finish(&t, &f->wish, &err), -EINTR);
+    assert_string_equal(err.code, "template.unwanted");
+    assert_false(is_there(f));
+    template_close(&t);
+}
+
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
@@ -248,6 +282,8 @@ int main(void) {
         TEST(test_another_type_s_is_left_alone),
         TEST(test_what_is_half_made_is_swept),
         TEST(test_memory_that_somebody_writes_to_is_not_sealed),
+        TEST(test_what_is_broken_off_stays),
+        TEST(test_one_that_is_not_wanted_is_not_made),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
