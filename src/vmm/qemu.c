@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -360,6 +361,21 @@ static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struc
         qmp_command(watch, QMP_POWERDOWN);
 }
 
+/* What "-cpu host" comes to: the processor's features, its microcode's and the kernel's word on them. They are others after a reboot
+ * into another kernel, and in a folder that came from another machine. Source: proc(5), cpuinfo. */
+static void add_host(struct sha256_ctx *sha) {
+    static const char *const names[] = {"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"};
+    char line[8192];
+    struct utsname kernel;
+    _cleanup_fclose_ FILE *file = fopen("/proc/cpuinfo", "re");
+    while (file && fgets(line, sizeof line, file) && *line != '\n') /* of the first one */
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            if (str_starts(line, names[i]))
+                sha256_update(sha, strlen(line) + 1, (const uint8_t *)line);
+    if (uname(&kernel) == 0)
+        sha256_update(sha, strlen(kernel.release) + 1, (const uint8_t *)kernel.release);
+}
+
 /* All of the command line, with the same for what is each machine's own. */
 static int qemu_shape(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
                       struct err *err) {
@@ -375,6 +391,8 @@ static int qemu_shape(const struct config_vm *config, const struct vmm_spec *spe
     sha256_init(&sha);
     for (size_t i = 0; i < args.n; i++)
         sha256_update(&sha, strlen(args.item[i]) + 1, (const uint8_t *)args.item[i]);
+    if (strcmp(spec->choice->accel, "kvm") == 0)
+        add_host(&sha);
     sha256_digest(&sha, sizeof digest, digest);
     str_hex(digest, sizeof digest, ret_digest);
     args_free(&args);

@@ -1,4 +1,5 @@
-/* The Firecracker driver's parts that need no Firecracker: its answers, its metrics, its versions, what it is told. */
+/* The drivers' parts that need no VMM. Firecracker's: its answers, its metrics, its versions, what it is told. QEMU's: by what it
+ * knows a machine that it can load. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -422,8 +424,46 @@ static void nobody_waits_longer_than_the_deadline_or_for_one_that_has_ended(void
     assert_int_equal(waitpid(child, NULL, 0), child);
 }
 
+/* ---- what a machine is loaded by ---- */
+
+static const char *release = "6.1.0-1";
+
+int __wrap_uname(struct utsname *name);
+int __wrap_uname(struct utsname *name) {
+    *name = (struct utsname){0};
+    strcpy(name->release, release);
+    return 0;
+}
+
+static void shape_of(const char *accel, const char *id, uint32_t memory_mib, char ret_shape[VMM_SHAPE_TEXT]) {
+    static const struct config_vm config = {.qemu_binary = "/usr/bin/qemu-system-x86_64"};
+    struct vm vm = {.memory_mib = memory_mib, .vcpus = 1};
+    struct vmm_choice choice = {.ops = &vmm_qemu};
+    struct vmm_spec spec = {.vm = &vm, .choice = &choice, .cmdline = "quiet", .has_agent = true};
+    strcpy(vm.id, id);
+    strcpy(choice.accel, accel);
+    assert_int_equal(vmm_qemu.shape(&config, &spec, ret_shape, NULL), 0);
+}
+
+static void a_machine_fits_the_host_that_it_was_saved_on(void **state) {
+    char first[VMM_SHAPE_TEXT], same[VMM_SHAPE_TEXT], kvm[VMM_SHAPE_TEXT], other[VMM_SHAPE_TEXT];
+    shape_of("tcg", "vm-1", 512, first);
+    shape_of("kvm", "vm-1", 512, kvm);
+    shape_of("kvm", "vm-2", 512, same);
+    assert_string_equal(same, kvm);
+    shape_of("kvm", "vm-1", 256, other);
+    assert_string_not_equal(other, kvm);
+    /* -cpu host is what the processor and the kernel make of it; an emulated one is the same everywhere. */
+    release = "6.1.0-2";
+    shape_of("kvm", "vm-1", 512, other);
+    assert_string_not_equal(other, kvm);
+    shape_of("tcg", "vm-1", 512, same);
+    assert_string_equal(same, first);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_machine_fits_the_host_that_it_was_saved_on),
         cmocka_unit_test(an_answer_is_taken_when_it_is_whole),
         cmocka_unit_test(an_answer_without_a_body_has_none),
         cmocka_unit_test(what_is_no_answer_is_refused),
