@@ -126,6 +126,19 @@ static void each_group(const struct confine *c, const char *folder, const char *
         each_line(text, paths, vm_id, fn, data);
 }
 
+/* Only the group of the processors has one of them; the defaults are 100 and 1024. */
+static void weigh_less(const char *path, void *data) {
+    char file[CGROUP_PATH_MAX + 16];
+    snprintf(file, sizeof file, "%s/cpu.weight", path);
+    file_write_value(file, "10");
+    snprintf(file, sizeof file, "%s/cpu.shares", path);
+    file_write_value(file, "102");
+}
+
+void confine_come_last(const struct confine *c, const char *folder, const char *vm_id) {
+    each_group(c, folder, vm_id, weigh_less, NULL);
+}
+
 /* Who is in the group while its pidfd is held is who will be killed. */
 static void kill_members(const char *path, void *data) {
     pid_t pids[PIDS_MAX], again[PIDS_MAX];

@@ -22,6 +22,10 @@ int confine_jail(struct confine *confine, const char *program, bool with_tun);
 int confine_enter(const struct confine *confine, const struct vm *vm, const char *folder, uint32_t overhead_mib,
                   int ret_fds[CGROUP_HIERARCHIES], struct err *err);
 
+/* Where processors are short, who is in the VM's groups gets a tenth of what others get: between groups a process's own niceness
+ * counts for nothing. Source: sched(7); cgroup-v2.rst, cpu.weight; v1: cpu.shares. */
+void confine_come_last(const struct confine *confine, const char *folder, const char *vm_id);
+
 /* Kills who is in the VM's groups, and is therefore proven to be this VM's. Return: 0, or -EBUSY when
  * somebody is left after timeout_ms. */
 int confine_kill(const struct confine *confine, const char *folder, const char *vm_id, int timeout_ms);

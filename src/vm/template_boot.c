@@ -26,7 +26,7 @@
 #define OUTPUT_MAX 16384
 #define TIMEOUT_FACTOR 3
 #define KILL_TIMEOUT_MS 5000
-#define NICE 10 /* who waits for a VM comes first */
+#define NICE 10 /* who waits for a VM comes first: where there are no control groups; else confine_come_last() */
 /* It has settled when its VMM uses less than a third of a processor for a while, or at last has had long enough for that. */
 #define QUIET_MS 2000
 #define QUIET_MAX_MS 30000
@@ -140,6 +140,7 @@ static int set_up(struct making *k, struct err *err) {
                               k->group_fds, err);
         k->group_count = n > 0 ? n : 0;
         r = n < 0 ? n : 0;
+        confine_come_last(vms->confine, k->begun, k->vm.id);
     }
     if (r == 0)
         r = network_tap_create_idle(vms->network, k->vm.tap, k->vm.uid, &k->tap_fd, err);
