@@ -160,7 +160,7 @@ int network_address_in_use(struct network *network, uint32_t ip);
 int network_mac_in_use(struct network *network, struct net_mac mac);
 
 /* A VM that must not be reached yet: its TAP is there, and on no bridge and in no set, so nothing passes it either way.
- * network_tap_connect() makes it what network_tap_create() makes, and leaves it as it was on an error; both are undone by
+ * network_tap_connect() makes it what network_tap_create() makes, and leaves it in no set on an error; both are undone by
  * network_tap_remove(). *ret_fd as there. */
 int network_tap_create_apart(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err);
 int network_tap_connect(struct network *network, const struct network_nic *nic, struct err *err);

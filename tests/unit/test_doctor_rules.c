@@ -66,6 +66,14 @@ static void test_taps(void **state) {
     s = made_host();
     made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
     expect(s, "bridge.recreated", HOP_BRIDGE_PORT, "br0");
+    s = made_host(); /* the other one is to have no bridge: it becomes a template */
+    made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
+    strcpy(made_find(s, OTHER)->name, "mc-warm-cli");
+    expect(s, "tap.not-enslaved", HOP_BRIDGE_PORT, "tap1");
+    s = made_host(); /* or it is not made yet */
+    made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
+    *SNAP_PUSH(s, vms, 100) = (struct snap_vm){.id = "vm-2", .tap = "tap2", .state = "creating"};
+    expect(s, "tap.not-enslaved", HOP_BRIDGE_PORT, "tap1");
     s = made_host();
     made_link(s, 9, "br1", "bridge");
     made_find(s, TAP)->master = 9;

@@ -19,10 +19,19 @@ static uint32_t count_ports(const struct snapshot *s, int32_t bridge, bool taps_
     return count;
 }
 
+/* That has lost its bridge. A VM that is being made, or waits for a user, has none yet, and the one that becomes a template never
+ * (vm/template_boot.c): nobody is to reach them. */
+static bool is_orphan(const struct snapshot *s, const struct snap_link *link) {
+    if (!snap_is_tap(link) || link->master != 0 || str_starts(link->name, "mc-warm-"))
+        return false;
+    const struct snap_vm *vm = snap_vm_of_tap(s, link->name);
+    return !vm || strcmp(vm->state, "creating") != 0;
+}
+
 static uint32_t count_orphans(const struct snapshot *s) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < s->links_count; i++)
-        count += snap_is_tap(&s->links[i]) && s->links[i].master == 0;
+        count += is_orphan(s, &s->links[i]);
     return count;
 }
 
@@ -76,7 +85,7 @@ static void rule_recreated(struct judge *j, uint32_t orphans) {
     cause_evidence(c, "link", j->tap->name, "is a port of no bridge, and so are %u other TAPs", orphans - 1);
     enslave(j, c, j->tap->name);
     for (uint32_t i = 0; i < j->s->links_count; i++)
-        if (snap_is_tap(&j->s->links[i]) && j->s->links[i].master == 0 && &j->s->links[i] != j->tap)
+        if (is_orphan(j->s, &j->s->links[i]) && &j->s->links[i] != j->tap)
             enslave(j, c, j->s->links[i].name);
 }
 
