@@ -106,6 +106,64 @@ static void test_undecided(void **state) {
     snapshot_free(s);
 }
 
+/* One that may drop stands in front of the one that does, or of a policy that does: it is not the one to blame. */
+static void test_suspect_before_culprit(void **state) {
+    struct snapshot *s = snapshot_new();
+    struct snap_nft_chain chain = *made_chain(s, NFPROTO_IPV4, "f", "o", 3, NF_ACCEPT);
+    made_rule(s, &chain, 1);
+    made_expr(s, (struct snap_nft_expr){.op = SNAP_NFT_LIMIT, .value = 5, .cmp = 1});
+    verdict(s, NF_DROP, "");
+    made_rule(s, &chain, 2);
+    verdict(s, NF_DROP, "");
+    struct nft_result r = run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO));
+    assert_int_equal(r.outcome, NFT_DROPS);
+    assert_int_equal(r.rule->handle, 2);
+    s->rules_count = 1;
+    s->chains[0].policy = NF_DROP;
+    r = run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO));
+    assert_int_equal(r.outcome, NFT_DROPS);
+    assert_null(r.rule);
+    snapshot_free(s);
+}
+
+/* iptables -A OUTPUT -j NFQUEUE: dropped where nobody reads the queue. */
+static void test_queue_target(void **state) {
+    struct snapshot *s = snapshot_new();
+    struct snap_nft_chain chain = *made_chain(s, NFPROTO_IPV4, "filter", "OUTPUT", 3, NF_ACCEPT);
+    made_rule(s, &chain, 9);
+    made_expr(s, (struct snap_nft_expr){.op = SNAP_NFT_TARGET, .name = "NFQUEUE"});
+    struct nft_result r = run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO));
+    assert_int_equal(r.outcome, NFT_MAY_DROP);
+    assert_int_equal(r.rule->handle, 9);
+    snapshot_free(s);
+}
+
+/* A rule of a chain that is not in the list, as it came in between, is no rule of the chain that was looked at last. */
+static void test_rule_of_no_chain(void **state) {
+    struct snapshot *s = snapshot_new();
+    made_chain(s, NFPROTO_IPV4, "f", "o", 3, NF_ACCEPT);
+    struct snap_nft_chain late = {.family = NFPROTO_IPV4, .table = "f", .name = "late"};
+    made_rule(s, &late, 1);
+    verdict(s, NF_DROP, "");
+    assert_int_equal(run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO)).outcome, NFT_PASSES);
+    snapshot_free(s);
+}
+
+/* A hundred jumps of a hundred jumps, and so on, as a file may have them: it ends, and nothing is sure. */
+static void test_jumps_without_end(void **state) {
+    struct snapshot *s = snapshot_new();
+    struct snap_nft_chain base = *made_chain(s, NFPROTO_IPV4, "f", "o", 3, NF_DROP);
+    struct snap_nft_chain round = *made_chain(s, NFPROTO_IPV4, "f", "round", -1, NF_ACCEPT);
+    made_rule(s, &base, 1);
+    verdict(s, NFT_JUMP, "round");
+    for (uint64_t i = 0; i < 100; i++) {
+        made_rule(s, &round, 2 + i);
+        verdict(s, NFT_JUMP, "round");
+    }
+    assert_int_equal(run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO)).outcome, NFT_MAY_DROP);
+    snapshot_free(s);
+}
+
 static void test_jumps(void **state) {
     struct snapshot *s = snapshot_new();
     struct snap_nft_chain base = *made_chain(s, NFPROTO_INET, "f", "in", 1, NF_ACCEPT);
@@ -219,16 +277,28 @@ static void test_nat(void **state) {
     struct packet p = frame(PACKET_ECHO);
     str_copy(p.oif, sizeof p.oif, "wan0");
     assert_false(run(s, NFPROTO_IPV4, 4, p).nat);
+    /* An answer is of a connection that NAT was asked for already. */
+    str_copy(s->chains[0].type, sizeof s->chains[0].type, "nat");
+    assert_true(run(s, NFPROTO_IPV4, 4, frame(PACKET_ECHO)).nat);
+    assert_false(run(s, NFPROTO_IPV4, 4, frame(PACKET_ECHO_REPLY)).nat);
     snapshot_free(s);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_match),     cmocka_unit_test(test_policy_and_accept),
-        cmocka_unit_test(test_undecided), cmocka_unit_test(test_jumps),
-        cmocka_unit_test(test_sets),      cmocka_unit_test(test_connections),
-        cmocka_unit_test(test_chains),    cmocka_unit_test(test_verdict_of_target),
+        cmocka_unit_test(test_match),
+        cmocka_unit_test(test_policy_and_accept),
+        cmocka_unit_test(test_undecided),
+        cmocka_unit_test(test_jumps),
+        cmocka_unit_test(test_sets),
+        cmocka_unit_test(test_connections),
+        cmocka_unit_test(test_chains),
+        cmocka_unit_test(test_verdict_of_target),
         cmocka_unit_test(test_nat),
+        cmocka_unit_test(test_suspect_before_culprit),
+        cmocka_unit_test(test_queue_target),
+        cmocka_unit_test(test_rule_of_no_chain),
+        cmocka_unit_test(test_jumps_without_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

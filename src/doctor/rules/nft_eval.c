@@ -9,6 +9,8 @@
 
 #define REGISTERS 24 /* of 4 bytes: 16 that rules may name, and room behind the last for 32 bytes */
 #define DEPTH_MAX 16
+#define RUNS_MAX                                                                                                       \
+    (4 * SNAP_RULES_MAX) /* rules of one base chain: jumps of jumps may be more than anybody can wait for */
 
 enum match { MATCH_NO, MATCH_MAY, MATCH_YES };
 
@@ -25,6 +27,7 @@ struct machine {
     bool rejects;
     const struct snap_nft_rule *rule;
     struct nft_result *result;
+    uint32_t left; /* rules that may still be run */
 };
 
 /* Whether any rule gives packets or connections marks. */
@@ -50,12 +53,13 @@ int nft_index_make(const struct snapshot *s, struct nft_index *ret) {
     for (uint32_t i = 0; i < s->rules_count; i++) {
         const struct snap_nft_rule *rule = &s->rules[i];
         /* Rules come chain by chain, in the chains' order or nearly so. */
-        for (uint32_t tried = 0; tried < s->chains_count; tried++, chain = (chain + 1) % s->chains_count)
+        uint32_t tried = 0;
+        for (; tried < s->chains_count; tried++, chain = (chain + 1) % s->chains_count)
             if (s->chains[chain].family == rule->family && strcmp(s->chains[chain].name, rule->chain) == 0 &&
                 strcmp(s->chains[chain].table, rule->table) == 0)
                 break;
-        if (s->chains_count == 0)
-            break;
+        if (tried == s->chains_count) /* of a chain that came after the chains were read: of none that is here */
+            continue;
         if (rules[chain].count == 0)
             rules[chain].first = i;
         if (rules[chain].first + rules[chain].count == i)
@@ -457,6 +461,11 @@ static void do_target(struct machine *m, const struct snap_nft_expr *x) {
         m->verdict = NF_ACCEPT;
         return;
     }
+    if (strcmp(x->name, "NFQUEUE") == 0) { /* whoever gets it from the queue may let it go on; nobody may be there */
+        narrow(m, MATCH_MAY);
+        m->verdict = NF_DROP;
+        return;
+    }
     if (strcmp(x->name, "CT") == 0 && (x->data[0] & 1)) /* XT_CT_NOTRACK */
         do_notrack(m);
     if (strcmp(x->name, "MASQUERADE") == 0 || strcmp(x->name, "SNAT") == 0) {
@@ -612,6 +621,11 @@ static enum step run_chain(struct machine *m, const struct snap_nft_chain *chain
     struct snap_range rules = m->index->rules[chain - s->chains];
     for (uint32_t i = 0; depth < DEPTH_MAX && i < rules.count; i++) {
         const struct snap_nft_rule *rule = &s->rules[rules.first + i];
+        if (m->left == 0) {
+            *sure = false;
+            return STEP_ON;
+        }
+        m->left--;
         run_rule(m, rule);
         if (m->match == MATCH_NO || m->verdict == INT32_MIN || m->verdict == NFT_CONTINUE)
             continue;
@@ -639,7 +653,7 @@ static enum step run_chain(struct machine *m, const struct snap_nft_chain *chain
         }
         if (step != STEP_ON && certain)
             return step;
-        if (step != STEP_ON)
+        if (step != STEP_ON && step != STEP_DROP) /* what may drop it does not save it from the next that does */
             *sure = false;
     }
     return STEP_ON;
@@ -708,6 +722,11 @@ static const struct snap_nft_chain *next_chain(const struct snapshot *s, uint8_t
     return best;
 }
 
+/* NAT is asked for the first packet of a connection only. */
+static bool is_passed_by(const struct snap_nft_chain *chain, uint8_t family, const struct packet *packet) {
+    return family == NFPROTO_IPV4 && packet->ct_state == 2 && strcmp(chain->type, "nat") == 0;
+}
+
 void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, const char *device,
                    const struct packet *packet, const char *except, struct nft_result *ret) {
     struct nft_result suspicion = {0};
@@ -719,7 +738,9 @@ void nft_eval_hook(const struct nft_index *index, uint8_t family, uint8_t hook, 
                                  .nat_may = ret->nat_may,
                                  .nat_rule = ret->nat_rule,
                                  .untracks = ret->untracks};
-        struct machine m = {.index = index, .packet = packet, .family = family, .result = &one};
+        struct machine m = {.index = index, .packet = packet, .family = family, .result = &one, .left = RUNS_MAX};
+        if (is_passed_by(chain, family, packet))
+            continue;
         bool on = run_base(&m, chain);
         ret->changes = one.changes;
         ret->nat = one.nat;
