@@ -65,8 +65,8 @@ int doctor_repair(const struct doctor_options *options, const char *which, const
 /* Takes a repair back. socket: as in doctor_options. Errors: repair/repair.h. */
 int doctor_undo(const char *netns, const char *socket, const char *journal_dir, const char *id, struct err *err);
 
-/* Looks, tells, waits for a change of links, ports, addresses, routes, rules, fixed neighbours, qdiscs, filters or
- * nftables, looks again, and tells when the findings are others; until told() returns false or out_fd (where it is told;
+/* Looks, tells, waits for a change of links, ports, addresses, routes, rules, fixed neighbours, qdiscs, filters,
+ * nftables or sysctls, looks again, and tells when the findings are others; until told() returns false or out_fd (where it is told;
  * -1: none) is hung up. What the state alone shows is told first, what asking shows a little later; no change, no work.
  * Return: -errno; -EPIPE: nobody reads any more. */
 int doctor_watch(const struct doctor_options *options, int out_fd,

@@ -2,20 +2,27 @@
  * is quick and tells most of what a change breaks; then by asking the path, which takes longer and tells the rest.
  * Between changes it sleeps in poll(): nothing wakes it.
  *
+ * Of sysctls the kernel tells nothing (of a few it does); but who writes one writes a file, and that inotify tells.
+ *
  * Asking makes changes of its own (the canary's port, the trace's table): their messages are thrown away, and the state
  * is looked at once more, so that somebody else's change in that time is not lost. */
 #include <errno.h>
+#include <fcntl.h>
 #include <libmnl/libmnl.h>
 #include <linux/filter.h>
 #include <linux/neighbour.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/fd.h"
+#include "base/str.h"
 #include "base/time.h"
 #include "doctor/doctor.h"
 #include "netlink/netns.h"
@@ -25,6 +32,7 @@
 #define RECEIVE_BUFFER (1024 * 1024)
 #define ECHO_MS 2500  /* the kernel tells of a carrier up to a second later; twice that, on a busy host */
 #define TOLD_MAX 4096 /* findings that are compared */
+#define KEYS_MAX 128  /* sysctls that are followed */
 
 /* Neighbours and FDB entries that the kernel learns come and go all day: only those that somebody set are let through.
  * nlmsghdr: length 0, type 4 (in this machine's order: its low byte is first); ndmsg behind it at 16: state at 24. */
@@ -84,11 +92,15 @@ static bool drain(int fd, bool *foreign) {
     }
 }
 
-enum { FD_ROUTE, FD_NEIGH, FD_NFT, FD_CHANGES, FD_OUT = FD_CHANGES, FD_COUNT };
+enum { FD_ROUTE, FD_NEIGH, FD_NFT, FD_SYSCTLS, FD_CHANGES, FD_OUT = FD_CHANGES, FD_COUNT };
 
 struct watch {
     const struct doctor_options *options;
+    int nsfd;
     struct pollfd fds[FD_COUNT];
+    int keys[KEYS_MAX]; /* the followed sysctls' files: open ones keep the inodes on which inotify waits */
+    size_t keys_count;
+    uint64_t keys_hash;
     bool (*told)(const struct doctor_case *c, void *data);
     void *data;
     uint64_t *last, state; /* what was told, a number a finding; the state's findings, as one number */
@@ -97,9 +109,19 @@ struct watch {
     bool foreign;     /* a change since then that asking cannot have made */
 };
 
+/* Asking writes none: it was somebody else. */
+static bool drain_sysctls(struct watch *w) {
+    char buffer[4096];
+    bool any = false;
+    while (w->fds[FD_SYSCTLS].fd >= 0 && read(w->fds[FD_SYSCTLS].fd, buffer, sizeof buffer) > 0)
+        any = w->foreign = true;
+    return any;
+}
+
 static bool drain_all(struct watch *w) {
     bool any = drain(w->fds[FD_ROUTE].fd, &w->foreign), nowhere = false; /* nft's types are another protocol's */
     any = drain(w->fds[FD_NEIGH].fd, &nowhere) || any;
+    any = drain_sysctls(w) || any;
     return drain(w->fds[FD_NFT].fd, &nowhere) || any;
 }
 
@@ -122,14 +144,17 @@ static int wait_for_change(struct watch *w) {
 
 /* --- what is new --- */
 
-/* A finding as a number. FNV-1a. */
-static uint64_t number_of(const char *tap, const struct finding *f) {
-    const char *parts[] = {tap, f->id, f->title};
-    uint64_t hash = 14695981039346656037ULL;
-    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++)
-        for (const char *at = parts[p]; *at; at++)
-            hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
+#define HASH_BEGIN 14695981039346656037ULL /* FNV-1a */
+
+static uint64_t hash_text(uint64_t hash, const char *text) {
+    for (const char *at = text; *at; at++)
+        hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
     return hash;
+}
+
+/* A finding as a number. */
+static uint64_t number_of(const char *tap, const struct finding *f) {
+    return hash_text(hash_text(hash_text(HASH_BEGIN, tap), f->id), f->title);
 }
 
 static int compare(const void *a, const void *b) {
@@ -179,6 +204,54 @@ static int tell(struct watch *w, const struct doctor_case *c) {
     return w->told(c, w->data) ? 0 : -EPIPE;
 }
 
+/* --- sysctls --- */
+
+/* Those of the whole namespace, of all devices, and of the bridge. */
+static bool is_followed(const struct snapshot *s, const char *key) {
+    const char *name = str_starts(key, "net/ipv4/conf/")    ? key + strlen("net/ipv4/conf/")
+                       : str_starts(key, "net/ipv4/neigh/") ? key + strlen("net/ipv4/neigh/")
+                                                            : NULL;
+    size_t len = strlen(s->host.bridge);
+    return !name || str_starts(name, "all/") || (strncmp(name, s->host.bridge, len) == 0 && name[len] == '/');
+}
+
+static void forget_sysctls(struct watch *w) {
+    fd_close(&w->fds[FD_SYSCTLS].fd);
+    while (w->keys_count)
+        fd_close(&w->keys[--w->keys_count]);
+}
+
+static void follow_sysctl(struct watch *w, const char *key) {
+    char path[160];
+    snprintf(path, sizeof path, "/proc/sys/%s", key);
+    int fd = w->keys_count < KEYS_MAX ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return;
+    w->keys[w->keys_count++] = fd;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    inotify_add_watch(w->fds[FD_SYSCTLS].fd, path, IN_MODIFY);
+}
+
+/* Those that were read. Return: whether they are others than before, and what was read may be old. */
+static bool follow_sysctls(struct watch *w, const struct snapshot *s) {
+    _cleanup_netns_leave_ struct netns_scope scope = NETNS_SCOPE_NONE;
+    uint64_t hash = HASH_BEGIN ^ (uint32_t)s->host.bridge_index; /* made again, it has other files */
+    for (uint32_t i = 0; i < s->sysctls_count; i++)
+        if (is_followed(s, s->sysctls[i].key))
+            hash = hash_text(hash, s->sysctls[i].key);
+    if (hash == w->keys_hash)
+        return false;
+    forget_sysctls(w);
+    w->keys_hash = hash;
+    w->fds[FD_SYSCTLS].fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (w->fds[FD_SYSCTLS].fd < 0 || netns_enter(w->nsfd, &scope) < 0)
+        return false;
+    for (uint32_t i = 0; i < s->sysctls_count; i++)
+        if (is_followed(s, s->sysctls[i].key))
+            follow_sysctl(w, s->sysctls[i].key);
+    return true;
+}
+
 /* --- looking --- */
 
 /* Return: 0, or -errno with err set; -EPIPE: nobody reads. */
@@ -188,6 +261,10 @@ static int look_at_state(struct watch *w, bool tell_news, struct err *err) {
     options.no_probe = true;
     options.socket = NULL; /* guests answer slower than the kernel */
     int r = doctor_run(&options, &c, err);
+    if (r == 0 && follow_sysctls(w, c->before)) {
+        doctor_case_free(ptr_steal(c));
+        r = doctor_run(&options, &c, err);
+    }
     if (r < 0)
         return r;
     w->state = digest(c);
@@ -269,8 +346,10 @@ int doctor_watch(const struct doctor_options *options, int out_fd,
     int r = netns_open(options->netns, &nsfd, err);
     if (r < 0)
         return r;
+    w.nsfd = nsfd;
     r = subscribe_all(&w, nsfd);
     r = r < 0 ? err_sys(err, -r, "doctor.failed", "follow the kernel's changes") : follow(&w, err);
+    forget_sysctls(&w);
     for (int i = 0; i < FD_CHANGES; i++)
         fd_close(&w.fds[i].fd);
     return r;

@@ -253,7 +253,7 @@ def sleeps(watch):
 
 
 WATCHED = ["tap.down", "ebtables.drop output", "bridge.port-not-forwarding 0", "qdisc.drops blackhole", "host.blackhole-route blackhole",
-           "host.neigh-wrong", "nft.netdev-drop ingress", "tap.no-holder"]
+           "host.neigh-wrong", "nft.netdev-drop ingress", "tap.no-holder", "host.arp-ignore"]
 
 
 @pytest.mark.parametrize("key", WATCHED, ids=lambda k: k.replace(" ", ","))
