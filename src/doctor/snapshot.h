@@ -186,6 +186,7 @@ struct snap_filter {
     bool conditional;        /* it does not match every frame */
     bool direct_action;      /* bpf da */
     uint32_t prog_id;
+    uint32_t block;          /* that the device shares with others, and to which the filter belongs; 0 */
     uint32_t link_id;        /* of a tcx program that hangs there by a link; 0 */
     uint64_t packets, drops; /* of its actions */
 };

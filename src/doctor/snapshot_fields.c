@@ -141,25 +141,11 @@ static const struct snapshot_field snap_qdisc_fields[] = {
 
 #define ROW struct snap_filter
 static const struct snapshot_field snap_filter_fields[] = {
-    FIELD(link, F_I32),
-    FIELD(parent, F_U32),
-    FIELD(egress, F_BOOL),
-    FIELD(is_tcx, F_BOOL),
-    FIELD(priority, F_U16),
-    FIELD(protocol, F_U16),
-    FIELD(handle, F_U32),
-    FIELD(chain, F_U32),
-    FIELD(kind, F_TEXT),
-    FIELD(action, F_I32),
-    FIELD(actions, F_TEXT),
-    FIELD(to_link, F_I32),
-    FIELD(conditional, F_BOOL),
-    FIELD(direct_action, F_BOOL),
-    FIELD(prog_id, F_U32),
-    FIELD(link_id, F_U32),
-    FIELD(packets, F_U64),
-    FIELD(drops, F_U64),
-    {0},
+    FIELD(link, F_I32),         FIELD(parent, F_U32),         FIELD(egress, F_BOOL),  FIELD(is_tcx, F_BOOL),
+    FIELD(priority, F_U16),     FIELD(protocol, F_U16),       FIELD(handle, F_U32),   FIELD(chain, F_U32),
+    FIELD(kind, F_TEXT),        FIELD(action, F_I32),         FIELD(actions, F_TEXT), FIELD(to_link, F_I32),
+    FIELD(conditional, F_BOOL), FIELD(direct_action, F_BOOL), FIELD(prog_id, F_U32),  FIELD(block, F_U32),
+    FIELD(link_id, F_U32),      FIELD(packets, F_U64),        FIELD(drops, F_U64),    {0},
 };
 #undef ROW
 

@@ -224,6 +224,97 @@ static void test_queues(void **state) {
     expect(s, NULL, 0, "");
 }
 
+/* Its ARP came to the bridge and not to the TAP. The caller frees the judgement. */
+static struct judgement judge_lost_before_tap(const struct snapshot *before, const struct snapshot *after) {
+    struct probe_target_result target = {.target = {.tap = TAP, .tap_name = "tap1", .guest_ip = GUEST}};
+    struct probe_result probe = {.targets = &target, .target_count = 1, .bridge = BRIDGE};
+    struct target asked = {
+        .tap = "tap1", .bridge = "br0", .ip = GUEST, .has_mac = true, .mac = guest_mac, .named = true};
+    struct judge_host host;
+    struct judgement j = {0};
+    target.answer[PROBE_ARP] =
+        (struct probe_answer){.asked = true, .sent = true, .sends = 2, .request_bridge = {.count = 2, .first_ns = 1}};
+    if (judge_open(before, after, &probe, &host) < 0 || judge_target(&host, &asked, 0, &j) < 0)
+        abort();
+    judge_close(&host);
+    return j;
+}
+
+static bool has_finding(const struct judgement *j, const char *id) {
+    for (uint32_t i = 0; i < j->findings_count; i++)
+        if (strcmp(j->findings[i].id, id) == 0)
+            return true;
+    return false;
+}
+
+static struct snapshot *made_filters(struct snap_filter filter, uint32_t count, uint64_t packets) {
+    struct snapshot *s = made_host();
+    for (uint32_t i = 0; i < count; i++) {
+        struct snap_filter *f = SNAP_PUSH(s, filters, 10000);
+        *f = filter;
+        f->handle = i + 1;
+        f->packets = packets;
+    }
+    return s;
+}
+
+/* Before and behind the asking; whether the filters are named, and that the loss is, in any case. */
+static void expect_filter(struct snapshot *before, struct snapshot *after, bool named) {
+    struct judgement j = judge_lost_before_tap(before, after);
+    assert_int_equal(has_finding(&j, "tc.egress-drop"), named);
+    assert_int_equal(has_finding(&j, "unknown.bridge.port"), !named);
+    assert_true(j.findings_count < 20);
+    judgement_free(&j);
+    snapshot_free(before);
+    snapshot_free(after);
+}
+
+/* A filter for some packets only is no suspect when none of them came; and however many there are, the loss is told. */
+static void test_filters_asked(void **state) {
+    struct snap_filter f = {.link = TAP,
+                            .egress = true,
+                            .kind = "u32",
+                            .protocol = 3,
+                            .action = TC_ACT_SHOT,
+                            .actions = "gact drop",
+                            .conditional = true};
+    expect_filter(made_filters(f, 1, 5), made_filters(f, 1, 5), false);
+    expect_filter(made_filters(f, 1, 5), made_filters(f, 1, 7), true);
+    expect_filter(made_filters(f, 1000, 5), made_filters(f, 1000, 5), false);
+    expect_filter(made_filters(f, 1000, 5), made_filters(f, 1000, 6), true);
+}
+
+/* In a chain that a filter goes to, or that none does; and of a block that devices share. */
+static void test_filters_elsewhere(void **state) {
+    const struct snap_filter drop = {.link = TAP,
+                                     .egress = true,
+                                     .kind = "matchall",
+                                     .protocol = 3,
+                                     .action = TC_ACT_SHOT,
+                                     .actions = "gact drop",
+                                     .chain = 5};
+    struct snap_filter hop = drop;
+    hop.chain = 0;
+    hop.action = TC_ACT_GOTO_CHAIN | 5;
+    struct snapshot *before = made_filters(drop, 1, 5), *after = made_filters(drop, 1, 7);
+    expect_filter(before, after, false);
+    before = made_filters(drop, 1, 5);
+    after = made_filters(drop, 1, 7);
+    *SNAP_PUSH(before, filters, 10) = hop;
+    *SNAP_PUSH(after, filters, 10) = hop;
+    expect_filter(before, after, true);
+    before = made_host();
+    *SNAP_PUSH(before, filters, 10) = drop;
+    before->filters[0].chain = 0;
+    before->filters[0].block = 7;
+    struct judgement j = made_judge(before);
+    assert_string_equal(j.findings[0].id, "tc.egress-drop");
+    assert_int_equal(j.findings[0].step_count, 0); /* the block is others' too */
+    assert_non_null(strstr(j.findings[0].plan[0], "block 7"));
+    judgement_free(&j);
+    snapshot_free(before);
+}
+
 static void test_routes(void **state) {
     struct snapshot *s = made_host();
     s->addrs_count = s->routes_count = 0;
@@ -320,6 +411,8 @@ int main(void) {
         cmocka_unit_test(test_ports),
         cmocka_unit_test(test_bridges),
         cmocka_unit_test(test_queues),
+        cmocka_unit_test(test_filters_asked),
+        cmocka_unit_test(test_filters_elsewhere),
         cmocka_unit_test(test_routes),
         cmocka_unit_test(test_sysctls),
         cmocka_unit_test(test_full_tables),

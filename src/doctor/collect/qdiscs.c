@@ -169,6 +169,7 @@ struct action {
     struct snap_filter *filter;
     char kind[24];
     const struct nlattr *options, *stats;
+    bool random; /* it has another verdict now and then */
 };
 
 static void find_action_attr(const struct nlattr *attr, void *data) {
@@ -203,6 +204,11 @@ static void parse_mirred(const struct nlattr *attr, void *data) {
 static void parse_gact(const struct nlattr *attr, void *data) {
     struct action *action = data;
     struct tc_gact gact;
+    struct tc_gact_p random;
+    if (mnl_attr_get_type(attr) == TCA_GACT_PROB && strcmp(action->kind, "gact") == 0) {
+        copy_part(&random, sizeof random, attr);
+        action->random = random.ptype != PGACT_NONE;
+    }
     if (mnl_attr_get_type(attr) != TCA_GACT_PARMS || mnl_attr_get_payload_len(attr) < sizeof gact)
         return;
     copy_part(&gact, sizeof gact, attr);
@@ -237,7 +243,7 @@ static void parse_action(const struct nlattr *attr, void *data) {
         rtnl_each_nested(action.options, parse_gact, &action);
     if (action.stats)
         rtnl_each_nested(action.stats, parse_action_stats, action.filter);
-    if (strcmp(action.kind, "police") == 0)
+    if (strcmp(action.kind, "police") == 0 || action.random)
         action.filter->action = -3;
     size_t len = strlen(action.filter->actions);
     snprintf(action.filter->actions + len, sizeof action.filter->actions - len, "%s%s %s", len ? ", " : "", action.kind,
@@ -359,6 +365,12 @@ static int dump_filters(struct snapshot *s, struct rtnl *rtnl, int32_t link, uin
             break;
         *filter = ((struct snap_filter *)list.items)[i];
         filter->egress = egress;
+        if ((uint32_t)filter->link ==
+            TCM_IFINDEX_MAGIC_BLOCK) { /* the number of the block is where the parent's is else */
+            filter->block = filter->parent;
+            filter->link = link;
+            filter->parent = parent;
+        }
     }
     free(list.items);
     if (r < 0 && r != -ENODEV && r != -EINVAL)

@@ -9,7 +9,7 @@
 #include "base/str.h"
 #include "doctor/rules/internal.h"
 
-#define CAUSES_MAX 256
+#define CAUSES_MAX 256 /* and one for each hop: that something is lost there is told in any case */
 
 int judge_open(const struct snapshot *before, const struct snapshot *after, const struct probe_result *probe,
                struct judge_host *ret) {
@@ -110,7 +110,8 @@ struct cause *cause_add(struct judge *j, const char *id, uint32_t kills, uint32_
     const struct catalogue_row *row = catalogue_find(id);
     if (is_disabled(j, id))
         return NULL;
-    struct cause *c = snapshot_push(&j->causes, &j->causes_count, &j->causes_cap, sizeof *j->causes, CAUSES_MAX);
+    uint32_t max = str_starts(id, "unknown.") ? CAUSES_MAX + HOP_COUNT : CAUSES_MAX;
+    struct cause *c = snapshot_push(&j->causes, &j->causes_count, &j->causes_cap, sizeof *j->causes, max);
     if (!c)
         return NULL;
     c->kills = kills;

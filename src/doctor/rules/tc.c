@@ -8,6 +8,7 @@
 
 #define RATE_STARVES 1000        /* bytes a second: a ping needs a hundred */
 #define DELAY_KILLS 1000000000UL /* ns */
+#define SUSPECTS_MAX 16          /* filters of a device and direction that are told */
 
 static uint32_t flows_through(const struct judge *j, const struct snap_link *link, bool egress) {
     if (link == j->tap)
@@ -141,6 +142,16 @@ static uint32_t flows_of(const struct snap_filter *f, uint32_t flows) {
     return f->protocol == 3 || f->protocol == 0 ? flows : 0;
 }
 
+/* Chains but the first are looked at only where a filter goes to them. */
+static bool is_in_use(const struct snapshot *s, const struct snap_filter *f) {
+    for (uint32_t i = 0; f->chain && i < s->filters_count; i++) {
+        const struct snap_filter *o = &s->filters[i];
+        if (o->link == f->link && o->egress == f->egress && o->action == (int32_t)(TC_ACT_GOTO_CHAIN | f->chain))
+            return true;
+    }
+    return !f->chain;
+}
+
 static const struct snap_filter *same_filter(const struct snapshot *s, const struct snap_filter *f) {
     for (uint32_t i = 0; s && i < s->filters_count; i++) {
         const struct snap_filter *o = &s->filters[i];
@@ -149,6 +160,12 @@ static const struct snap_filter *same_filter(const struct snapshot *s, const str
             return o;
     }
     return NULL;
+}
+
+/* Of the frames that it is for, none came while we asked: it has taken none of ours. Its action counts each. */
+static bool has_met_none(const struct judge *j, const struct snap_filter *f) {
+    const struct snap_filter *after = same_filter(j->host->after, f);
+    return !f->is_tcx && *f->actions && after && after->packets == f->packets;
 }
 
 static void describe_filter(struct judge *j, struct cause *c, const struct snap_link *link,
@@ -179,6 +196,11 @@ static void describe_filter(struct judge *j, struct cause *c, const struct snap_
         off->parent = f->link_id;
         return;
     }
+    if (f->block) {
+        cause_plan(c, "tc filter del block %u pref %u, for all devices that share block %u", f->block, f->priority,
+                   f->block);
+        return;
+    }
     struct repair_step *step = cause_step(c, REPAIR_FILTER_DELETE, link->name);
     step->parent = f->parent;
     step->priority = f->priority;
@@ -196,15 +218,17 @@ static void rule_filters(struct judge *j, const struct snap_link *link, bool egr
     /* What no filter has decided for sure. */
     uint32_t left =
         flows_through(j, link, egress) & ~(egress ? acquit_flows_left(j, link) : acquit_flows_not_come(j, link));
-    for (uint32_t i = 0; i < j->s->filters_count; i++) {
+    uint32_t told = 0;
+    for (uint32_t i = 0; i < j->s->filters_count && told < SUSPECTS_MAX; i++) {
         const struct snap_filter *f = &j->s->filters[i];
-        if (f->link != link->index || f->egress != egress || f->chain)
+        if (f->link != link->index || f->egress != egress || !is_in_use(j->s, f))
             continue;
         uint32_t flows = flows_of(f, left);
-        bool away = takes_away(f), decides = f->action == -3;
-        if (is_certain(f) && !decides && (away || f->action == TC_ACT_OK))
+        bool away = takes_away(f), decides = f->action == -3, certain = is_certain(f) && !f->chain;
+        if (certain && !decides && (away || f->action == TC_ACT_OK))
             left &= ~flows;
-        if ((!away && !decides) || (decides && (acquit_program(j, link, egress) || acquit_by_gateway(j, link, egress))))
+        if ((!away && !decides) || (!certain && away && has_met_none(j, f)) ||
+            (decides && (acquit_program(j, link, egress) || acquit_by_gateway(j, link, egress))))
             continue;
         bool redirect = f->to_link || f->action == TC_ACT_STOLEN;
         const struct snap_prog *prog = snap_prog_get(j->s, f->prog_id);
@@ -212,13 +236,14 @@ static void rule_filters(struct judge *j, const struct snap_link *link, bool egr
                                     egress     ? redirect ? "tc.egress-redirect" : "tc.egress-drop"
                                     : redirect ? "tc.ingress-redirect"
                                                : "tc.ingress-drop",
-                                    away && is_certain(f) ? flows : 0, flows, "tc %s %s on %s: %s",
+                                    away && certain ? flows : 0, flows, "tc %s %s on %s: %s",
                                     egress ? "egress" : "ingress", f->kind, link->name,
                                     prog       ? prog->name
                                     : redirect ? "takes frames elsewhere"
                                                : "drops frames");
         if (!c)
             return;
+        told++;
         c->finding.hop = hop_at(j, link, egress);
         describe_filter(j, c, link, f);
     }
