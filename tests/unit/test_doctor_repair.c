@@ -416,6 +416,37 @@ static void test_nft(void **state) {
     repair_close(repair);
 }
 
+/* Killed before it took the rule away, whose counter has moved since: the rule is left, and not put in once more. */
+static void test_rule_that_counted(void **state) {
+    need_net();
+    struct err err = {0};
+    if (nft_check(own_net) < 0 || nft_run(own_net,
+                                          "add table inet u; add chain inet u c { type filter hook input priority 0; };"
+                                          "add rule inet u c tcp dport 1 counter drop",
+                                          NULL, &err) < 0)
+        skip();
+    _cleanup_repair_close_ struct repair *repair = NULL;
+    assert_int_equal(repair_open(own_net, "own", journal, &repair, &err), 0);
+    struct repair_entry entry = {.id = "r20260101T000000-0002", .netns = "own", .step_count = 1};
+    entry.steps[0] = (struct repair_done){.step = {.action = REPAIR_NFT_RULE_DELETE,
+                                                   .nft_family = NFPROTO_INET,
+                                                   .nft_table = "u",
+                                                   .nft_chain = "c",
+                                                   .handle = 2}};
+    struct repair_done *done = &entry.steps[0];
+    assert_int_equal(repair_op_nft_rule.read(repair, &done->step, done->before, &done->raw, &err), 0);
+    assert_string_equal(done->before, "tcp dport 1 counter packets 0 bytes 0 drop");
+    str_copy(done->before, sizeof done->before, "tcp dport 1 counter packets 7 bytes 420 drop");
+    assert_int_equal(repair_undo(repair, &entry, &err), 0);
+    struct strbuf listing = {.max = NFT_OUTPUT_MAX};
+    assert_int_equal(nft_run(own_net, "list chain inet u c", &listing, &err), 0);
+    const char *first = strstr(listing.data, "dport 1 ");
+    assert_non_null(first);
+    assert_null(strstr(first + 1, "dport 1 "));
+    strbuf_free(&listing);
+    free(done->raw);
+}
+
 static void test_list(void **state) {
     need_net();
     char(*ids)[REPAIR_ID_SIZE];
@@ -430,9 +461,16 @@ static void test_list(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_commands),   cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_bad_journal),
-        cmocka_unit_test(test_hex),        cmocka_unit_test(test_apply_and_undo), cmocka_unit_test(test_half),
-        cmocka_unit_test(test_no_journal), cmocka_unit_test(test_rows),           cmocka_unit_test(test_nft),
+        cmocka_unit_test(test_commands),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_bad_journal),
+        cmocka_unit_test(test_hex),
+        cmocka_unit_test(test_apply_and_undo),
+        cmocka_unit_test(test_half),
+        cmocka_unit_test(test_no_journal),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_nft),
+        cmocka_unit_test(test_rule_that_counted),
         cmocka_unit_test(test_list),
     };
     return cmocka_run_group_tests(tests, make_net, end_net);

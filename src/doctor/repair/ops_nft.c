@@ -291,8 +291,14 @@ static int restore_by_text(struct repair *repair, const struct repair_step *step
 /* The rule has a new handle afterwards: the kernel gives no old one. */
 static int rule_restore(struct repair *repair, const struct repair_step *step, const char *before, const char *raw,
                         struct err *err) {
+    struct rule_search search;
     if (strcmp(before, "absent") == 0)
         return 0;
+    int r = find_rule(repair, step, &search, err);
+    bool is_there = search.attrs != NULL; /* it was never taken away: only its counter is another */
+    free(search.attrs);
+    if (r < 0 || is_there)
+        return r;
     char *hex;
     uint64_t previous = raw ? strtoull(raw, &hex, 10) : 0;
     if (!raw || *hex != ' ')
