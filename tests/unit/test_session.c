@@ -495,7 +495,7 @@ static void a_vm_of_the_pool_that_somebody_else_gets(void **state) {
     struct vm vm;
     struct err err = {0};
     fake.is_pooled = true;
-    assert_int_equal(__wrap_vms_new_id_for(NULL, VM_TYPE_BROWSER, s.vm_id, NULL), 0);
+    assert_int_equal(__wrap_vms_new_id_for(NULL, VM_TYPE_BROWSER, s.user, s.vm_id, NULL), 0);
     assert_int_equal(store_session_add(f->store, &s, &event, NULL), 0);
     assert_int_equal(store_vm_get(f->store, s.vm_id, &vm, NULL), 0);
     str_copy(vm.user, sizeof vm.user, "other");
