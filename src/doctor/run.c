@@ -21,6 +21,7 @@
 #define BUSY_FRAMES 2000 /* on a TAP during the probe */
 #define BUSY_AGAIN 3
 #define VMMS_MAX 8        /* that are asked what ails them */
+#define ELSEWHERE_MAX 8   /* TAPs that are looked for in other namespaces */
 #define TURN_WAIT_MS 5000 /* for another doctor: it needs 2 s at most, or a sweep's time */
 
 void doctor_case_free(struct doctor_case *c) {
@@ -186,6 +187,16 @@ static int find_targets(struct doctor_case *c, const struct doctor_options *o, s
     if (r == -ENOMEM)
         return err_sys(err, ENOMEM, "doctor.failed", "list the TAPs");
     return r;
+}
+
+/* TAPs that are not here may have been moved to another namespace. */
+static void look_elsewhere(struct doctor_case *c, int nsfd) {
+    int looked = 0;
+    for (uint32_t i = 0; i < c->count && looked < ELSEWHERE_MAX; i++)
+        if (!snap_link_by_name(c->before, c->targets[i].tap)) {
+            collect_elsewhere(c->before, nsfd, c->targets[i].tap);
+            looked++;
+        }
 }
 
 /* --- asking --- */
@@ -491,6 +502,7 @@ int doctor_run(const struct doctor_options *o, struct doctor_case **ret, struct 
     r = find_targets(c, o, err);
     if (r < 0)
         return r;
+    look_elsewhere(c, nsfd);
     c->probe_indexes = calloc(c->count ? c->count : 1, sizeof *c->probe_indexes);
     if (!c->probe_indexes)
         return err_sys(err, ENOMEM, "doctor.failed", "begin");

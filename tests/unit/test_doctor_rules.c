@@ -74,6 +74,10 @@ static void test_taps(void **state) {
     made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
     *SNAP_PUSH(s, vms, 100) = (struct snap_vm){.id = "vm-2", .tap = "tap2", .state = "creating"};
     expect(s, "tap.not-enslaved", HOP_BRIDGE_PORT, "tap1");
+    s = made_host(); /* the other one is routed: nobody's port, and none that may be made one */
+    made_find(s, TAP)->master = made_find(s, OTHER)->master = 0;
+    *SNAP_PUSH(s, addrs, 100) = (struct snap_addr){.link = OTHER, .ip = 0x0a080001, .length = 24};
+    expect(s, "tap.not-enslaved", HOP_BRIDGE_PORT, "br0");
     s = made_host();
     made_link(s, 9, "br1", "bridge");
     made_find(s, TAP)->master = 9;
@@ -97,7 +101,18 @@ static void test_taps(void **state) {
     expect(s, "tap.txqueuelen-zero", HOP_TAP_QUEUE, "tap1");
     s = made_host();
     str_copy(s->links[1].name, sizeof s->links[1].name, "tap9");
+    *SNAP_PUSH(s, elsewhere, 10) = (struct snap_elsewhere){.tap = "tap2", .netns = "others"};
     expect(s, "tap.missing", HOP_TAP_DEV, "tap1");
+    s = made_host();
+    str_copy(s->links[1].name, sizeof s->links[1].name, "tap9");
+    *SNAP_PUSH(s, elsewhere, 10) = (struct snap_elsewhere){.tap = "tap2", .netns = "others"};
+    *SNAP_PUSH(s, elsewhere, 10) = (struct snap_elsewhere){.tap = "tap1", .netns = "pid 12", .pid = 12};
+    struct judgement j = made_judge(s);
+    assert_string_equal(j.findings[0].id, "tap.other-netns");
+    assert_string_equal(j.findings[0].plan[0], "nsenter -t 12 -n ip link set tap1 netns 1");
+    assert_string_equal(j.findings[0].plan[1], "ip link set tap1 master br0 up");
+    judgement_free(&j);
+    snapshot_free(s);
 }
 
 static struct snapshot *unheld(void) {

@@ -123,8 +123,6 @@ int collect_snapshot(const struct collect_options *options, struct snapshot **re
         collect_records(s, options->nsfd, options->state_dir);
         collect_consoles(s, options->state_dir);
     }
-    if (options->tap && *options->tap && !snap_link_by_name(s, options->tap) && !options->light)
-        collect_elsewhere(s, options->nsfd, options->tap);
     make_lookups(s, rtnl, options);
     *ret = s;
     s = NULL;

@@ -304,7 +304,7 @@ static void look_into(struct snapshot *s, int here, const char *path, const char
     if (nsfd < 0 || netns_is_same(nsfd, here) || !has_link(nsfd, tap))
         return;
     for (uint32_t i = 0; i < s->elsewhere_count; i++)
-        if (strcmp(s->elsewhere[i].netns, name) == 0)
+        if (strcmp(s->elsewhere[i].netns, name) == 0 && strcmp(s->elsewhere[i].tap, tap) == 0)
             return;
     struct snap_elsewhere *row = SNAP_PUSH(s, elsewhere, 256);
     if (!row)
@@ -319,6 +319,7 @@ void collect_elsewhere(struct snapshot *s, int nsfd, const char *tap) {
     char path[600], name[32];
     ino_t seen[256];
     size_t seen_count = 0;
+    uint32_t before = s->elsewhere_count;
     DIR *dir = opendir(NETNS_DIR);
     for (struct dirent *e; dir && (e = readdir(dir));) {
         if (*e->d_name == '.')
@@ -328,7 +329,7 @@ void collect_elsewhere(struct snapshot *s, int nsfd, const char *tap) {
     }
     if (dir)
         closedir(dir);
-    if (s->elsewhere_count)
+    if (s->elsewhere_count > before)
         return;
     dir = opendir("/proc");
     for (struct dirent *e; dir && (e = readdir(dir));) {

@@ -19,11 +19,14 @@ static uint32_t count_ports(const struct snapshot *s, int32_t bridge, bool taps_
     return count;
 }
 
-/* That has lost its bridge. A VM that is being made, or waits for a user, has none yet, and the one that becomes a template never
- * (vm/template_boot.c): nobody is to reach them. */
+/* That has lost its bridge. One with an address of its own is routed; a VM that is being made, or waits for a user, has none yet,
+ * and the one that becomes a template never (vm/template_boot.c): nobody is to reach them. */
 static bool is_orphan(const struct snapshot *s, const struct snap_link *link) {
     if (!snap_is_tap(link) || link->master != 0 || str_starts(link->name, "mc-warm-"))
         return false;
+    for (uint32_t i = 0; i < s->addrs_count; i++)
+        if (s->addrs[i].link == link->index)
+            return false;
     const struct snap_vm *vm = snap_vm_of_tap(s, link->name);
     return !vm || strcmp(vm->state, "creating") != 0;
 }
@@ -35,18 +38,27 @@ static uint32_t count_orphans(const struct snapshot *s) {
     return count;
 }
 
+static void blame_netns(struct judge *j, const struct snap_elsewhere *e) {
+    const char *here = j->s->host.netns;
+    struct cause *c =
+        cause_add(j, "tap.other-netns", FLOWS_GUEST, 0, "%s is in another network namespace: %s", e->tap, e->netns);
+    cause_evidence(c, "link", e->tap, "no such device here; one of that name is in network namespace %s", e->netns);
+    if (e->pid) /* it has no name */
+        cause_plan(c, "nsenter -t %d -n ip link set %s netns %s", e->pid, e->tap, *here ? here : "1");
+    else
+        cause_plan(c, "ip -n %s link set %s netns %s", e->netns, e->tap, *here ? here : "1");
+    cause_plan(c, "ip %s%s%slink set %s master %s up", *here ? "-n " : "", here, *here ? " " : "", e->tap,
+               j->target->bridge);
+}
+
 static void rule_missing(struct judge *j) {
     const struct snapshot *s = j->s;
     const char *tap = j->target->tap;
-    if (s->elsewhere_count) {
-        const struct snap_elsewhere *e = &s->elsewhere[0];
-        struct cause *c =
-            cause_add(j, "tap.other-netns", FLOWS_GUEST, 0, "%s is in another network namespace: %s", tap, e->netns);
-        cause_evidence(c, "link", tap, "no such device here; one of that name is in network namespace %s", e->netns);
-        cause_plan(c, "ip -n %s link set %s netns %s", e->netns, tap, *s->host.netns ? s->host.netns : "1");
-        cause_plan(c, "ip link set %s master %s up", tap, j->target->bridge);
-        return;
-    }
+    for (uint32_t i = 0; i < s->elsewhere_count; i++)
+        if (strcmp(s->elsewhere[i].tap, tap) == 0) {
+            blame_netns(j, &s->elsewhere[i]);
+            return;
+        }
     struct cause *c = cause_add(j, "tap.missing", FLOWS_GUEST, 0, "there is no TAP %s", tap);
     cause_evidence(c, "link", tap, "no such device");
     for (uint32_t i = 0; i < s->claimants_count; i++)
@@ -94,9 +106,9 @@ static void rule_master(struct judge *j) {
     if (j->bridge && j->tap->master == j->bridge->index)
         return;
     if (j->tap->master == 0) {
-        uint32_t ports = j->bridge ? count_ports(s, j->bridge->index, false) : 0, orphans = count_orphans(s);
         if (!j->bridge)
             return;
+        uint32_t ports = count_ports(s, j->bridge->index, false), orphans = count_orphans(s);
         if (ports >= PORTS_MAX) {
             rule_exhausted(j, ports);
         } else if (orphans > 1 && count_ports(s, j->bridge->index, true) == 0) {
