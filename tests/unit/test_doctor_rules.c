@@ -262,6 +262,94 @@ static bool has_finding(const struct judgement *j, const char *id) {
     return false;
 }
 
+/* ARP is answered behind the TAP, and pings go to the other port. */
+static struct judgement judge_led_astray(const struct snapshot *before, const struct snapshot *after) {
+    struct probe_target_result target = {.target = {.tap = TAP, .tap_name = "tap1", .guest_ip = GUEST}};
+    struct probe_result probe = {.targets = &target, .target_count = 1, .bridge = BRIDGE};
+    struct target asked = {.tap = "tap1",
+                           .bridge = "br0",
+                           .ip = GUEST,
+                           .has_mac = true,
+                           .mac = guest_mac,
+                           .named = true,
+                           .mac_given = true};
+    struct judge_host host;
+    struct judgement j = {0};
+    target.answer[PROBE_ARP] = (struct probe_answer){.asked = true,
+                                                     .sent = true,
+                                                     .sends = 1,
+                                                     .answered = true,
+                                                     .request_bridge = {.count = 1},
+                                                     .request_tap = {.count = 1},
+                                                     .reply_tap = {.count = 1},
+                                                     .reply_bridge = {.count = 1},
+                                                     .macs = {guest_mac},
+                                                     .mac_count = 1};
+    target.answer[PROBE_ICMP] = (struct probe_answer){.asked = true,
+                                                      .sent = true,
+                                                      .sends = 1,
+                                                      .request_bridge = {.count = 1},
+                                                      .request_elsewhere = {{OTHER, "tap2", 1}},
+                                                      .request_elsewhere_count = 1};
+    if (judge_open(before, after, &probe, &host) < 0 || judge_target(&host, &asked, 0, &j) < 0)
+        abort();
+    judge_close(&host);
+    return j;
+}
+
+static struct snapshot *made_astray(bool heard) {
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, fdbs, 10) =
+        (struct snap_fdb){.link = OTHER, .master = BRIDGE, .mac = guest_mac, .state = NUD_REACHABLE};
+    *SNAP_PUSH(s, fdbs, 10) =
+        (struct snap_fdb){.link = BRIDGE, .master = BRIDGE, .mac = made_find(s, BRIDGE)->mac, .state = NUD_PERMANENT};
+    if (heard)
+        *SNAP_PUSH(s, heard, 10) =
+            (struct snap_heard){.link = TAP, .kind = SNAP_HEARD_IS_AT, .source = guest_mac, .source_ip = GUEST};
+    return s;
+}
+
+/* The table has the guest's MAC elsewhere. Frames of its own on its own port say that it is not there. */
+static void test_stuck_entry(void **state) {
+    struct snapshot *before = made_astray(false), *after = made_astray(true);
+    struct judgement j = judge_led_astray(before, after);
+    assert_string_equal(j.findings[0].id, "bridge.fdb-wrong");
+    assert_non_null(strstr(j.findings[0].title, "stuck"));
+    assert_string_equal(j.findings[0].plan[0], "bridge fdb del 02:fc:00:00:00:01 dev tap2 master");
+    assert_false(has_finding(&j, "tap.swapped"));
+    judgement_free(&j);
+    snapshot_free(after);
+    after = made_astray(false);
+    j = judge_led_astray(before, after);
+    assert_true(has_finding(&j, "tap.swapped"));
+    judgement_free(&j);
+    snapshot_free(before);
+    snapshot_free(after);
+}
+
+/* The bridge, or another TAP, has the guest's MAC. */
+static void test_mac_of_another(void **state) {
+    static const struct {
+        int link;
+        const char *id, *plan;
+    } rows[] = {{BRIDGE, "bridge.mac-equals-guest", "ip link set br0 address "},
+                {OTHER, "tap.mac-equals-guest", "ip link set tap2 address "}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct snapshot *s = made_host();
+        made_find(s, rows[i].link)->mac = guest_mac;
+        *SNAP_PUSH(s, fdbs, 10) =
+            (struct snap_fdb){.link = rows[i].link, .master = BRIDGE, .mac = guest_mac, .state = NUD_PERMANENT};
+        *SNAP_PUSH(s, fdbs, 10) = (struct snap_fdb){
+            .link = BRIDGE, .master = BRIDGE, .mac = made_find(s, BRIDGE)->mac, .state = NUD_PERMANENT};
+        struct judgement j = made_judge(s);
+        assert_string_equal(j.findings[0].id, rows[i].id);
+        assert_int_equal(j.findings[0].step_count, 0);
+        assert_int_equal(strncmp(j.findings[0].plan[0], rows[i].plan, strlen(rows[i].plan)), 0);
+        judgement_free(&j);
+        snapshot_free(s);
+    }
+}
+
 static struct snapshot *made_filters(struct snap_filter filter, uint32_t count, uint64_t packets) {
     struct snapshot *s = made_host();
     for (uint32_t i = 0; i < count; i++) {
@@ -426,6 +514,8 @@ int main(void) {
         cmocka_unit_test(test_ports),
         cmocka_unit_test(test_bridges),
         cmocka_unit_test(test_queues),
+        cmocka_unit_test(test_stuck_entry),
+        cmocka_unit_test(test_mac_of_another),
         cmocka_unit_test(test_filters_asked),
         cmocka_unit_test(test_filters_elsewhere),
         cmocka_unit_test(test_routes),

@@ -259,21 +259,83 @@ static void rule_mac_equal(struct judge *j) {
     step->mac.byte[0] = 0xfe;
 }
 
+/* A port where the guest's MAC was seen to come in. */
+static void count_frame(const struct judge *j, int32_t index, const char **ret_name, uint32_t *here, uint32_t *there) {
+    const struct snap_link *link = snap_link_by_index(j->s, index);
+    if (!link || !snap_is_port(link, j->bridge->index))
+        return;
+    if (link == j->tap) {
+        (*here)++;
+        return;
+    }
+    (*there)++;
+    *ret_name = link->name;
+}
+
+/* Frames from the guest's MAC that came in on its port and on others: of the probe, and of what was heard besides. They
+ * may be the same frames, so the larger count is taken. */
+static uint32_t frames_elsewhere(const struct judge *j, const char **ret_name, uint32_t *ret_here) {
+    const struct snapshot *after = j->host->after;
+    uint32_t here = 0, there = 0, heard_here = 0, heard_there = 0;
+    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++)
+        if (!j->probe->frames[i].outgoing && mac_equal(j->probe->frames[i].source, j->mac))
+            count_frame(j, j->probe->frames[i].ifindex, ret_name, &here, &there);
+    for (uint32_t i = 0; after && i < after->heard_count; i++)
+        if (after->heard[i].kind != SNAP_HEARD_ASKED && mac_equal(after->heard[i].source, j->mac))
+            count_frame(j, after->heard[i].link, ret_name, &heard_here, &heard_there);
+    *ret_here = here > heard_here ? here : heard_here;
+    return there > heard_there ? there : heard_there;
+}
+
+/* Another device of the bridge has the guest's MAC: its own entry is in the way. */
+static void rule_mac_of_other(struct judge *j, const struct snap_link *other) {
+    struct mac_text mac = mac_text(j->mac);
+    uint32_t flows = FLOWS_UNICAST | FLOW(PROBE_CANARY_ICMP) | FLOW_PEER_UNICAST;
+    struct cause *c = cause_add(j, other == j->bridge ? "bridge.mac-equals-guest" : "tap.mac-equals-guest", flows, 0,
+                                "%s has the guest's own MAC %s", other->name, mac.text);
+    cause_evidence(c, "link", other->name, "its MAC is %s, and so is the guest's", mac.text);
+    cause_evidence(c, "fdb", other->name, "%s is local here (permanent); the guest is behind %s", mac.text,
+                   j->tap->name);
+    cause_plan(c, "ip link set %s address %s", other->name,
+               other == j->bridge ? "MAC: the one that the guests know" : "MAC: one that nobody has (fe:…)");
+}
+
+/* What came from the guest on its own port has not moved the entry: learning is off there, or the entry is told to stay. */
+static bool is_stuck(const struct judge *j, const struct snap_fdb *fdb) {
+    const struct snap_fdb *after = j->host->after ? fdb_of(j->host->after, j->bridge->index, j->mac) : NULL;
+    const char *elsewhere = NULL;
+    uint32_t here = 0, there = frames_elsewhere(j, &elsewhere, &here);
+    return after && after->link == fdb->link && here && !there;
+}
+
 static void rule_fdb(struct judge *j) {
     const struct snap_fdb *fdb = j->has_mac ? fdb_of(j->s, j->bridge->index, j->mac) : NULL;
     if (j->has_mac && mac_equal(j->mac, j->tap->mac)) {
         rule_mac_equal(j);
         return;
     }
-    if (!fdb || fdb->link == j->tap->index || !(fdb->state & (PERMANENT | NOARP_STATE)))
+    bool fixed = fdb && (fdb->state & (PERMANENT | NOARP_STATE));
+    if (!fdb || fdb->link == j->tap->index || (!fixed && !is_stuck(j, fdb)))
         return;
     bool local = (fdb->state & PERMANENT) != 0;
+    const struct snap_link *at = snap_link_by_index(j->s, fdb->link);
+    if (local && at && mac_equal(at->mac, j->mac)) {
+        rule_mac_of_other(j, at);
+        return;
+    }
     const char *where = snap_link_name(j->s, fdb->link);
     uint32_t flows = FLOWS_UNICAST | FLOW(PROBE_CANARY_ICMP) | FLOW_PEER_UNICAST;
-    struct cause *c = cause_add(j, "bridge.fdb-wrong", flows, 0, "a fixed entry sends frames for %s to %s",
-                                mac_text(j->mac).text, local ? "the host" : where);
+    struct cause *c = cause_add(j, "bridge.fdb-wrong", flows, 0, "%s entry sends frames for %s to %s",
+                                fixed ? "a fixed" : "a stuck", mac_text(j->mac).text, local ? "the host" : where);
     cause_evidence(c, "fdb", where, "%s is %s here; the guest is behind %s", mac_text(j->mac).text,
-                   local ? "local (permanent)" : "static", j->tap->name);
+                   local   ? "local (permanent)"
+                   : fixed ? "static"
+                           : "as if learned, and frames from the guest did not move it",
+                   j->tap->name);
+    if (!fixed || fdb->link == j->bridge->index) { /* not an object of its own; or only by "self" */
+        cause_plan(c, "bridge fdb del %s dev %s %s", mac_text(j->mac).text, where, fixed ? "self local" : "master");
+        return;
+    }
     struct repair_step *step = cause_step(c, REPAIR_FDB_DELETE, where);
     step->mac = j->mac;
     step->value = fdb->vlan;
@@ -317,34 +379,6 @@ static void rule_fdb_own(struct judge *j) {
     cause_plan(c, "bridge fdb replace %s dev %s self permanent", mac_text(j->bridge->mac).text, j->bridge->name);
 }
 
-/* A port where the guest's MAC was seen to come in. */
-static void count_frame(const struct judge *j, int32_t index, const char **ret_name, uint32_t *here, uint32_t *there) {
-    const struct snap_link *link = snap_link_by_index(j->s, index);
-    if (!link || !snap_is_port(link, j->bridge->index))
-        return;
-    if (link == j->tap) {
-        (*here)++;
-        return;
-    }
-    (*there)++;
-    *ret_name = link->name;
-}
-
-/* Frames from the guest's MAC that came in on its port and on others: of the probe, and of what was heard besides. They
- * may be the same frames, so the larger count is taken. */
-static uint32_t frames_elsewhere(const struct judge *j, const char **ret_name, uint32_t *ret_here) {
-    const struct snapshot *after = j->host->after;
-    uint32_t here = 0, there = 0, heard_here = 0, heard_there = 0;
-    for (size_t i = 0; j->probe && i < j->probe->frame_count; i++)
-        if (!j->probe->frames[i].outgoing && mac_equal(j->probe->frames[i].source, j->mac))
-            count_frame(j, j->probe->frames[i].ifindex, ret_name, &here, &there);
-    for (uint32_t i = 0; after && i < after->heard_count; i++)
-        if (after->heard[i].kind != SNAP_HEARD_ASKED && mac_equal(after->heard[i].source, j->mac))
-            count_frame(j, after->heard[i].link, ret_name, &heard_here, &heard_there);
-    *ret_here = here > heard_here ? here : heard_here;
-    return there > heard_there ? there : heard_there;
-}
-
 /* Where the table puts the MAC, now and a moment later. */
 static const struct snap_link *learned_elsewhere(const struct judge *j, bool *ret_flips) {
     const struct snap_fdb *before = fdb_of(j->s, j->bridge->index, j->mac);
@@ -374,7 +408,7 @@ static void rule_two_ports(struct judge *j) {
     if ((there && here) || flips) {
         c = cause_add(j, "bridge.duplicate-mac", FLOWS_PEER, FLOWS_GUEST, "%s is behind %s and behind %s",
                       mac_text(j->mac).text, j->tap->name, other);
-    } else if (j->target->mac_given) {
+    } else if (j->target->mac_given && !here) {
         c = cause_add(j, "tap.swapped", 0, FLOWS_GUEST, "the guest %s is behind %s, not behind %s",
                       mac_text(j->mac).text, other, j->tap->name);
     } else {

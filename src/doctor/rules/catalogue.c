@@ -85,9 +85,12 @@ static const struct catalogue_row rows[] = {
     {"tap.name-collision", HOP_TAP_DEV, "L1", false, "Two VM records name the same TAP: only one of them can hold it.",
      "Give each VM a name of its own."},
     {"tap.mac-equals-guest", HOP_BRIDGE_FORWARD, "L2", false,
-     "The TAP has the guest's own MAC: the bridge takes frames for the guest for the host's and does not forward other "
-     "VMs' frames to it.",
+     "The TAP, or another one of the bridge, has the guest's own MAC: the bridge takes frames for the guest for the "
+     "host's and does not forward other VMs' frames to it.",
      "Give the TAP another MAC (fe:…)."},
+    {"bridge.mac-equals-guest", HOP_BRIDGE_FORWARD, "L2", false,
+     "The bridge itself has the guest's MAC: it takes frames for the guest for the host's own and forwards none.",
+     "Give the bridge back the MAC that the guests know for their gateway."},
     {"vmm.stalled", HOP_VMM, "L1", false, "The VMM does not read its TAP: frames wait in the ring until it is full.",
      "Resume the VM or continue the process; if it is stuck, restart it."},
     {"vmm.rx-stalled", HOP_VMM, "L1", false,
