@@ -387,6 +387,29 @@ static void test_filters_asked(void **state) {
     expect_filter(made_filters(f, 1000, 5), made_filters(f, 1000, 6), true);
 }
 
+static struct snapshot *made_classes(uint64_t drops) {
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, qdiscs, 10) =
+        (struct snap_qdisc){.link = TAP, .handle = 0x10000, .parent = TC_H_ROOT, .kind = "htb", .limit = UINT32_MAX};
+    *SNAP_PUSH(s, qdiscs, 10) = (struct snap_qdisc){
+        .link = TAP, .handle = 0x200000, .parent = 0x10020, .kind = "blackhole", .limit = UINT32_MAX, .drops = drops};
+    return s;
+}
+
+/* A class that drops all that it is given is at fault when it was given something. */
+static void test_classes(void **state) {
+    expect(made_classes(3), NULL, 0, "");
+    for (uint64_t drops = 3; drops < 5; drops++) {
+        struct snapshot *before = made_classes(3), *after = made_classes(drops);
+        struct judgement j = judge_lost_before_tap(before, after);
+        assert_int_equal(has_finding(&j, "qdisc.drops"), drops > 3);
+        assert_int_equal(has_finding(&j, "unknown.bridge.port"), drops == 3);
+        judgement_free(&j);
+        snapshot_free(before);
+        snapshot_free(after);
+    }
+}
+
 /* In a chain that a filter goes to, or that none does; and of a block that devices share. */
 static void test_filters_elsewhere(void **state) {
     const struct snap_filter drop = {.link = TAP,
@@ -517,6 +540,7 @@ int main(void) {
         cmocka_unit_test(test_stuck_entry),
         cmocka_unit_test(test_mac_of_another),
         cmocka_unit_test(test_filters_asked),
+        cmocka_unit_test(test_classes),
         cmocka_unit_test(test_filters_elsewhere),
         cmocka_unit_test(test_routes),
         cmocka_unit_test(test_sysctls),

@@ -79,19 +79,24 @@ static void judge_qdisc(struct judge *j, const struct snap_link *link, const str
     uint64_t waiting = after ? after->backlog_packets : q->backlog_packets;
     const char *drop = surely_drops(q), *hold = surely_holds(q);
     bool starves = q->rate_bps > 0 && q->rate_bps < RATE_STARVES;
+    /* Below a root that sorts by classes it may be for others' packets: then it has dropped none of ours. */
+    bool below = q->parent != TC_H_ROOT;
+    if (below && drop && after && !drops)
+        drop = NULL;
     uint32_t flows = flows_through(j, link, true) & ~acquit_flows_left(j, link);
     struct cause *c = NULL;
     char where[64];
     snprintf(where, sizeof where, "%s %s %x:%x", q->is_class ? "class" : "qdisc", q->kind, q->handle >> 16,
              q->handle & 0xffff);
     if (drop || drops) {
-        c = cause_add(j, "qdisc.drops", drop ? flows : 0, flows, "qdisc %s on %s drops frames", q->kind, link->name);
+        c = cause_add(j, "qdisc.drops", drop && !below ? flows : 0, flows, "qdisc %s on %s drops frames", q->kind,
+                      link->name);
         cause_evidence(c, "qdisc", link->name, "%s: %s%s%llu dropped in all, %llu during the probe", where,
                        drop ? drop : "", drop ? ", " : "", (unsigned long long)(after ? after->drops : q->drops),
                        (unsigned long long)drops);
     } else if (hold || waiting || starves) {
-        c = cause_add(j, "qdisc.stalled", hold ? flows : 0, flows, "qdisc %s on %s holds frames back", q->kind,
-                      link->name);
+        c = cause_add(j, "qdisc.stalled", hold && !below ? flows : 0, flows, "qdisc %s on %s holds frames back",
+                      q->kind, link->name);
         cause_evidence(c, "qdisc", link->name, "%s: %s%s%llu frames waiting", where, hold ? hold : "", hold ? ", " : "",
                        (unsigned long long)waiting);
         if (starves)
