@@ -297,6 +297,40 @@ static struct judgement judge_led_astray(const struct snapshot *before, const st
     return j;
 }
 
+/* A reset is all that is known from outside: who sent it is not. */
+static void test_refused(void **state) {
+    struct snapshot *s = made_host();
+    struct probe_target_result target = {.target = {.tap = TAP, .tap_name = "tap1", .guest_ip = GUEST, .port = 6080}};
+    struct probe_result probe = {.targets = &target, .target_count = 1, .bridge = BRIDGE};
+    struct target asked = {.tap = "tap1", .bridge = "br0", .ip = GUEST, .port = 6080, .named = true};
+    struct judge_host host;
+    struct judgement j = {0};
+    const struct probe_answer well = {.asked = true,
+                                      .sent = true,
+                                      .sends = 1,
+                                      .answered = true,
+                                      .request_bridge = {.count = 1},
+                                      .request_tap = {.count = 1},
+                                      .reply_tap = {.count = 1},
+                                      .reply_bridge = {.count = 1}};
+    *SNAP_PUSH(s, fdbs, 10) =
+        (struct snap_fdb){.link = BRIDGE, .master = BRIDGE, .mac = made_find(s, BRIDGE)->mac, .state = NUD_PERMANENT};
+    target.answer[PROBE_ARP] = target.answer[PROBE_ICMP] = target.answer[PROBE_TCP] = well;
+    target.answer[PROBE_ARP].macs[0] = guest_mac;
+    target.answer[PROBE_ARP].mac_count = 1;
+    target.answer[PROBE_TCP].answer_errno = ECONNREFUSED;
+    assert_int_equal(judge_open(s, NULL, &probe, &host), 0);
+    assert_int_equal(judge_target(&host, &asked, 0, &j), 0);
+    judge_close(&host);
+    assert_int_equal(j.findings_count, 1);
+    assert_string_equal(j.findings[0].id, "guest.service-down");
+    assert_non_null(strstr(j.findings[0].title, "port 6080"));
+    assert_non_null(strstr(j.findings[0].title, "or its packet filter"));
+    assert_int_equal(j.reachable, 0);
+    judgement_free(&j);
+    snapshot_free(s);
+}
+
 static struct snapshot *made_astray(bool heard) {
     struct snapshot *s = made_host();
     *SNAP_PUSH(s, fdbs, 10) =
@@ -538,6 +572,7 @@ int main(void) {
         cmocka_unit_test(test_bridges),
         cmocka_unit_test(test_queues),
         cmocka_unit_test(test_stuck_entry),
+        cmocka_unit_test(test_refused),
         cmocka_unit_test(test_mac_of_another),
         cmocka_unit_test(test_filters_asked),
         cmocka_unit_test(test_classes),

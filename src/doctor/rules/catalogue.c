@@ -148,7 +148,8 @@ static const struct catalogue_row rows[] = {
     {"guest.ignores-ping", HOP_GUEST_FIREWALL, "L3", false,
      "The guest does not answer ping, but its service is reachable: that is its choice, not a failure.", "Nothing."},
     {"guest.service-down", HOP_GUEST_SERVICE, "L7", false,
-     "The guest refuses the connection: nothing listens on that port at that address.",
+     "The guest refuses the connection: nothing listens on that port at that address. Where its agent does not tell, a "
+     "packet filter in it that answers with a reset looks the same.",
      "Start the service in the guest, and see that it listens on the guest's address."},
     {"guest.service-loopback-only", HOP_GUEST_SERVICE, "L7", false,
      "The service listens on the guest's loopback address only.", "Let it listen on the guest's address."},

@@ -443,7 +443,8 @@ static void rule_refuses(struct judge *j, const struct probe_answer *a) {
         cause_evidence(c, "probe", ip, "an ICMP error came back: its packet filter rejects (%s)",
                        strerror(a->answer_errno));
     } else {
-        c = cause_add(j, "guest.service-down", 0, FLOW(PROBE_TCP), "nothing listens on %s port %u", ip,
+        c = cause_add(j, "guest.service-down", 0, FLOW(PROBE_TCP),
+                      "%s refuses TCP port %u: nothing listens there, or its packet filter resets it", ip,
                       j->target->port);
         cause_evidence(c, "probe", ip, "TCP port %u: connection refused (RST)", j->target->port);
         oom_evidence(j, c);
