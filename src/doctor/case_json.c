@@ -23,10 +23,10 @@ static json_t *target_out(const struct target *t, int probe_index) {
     char ip[NET_IP_TEXT], mac[NET_MAC_TEXT];
     net_format_ip(t->ip, ip);
     net_format_mac(t->mac, mac);
-    return json_pack("{s:o,s:o,s:s,s:s,s:o,s:i,s:b,s:b,s:b,s:i}", "tap", name_out(t->tap), "bridge",
+    return json_pack("{s:o,s:o,s:s,s:s,s:o,s:i,s:b,s:b,s:b,s:b,s:i}", "tap", name_out(t->tap), "bridge",
                      name_out(t->bridge), "vm_id", t->vm_id, "ip", ip, "mac",
-                     t->has_mac ? json_string(mac) : json_null(), "port", t->port, "named", t->named, "ip_given",
-                     t->ip_given, "mac_given", t->mac_given, "probe", probe_index);
+                     t->has_mac ? json_string(mac) : json_null(), "port", t->port, "named", t->named, "bridge_given",
+                     t->bridge_given, "ip_given", t->ip_given, "mac_given", t->mac_given, "probe", probe_index);
 }
 
 char *doctor_case_save(const struct doctor_case *c, size_t *ret_len) {
@@ -82,6 +82,7 @@ static bool target_in(const json_t *object, struct target *t, int *ret_probe) {
     t->has_mac = mac != NULL;
     t->port = (uint16_t)port;
     t->named = json_is_true(json_object_get(object, "named"));
+    t->bridge_given = json_is_true(json_object_get(object, "bridge_given"));
     t->ip_given = json_is_true(json_object_get(object, "ip_given"));
     t->mac_given = json_is_true(json_object_get(object, "mac_given"));
     *ret_probe = (int)json_integer_value(json_object_get(object, "probe"));

@@ -66,6 +66,7 @@ static void guess_guest(const struct snapshot *s, struct target *target) {
 static void take_record(const struct snap_vm *vm, struct target *target) {
     str_copy(target->vm_id, sizeof target->vm_id, vm->id);
     str_copy(target->bridge, sizeof target->bridge, vm->bridge);
+    target->bridge_given = *vm->bridge != '\0';
     target->ip = vm->ip;
     target->ip_given = vm->ip != 0;
     target->mac = vm->mac;
@@ -79,14 +80,16 @@ static int add_target(struct doctor_case *c, const char *tap, const struct docto
         return -ENOMEM;
     c->targets = grown;
     struct target *target = &grown[c->count++];
-    *target = (struct target){.named = named};
+    *target = (struct target){.named = named, .bridge_given = *o->bridge != '\0'};
     str_copy(target->tap, sizeof target->tap, tap);
     str_copy(target->bridge, sizeof target->bridge, c->before->host.bridge);
     const struct snap_vm *vm = snap_vm_of_tap(c->before, tap);
     if (vm)
         take_record(vm, target);
-    if (named && *o->bridge)
+    if (named && *o->bridge) {
         str_copy(target->bridge, sizeof target->bridge, o->bridge);
+        target->bridge_given = true;
+    }
     if (named && o->guest_ip) {
         target->ip = o->guest_ip;
         target->ip_given = true;

@@ -115,6 +115,45 @@ static void test_taps(void **state) {
     snapshot_free(s);
 }
 
+static bool is_attached_safely(struct snapshot *s, bool given) {
+    struct target target = {.tap = "tap1", .ip = GUEST, .named = true, .bridge_given = given};
+    struct judge_host host;
+    struct judgement j = {0};
+    made_find(s, TAP)->master = 0;
+    str_copy(target.bridge, sizeof target.bridge, made_find(s, BRIDGE)->name);
+    assert_int_equal(judge_open(s, NULL, NULL, &host), 0);
+    assert_int_equal(judge_target(&host, &target, -1, &j), 0);
+    judge_close(&host);
+    bool safe = false, found = false;
+    for (uint32_t i = 0; i < j.findings_count; i++)
+        if (strcmp(j.findings[i].id, "tap.not-enslaved") == 0) {
+            found = true;
+            safe = j.findings[i].safe;
+        }
+    assert_true(found);
+    judgement_free(&j);
+    snapshot_free(s);
+    return safe;
+}
+
+static struct snapshot *made_bridge_of(const char *name, uint32_t ip) {
+    struct snapshot *s = made_host();
+    str_copy(made_find(s, BRIDGE)->name, sizeof s->links[0].name, name);
+    s->addrs[0].ip = ip;
+    return s;
+}
+
+/* Only to the bridge that was named, or whose network has the guest; and no TAP that the host routes to. */
+static void test_safe_to_attach(void **state) {
+    assert_true(is_attached_safely(made_host(), false));
+    assert_true(is_attached_safely(made_bridge_of("vmbr0", HOST), false));
+    assert_false(is_attached_safely(made_bridge_of("docker0", 0xac110001), false));
+    assert_true(is_attached_safely(made_bridge_of("docker0", 0xac110001), true));
+    struct snapshot *s = made_host();
+    *SNAP_PUSH(s, addrs, 100) = (struct snap_addr){.link = TAP, .ip = 0x0a080001, .length = 24};
+    assert_false(is_attached_safely(s, true));
+}
+
 static struct snapshot *unheld(void) {
     struct snapshot *s = made_host();
     made_find(s, TAP)->carrier = false;
@@ -566,6 +605,7 @@ int main(void) {
         cmocka_unit_test(test_catalogue_is_complete),
         cmocka_unit_test(test_healthy),
         cmocka_unit_test(test_taps),
+        cmocka_unit_test(test_safe_to_attach),
         cmocka_unit_test(test_holders),
         cmocka_unit_test(test_name_collision),
         cmocka_unit_test(test_ports),

@@ -35,7 +35,16 @@ static uint32_t taps_of(const struct snapshot *s, int32_t bridge) {
     return count;
 }
 
-/* The one that was asked for; else the TAP's own; else br0; else the one with the most TAPs. */
+static bool holds_guest(const struct snapshot *s, const struct snap_link *bridge, uint32_t guest) {
+    for (uint32_t i = 0; guest && i < s->addrs_count; i++)
+        if (s->addrs[i].link == bridge->index &&
+            net_contains((struct net_prefix){s->addrs[i].ip, s->addrs[i].length}, guest))
+            return true;
+    return false;
+}
+
+/* The one that was asked for; else the TAP's own; else br0; else the one whose network has the guest; else the one with
+ * the most TAPs. One without any, in whose network the guest is not, is somebody else's (docker0). */
 static const struct snap_link *choose_bridge(const struct snapshot *s, const struct collect_options *options) {
     const struct snap_link *best = NULL, *found = NULL;
     if (options->bridge && *options->bridge)
@@ -46,9 +55,13 @@ static const struct snap_link *choose_bridge(const struct snapshot *s, const str
     found = snap_link_by_name(s, "br0");
     if (is_bridge(found))
         return found;
+    uint32_t guest = options->ip_count ? options->ips[0] : 0;
     for (uint32_t i = 0; i < s->links_count; i++) {
         const struct snap_link *link = &s->links[i];
-        if (is_bridge(link) && (!best || taps_of(s, link->index) > taps_of(s, best->index)))
+        if (is_bridge(link) && holds_guest(s, link, guest))
+            return link;
+        if (is_bridge(link) &&
+            (best ? taps_of(s, link->index) > taps_of(s, best->index) : !guest || taps_of(s, link->index) > 0))
             best = link;
     }
     return best;
@@ -101,9 +114,9 @@ int collect_snapshot(const struct collect_options *options, struct snapshot **re
         return r;
     describe_host(s, options);
     collect_links(s, rtnl);
+    collect_addrs(s, rtnl);
     find_bridge(s, options);
     collect_offloads(s, options->nsfd);
-    collect_addrs(s, rtnl);
     collect_ipv6(s, rtnl);
     collect_routes(s, rtnl);
     collect_policies(s, rtnl);

@@ -89,6 +89,7 @@ struct target {
     struct net_mac mac; /* of the guest */
     uint16_t port;      /* 0: none to be probed */
     bool named;         /* asked for by --tap or --vm */
+    bool bridge_given;  /* by --bridge or the record: not guessed */
     bool ip_given;      /* by --guest-ip or the record: not guessed */
     bool mac_given;
 };

@@ -77,6 +77,24 @@ static void rule_down(struct judge *j) {
     cause_step(c, REPAIR_LINK_UP, j->tap->name);
 }
 
+/* Nobody said that this is the TAP's bridge, and neither its name nor its network does. */
+static bool is_guessed(const struct judge *j) {
+    bool holds = j->target->ip && j->bridge_address.address && net_contains(j->bridge_address, j->target->ip);
+    return !j->target->bridge_given && !j->s->host.managed && !holds && strcmp(j->target->bridge, "br0") != 0;
+}
+
+/* What may only be done by name: whoever has a TAP of his own with an address would be cut off. */
+static void enslave_only_if_asked(const struct judge *j, struct cause *c) {
+    if (!c || (is_orphan(j->s, j->tap) && !is_guessed(j)))
+        return;
+    c->finding.safe = false;
+    if (is_guessed(j))
+        cause_evidence(c, "link", j->target->bridge, "nobody said that it is the bridge of %s (--bridge does)",
+                       j->tap->name);
+    else
+        cause_evidence(c, "addr", j->tap->name, "it has an address of its own: the host may route to it");
+}
+
 static void enslave(const struct judge *j, struct cause *c, const char *tap) {
     struct repair_step *step = cause_step(c, REPAIR_LINK_MASTER, tap);
     str_copy(step->object, sizeof step->object, j->bridge ? j->bridge->name : j->target->bridge);
@@ -99,6 +117,7 @@ static void rule_recreated(struct judge *j, uint32_t orphans) {
     for (uint32_t i = 0; i < j->s->links_count; i++)
         if (is_orphan(j->s, &j->s->links[i]) && &j->s->links[i] != j->tap)
             enslave(j, c, j->s->links[i].name);
+    enslave_only_if_asked(j, c);
 }
 
 static void rule_master(struct judge *j) {
@@ -118,6 +137,7 @@ static void rule_master(struct judge *j) {
                 cause_add(j, "tap.not-enslaved", FLOWS_GUEST, 0, "%s is a port of no bridge", j->tap->name);
             cause_evidence(c, "link", j->tap->name, "has no master; %s was expected", j->bridge->name);
             enslave(j, c, j->tap->name);
+            enslave_only_if_asked(j, c);
         }
         return;
     }
