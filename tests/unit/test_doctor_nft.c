@@ -135,6 +135,10 @@ static void test_queue_target(void **state) {
     struct nft_result r = run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO));
     assert_int_equal(r.outcome, NFT_MAY_DROP);
     assert_int_equal(r.rule->handle, 9);
+    s->chains[0].policy = NF_DROP; /* it does not get there when who reads the queue lets it go on */
+    assert_int_equal(run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO)).outcome, NFT_MAY_DROP);
+    s->exprs[0] = (struct snap_nft_expr){.op = SNAP_NFT_FWD, .name = "queue"};
+    assert_int_equal(run(s, NFPROTO_IPV4, 3, frame(PACKET_ECHO)).outcome, NFT_MAY_DROP);
     snapshot_free(s);
 }
 

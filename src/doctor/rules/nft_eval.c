@@ -25,6 +25,7 @@ struct machine {
     int32_t verdict; /* INT32_MIN: none */
     char jump[SNAP_TEXT];
     bool rejects;
+    bool handed; /* to a program, which may let it go on, past the rest of the chain */
     const struct snap_nft_rule *rule;
     struct nft_result *result;
     uint32_t left; /* rules that may still be run */
@@ -462,6 +463,7 @@ static void do_target(struct machine *m, const struct snap_nft_expr *x) {
         return;
     }
     if (strcmp(x->name, "NFQUEUE") == 0) { /* whoever gets it from the queue may let it go on; nobody may be there */
+        m->handed = true;
         narrow(m, MATCH_MAY);
         m->verdict = NF_DROP;
         return;
@@ -556,8 +558,10 @@ static void do_expr(struct machine *m, const struct snap_nft_expr *x) {
         do_byteorder(m, x);
         break;
     case SNAP_NFT_FWD:
-        if (strcmp(x->name, "fwd") != 0)
+        if (strcmp(x->name, "fwd") != 0) {
+            m->handed = true;
             narrow(m, MATCH_MAY); /* whoever gets it from the queue, or as a proxy, may let it go on */
+        }
         if (m->match == MATCH_YES && !m->result->changes)
             m->result->changes = m->rule;
         m->verdict = NF_DROP;
@@ -586,7 +590,7 @@ static void run_rule(struct machine *m, const struct snap_nft_rule *rule) {
     m->rule = rule;
     m->match = MATCH_YES;
     m->verdict = INT32_MIN;
-    m->rejects = false;
+    m->rejects = m->handed = false;
     for (uint32_t i = 0; i < rule->exprs.count && m->match != MATCH_NO; i++)
         do_expr(m, &m->index->s->exprs[rule->exprs.first + i]);
 }
@@ -653,7 +657,8 @@ static enum step run_chain(struct machine *m, const struct snap_nft_chain *chain
         }
         if (step != STEP_ON && certain)
             return step;
-        if (step != STEP_ON && step != STEP_DROP) /* what may drop it does not save it from the next that does */
+        /* What may drop it does not save it from the next that does. */
+        if (step != STEP_ON && (step != STEP_DROP || m->handed))
             *sure = false;
     }
     return STEP_ON;
