@@ -152,6 +152,12 @@ static void test_safe_to_attach(void **state) {
     struct snapshot *s = made_host();
     *SNAP_PUSH(s, addrs, 100) = (struct snap_addr){.link = TAP, .ip = 0x0a080001, .length = 24};
     assert_false(is_attached_safely(s, true));
+    s = made_host(); /* a VM that is being made; and one behind something else than a TAP */
+    *SNAP_PUSH(s, vms, 100) = (struct snap_vm){.id = "vm-1", .tap = "tap1", .state = "creating"};
+    assert_false(is_attached_safely(s, true));
+    s = made_host();
+    made_find(s, TAP)->is_tap = false;
+    assert_true(is_attached_safely(s, true));
 }
 
 static struct snapshot *unheld(void) {

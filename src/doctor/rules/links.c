@@ -19,16 +19,24 @@ static uint32_t count_ports(const struct snapshot *s, int32_t bridge, bool taps_
     return count;
 }
 
-/* That has lost its bridge. One with an address of its own is routed; a VM that is being made, or waits for a user, has none yet,
- * and the one that becomes a template never (vm/template_boot.c): nobody is to reach them. */
-static bool is_orphan(const struct snapshot *s, const struct snap_link *link) {
-    if (!snap_is_tap(link) || link->master != 0 || str_starts(link->name, "mc-warm-"))
-        return false;
+/* With an address of its own. */
+static bool is_routed(const struct snapshot *s, const struct snap_link *link) {
     for (uint32_t i = 0; i < s->addrs_count; i++)
         if (s->addrs[i].link == link->index)
-            return false;
+            return true;
+    return false;
+}
+
+/* A VM that is being made, or waits for a user, has no bridge yet, and the one that becomes a template never
+ * (vm/template_boot.c): nobody is to reach them. */
+static bool is_kept_apart(const struct snapshot *s, const struct snap_link *link) {
     const struct snap_vm *vm = snap_vm_of_tap(s, link->name);
-    return !vm || strcmp(vm->state, "creating") != 0;
+    return str_starts(link->name, "mc-warm-") || (vm && strcmp(vm->state, "creating") == 0);
+}
+
+/* That has lost its bridge. */
+static bool is_orphan(const struct snapshot *s, const struct snap_link *link) {
+    return snap_is_tap(link) && link->master == 0 && !is_routed(s, link) && !is_kept_apart(s, link);
 }
 
 static uint32_t count_orphans(const struct snapshot *s) {
@@ -85,14 +93,17 @@ static bool is_guessed(const struct judge *j) {
 
 /* What may only be done by name: whoever has a TAP of his own with an address would be cut off. */
 static void enslave_only_if_asked(const struct judge *j, struct cause *c) {
-    if (!c || (is_orphan(j->s, j->tap) && !is_guessed(j)))
+    bool guessed = is_guessed(j), routed = is_routed(j->s, j->tap), apart = is_kept_apart(j->s, j->tap);
+    if (!c || (!guessed && !routed && !apart))
         return;
     c->finding.safe = false;
-    if (is_guessed(j))
+    if (guessed)
         cause_evidence(c, "link", j->target->bridge, "nobody said that it is the bridge of %s (--bridge does)",
                        j->tap->name);
-    else
+    if (routed)
         cause_evidence(c, "addr", j->tap->name, "it has an address of its own: the host may route to it");
+    if (apart)
+        cause_evidence(c, "record", j->tap->name, "its VM is still being made, and is not to be reached yet");
 }
 
 static void enslave(const struct judge *j, struct cause *c, const char *tap) {
