@@ -100,6 +100,10 @@ static void test_taps(void **state) {
     made_find(s, TAP)->txqueuelen = 0;
     expect(s, "tap.txqueuelen-zero", HOP_TAP_QUEUE, "tap1");
     s = made_host();
+    made_find(s, TAP)->txqueuelen = 0; /* of a veth that is usual */
+    made_find(s, TAP)->is_tap = false;
+    expect(s, NULL, 0, "");
+    s = made_host();
     str_copy(s->links[1].name, sizeof s->links[1].name, "tap9");
     *SNAP_PUSH(s, elsewhere, 10) = (struct snap_elsewhere){.tap = "tap2", .netns = "others"};
     expect(s, "tap.missing", HOP_TAP_DEV, "tap1");
@@ -340,6 +344,40 @@ static struct judgement judge_led_astray(const struct snapshot *before, const st
         abort();
     judge_close(&host);
     return j;
+}
+
+/* A port of the bridge has more room than the TAPs, and packets as large as they are without it pass. */
+static void test_room_that_nobody_uses(void **state) {
+    struct snapshot *s = made_host();
+    struct probe_target_result target = {.target = {.tap = TAP, .tap_name = "tap1", .guest_ip = GUEST}};
+    struct probe_result probe = {.targets = &target, .target_count = 1, .bridge = BRIDGE};
+    struct target asked = {.tap = "tap1", .bridge = "br0", .ip = GUEST, .named = true};
+    static const enum probe_kind kinds[] = {PROBE_ARP, PROBE_ICMP, PROBE_LARGE};
+    struct snap_link *uplink = made_link(s, 9, "eth0", "");
+    uplink->master = BRIDGE;
+    uplink->mtu = 9000;
+    *SNAP_PUSH(s, fdbs, 10) =
+        (struct snap_fdb){.link = BRIDGE, .master = BRIDGE, .mac = made_find(s, BRIDGE)->mac, .state = NUD_PERMANENT};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        target.answer[kinds[i]] = (struct probe_answer){.asked = true,
+                                                        .sent = true,
+                                                        .sends = 1,
+                                                        .answered = true,
+                                                        .request_bridge = {.count = 1},
+                                                        .request_tap = {.count = 1},
+                                                        .reply_tap = {.count = 1},
+                                                        .reply_bridge = {.count = 1}};
+    for (uint32_t mtu = 1500; mtu >= 1400; mtu -= 100) {
+        struct judge_host host;
+        struct judgement j = {0};
+        made_find(s, TAP)->mtu = made_find(s, BRIDGE)->mtu = mtu;
+        assert_int_equal(judge_open(s, NULL, &probe, &host), 0);
+        assert_int_equal(judge_target(&host, &asked, 0, &j), 0);
+        judge_close(&host);
+        assert_int_equal(has_finding(&j, "bridge.mtu-mismatch"), mtu < 1500);
+        judgement_free(&j);
+    }
+    snapshot_free(s);
 }
 
 /* A reset is all that is known from outside: who sent it is not. */
@@ -619,6 +657,7 @@ int main(void) {
         cmocka_unit_test(test_queues),
         cmocka_unit_test(test_stuck_entry),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_room_that_nobody_uses),
         cmocka_unit_test(test_mac_of_another),
         cmocka_unit_test(test_filters_asked),
         cmocka_unit_test(test_classes),

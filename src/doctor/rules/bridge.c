@@ -497,7 +497,9 @@ static void rule_mtu(struct judge *j) {
     bool tap_small = tap->mtu < most;
     const struct snap_link *small = tap_small ? tap : least->mtu < most ? least : b;
     uint32_t guest = mtu_of_guest(j);
-    if (guest && guest <= small->mtu && !(j->dead & FLOW(PROBE_LARGE))) /* room that nobody uses */
+    bool ordinary = small->mtu >= ETH_DATA_LEN && (j->alive & FLOW(PROBE_LARGE));
+    /* Room that nobody uses: the guest says so, or what is usual passes. */
+    if ((guest || ordinary) && guest <= small->mtu && !(j->dead & FLOW(PROBE_LARGE)))
         return;
     struct cause *c =
         cause_add(j, "bridge.mtu-mismatch", FLOW(PROBE_LARGE),

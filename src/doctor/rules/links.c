@@ -283,6 +283,8 @@ static void rule_carrier(struct judge *j) {
 
 static void rule_queue(struct judge *j) {
     const struct snap_link *tap = j->tap;
+    if (!tap->is_tap) /* a veth with no queue of its own is as it should be */
+        return;
     if (tap->txqueuelen == 0) {
         struct cause *c =
             cause_add(j, "tap.txqueuelen-zero", FLOWS_GUEST, 0, "%s has a ring of no frames (txqueuelen 0)", tap->name);
