@@ -414,6 +414,25 @@ static void test_refused(void **state) {
     snapshot_free(s);
 }
 
+/* What is lost without a name is of the layer of the place where it is lost. */
+static void test_layer_of_unknown(void **state) {
+    struct snapshot *s = made_host();
+    struct probe_target_result target = {.target = {.tap = TAP, .tap_name = "tap1", .guest_ip = GUEST}};
+    struct probe_result probe = {.targets = &target, .target_count = 1, .bridge = BRIDGE};
+    struct target asked = {.tap = "tap1", .bridge = "br0", .ip = GUEST, .named = true};
+    struct judge_host host;
+    struct judgement j = {0};
+    target.answer[PROBE_ICMP] = (struct probe_answer){.asked = true, .sent = true, .sends = 1};
+    assert_int_equal(judge_open(s, NULL, &probe, &host), 0);
+    assert_int_equal(judge_target(&host, &asked, 0, &j), 0);
+    judge_close(&host);
+    assert_int_equal(j.findings_count, 1);
+    assert_string_equal(j.findings[0].id, "unknown.host.neigh");
+    assert_string_equal(j.findings[0].layer, "L3");
+    judgement_free(&j);
+    snapshot_free(s);
+}
+
 static struct snapshot *made_astray(bool heard) {
     struct snapshot *s = made_host();
     *SNAP_PUSH(s, fdbs, 10) =
@@ -657,6 +676,7 @@ int main(void) {
         cmocka_unit_test(test_queues),
         cmocka_unit_test(test_stuck_entry),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_layer_of_unknown),
         cmocka_unit_test(test_room_that_nobody_uses),
         cmocka_unit_test(test_mac_of_another),
         cmocka_unit_test(test_filters_asked),

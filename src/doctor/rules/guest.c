@@ -644,6 +644,14 @@ static const char *summary(enum hop hop) {
     return "";
 }
 
+static const char *layer_of(enum hop hop) {
+    uint32_t device = HOPBIT(HOP_TAP_DEV) | HOPBIT(HOP_TAP_QUEUE) | HOPBIT(HOP_VMM) | HOPBIT(HOP_GUEST_NIC);
+    uint32_t bridge = HOPBIT(HOP_BRIDGE_DEV) | HOPBIT(HOP_BRIDGE_OUTPUT) | HOPBIT(HOP_BRIDGE_FORWARD) |
+                      HOPBIT(HOP_BRIDGE_PORT) | HOPBIT(HOP_BRIDGE_INPUT) | HOPBIT(HOP_TAP_EGRESS) |
+                      HOPBIT(HOP_TAP_INGRESS);
+    return HOPBIT(hop) & device ? "L1" : HOPBIT(hop) & bridge ? "L2" : hop == HOP_GUEST_SERVICE ? "L7" : "L3";
+}
+
 static void add_unknown(struct judge *j, enum probe_kind kind) {
     const struct path *p = &j->paths[kind];
     char id[48];
@@ -660,8 +668,7 @@ static void add_unknown(struct judge *j, enum probe_kind kind) {
     c->seen = true;
     c->finding.hop = p->dies;
     c->finding.confidence = p->exact ? 0.7 : 0.4;
-    str_copy(c->finding.layer, sizeof c->finding.layer,
-             p->dies >= HOP_GUEST_IP && p->dies <= HOP_GUEST_FIREWALL ? "L3" : "L2");
+    str_copy(c->finding.layer, sizeof c->finding.layer, layer_of(p->dies));
     str_copy(c->finding.explanation, sizeof c->finding.explanation,
              "No attribute, rule, program or counter that could be read explains it. What was seen is below.");
     str_copy(c->finding.advice, sizeof c->finding.advice,
