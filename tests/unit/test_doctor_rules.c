@@ -614,6 +614,16 @@ static void test_sysctls(void **state) {
     made_sysctl(s, "net/ipv4/conf/br0/arp_ignore", "1");
     made_sysctl(s, "net/ipv4/conf/br0/rp_filter", "1");
     expect(s, NULL, 0, "");
+    s = made_host(); /* libvirt's network lies inside the bridge's, and is nothing to its VMs */
+    made_sysctl(s, "net/ipv4/conf/br0/arp_ignore", "1");
+    made_link(s, 9, "virbr0", "bridge");
+    *SNAP_PUSH(s, addrs, 100) = (struct snap_addr){.link = 9, .ip = 0xc0a87a01, .length = 24};
+    expect(s, NULL, 0, "");
+    s = made_host(); /* their gateway's address, on lo */
+    made_sysctl(s, "net/ipv4/conf/br0/arp_ignore", "1");
+    made_link(s, 9, "lo", "")->flags |= IFF_LOOPBACK;
+    *SNAP_PUSH(s, addrs, 100) = (struct snap_addr){.link = 9, .ip = 0xc0a80003, .length = 32};
+    expect(s, "host.arp-ignore", HOP_HOST_INPUT, "lo");
     s = made_host();
     made_sysctl(s, "net/ipv4/neigh/br0/mcast_solicit", "0");
     made_sysctl(s, "net/ipv4/neigh/br0/app_solicit", "0");

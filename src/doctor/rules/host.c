@@ -274,11 +274,24 @@ static void rule_rp_filter(struct judge *j) {
         c->policy = true;
 }
 
-/* An address of the bridge's network that is on another device: with arp_ignore 1 nobody answers for it. */
+/* A VM asked who has it. */
+static bool is_asked_for(const struct judge *j, uint32_t ip) {
+    const struct snapshot *after = j->host->after;
+    for (uint32_t i = 0; after && i < after->heard_count; i++)
+        if (after->heard[i].kind == SNAP_HEARD_WHO_HAS && after->heard[i].destination_ip == ip)
+            return true;
+    return false;
+}
+
+/* An address of the bridge's network that is on another device: with arp_ignore 1 nobody answers for it. One with a
+ * network of its own there is that network's (a virbr0 inside the bridge's /16), unless a VM asks for it. */
 static const struct snap_addr *gateway_elsewhere(const struct judge *j) {
     for (uint32_t i = 0; i < j->s->addrs_count; i++) {
         const struct snap_addr *a = &j->s->addrs[i];
-        if (a->link != j->bridge->index && j->bridge_address.address && net_contains(j->bridge_address, a->ip))
+        const struct snap_link *link = snap_link_by_index(j->s, a->link);
+        bool single = a->length == 32 || (link && (link->flags & IFF_LOOPBACK)) || is_asked_for(j, a->ip);
+        if (a->link != j->bridge->index && j->bridge_address.address && net_contains(j->bridge_address, a->ip) &&
+            single)
             return a;
     }
     return NULL;
