@@ -7,7 +7,7 @@ build=${MC_BUILD:-$here/build}
 packages_run=(
     ca-certificates cpio e2fsprogs fdisk gcc jq kmod libc6-dev libcurl4-openssl-dev libext2fs-dev libinih-dev
     libjansson-dev libmicrohttpd-dev libmnl-dev libnftables-dev libnftnl-dev libsodium-dev libsqlite3-dev
-    libsystemd-dev libzstd-dev lz4 meson
+    libsystemd-dev libxxhash-dev libzstd-dev lz4 meson
     mmdebstrap nettle-dev ninja-build pkg-config qemu-system-x86 qemu-utils zstd
 )
 packages_test=(
