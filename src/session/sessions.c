@@ -94,7 +94,7 @@ static int change(struct sessions *all, struct session *session, enum session_ev
 static void write_evidence(struct sessions *all, const struct session *session, const char *actor) {
     char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 16], at[TIME_RFC3339_SIZE];
     struct vm vm;
-    if (get_vm(all, session, &vm, NULL) < 0 || vm_state_is_end(vm.state))
+    if (get_vm(all, session, &vm, NULL) != 0 || vm_state_is_end(vm.state))
         return;
     vms_folder(all->vms, &vm, folder);
     snprintf(path, sizeof path, "%s/session.json", folder);
