@@ -389,9 +389,10 @@ static int read_vsock_line(struct agent *agent) {
     return str_starts(agent->vsock_line, "OK ") ? 1 : -EPROTO;
 }
 
-/* The buffer is each thread's own: a VM that is being made has its agent on its worker's loop. */
+/* The buffer is each thread's own: a VM that is being made has its agent on its worker's loop. It is not on the stack, where what
+ * handlers leave below it, secrets too, would be overwritten by nothing for long. */
 static int receive(struct agent *agent) {
-    uint8_t buffer[READ_SIZE];
+    static _Thread_local uint8_t buffer[READ_SIZE];
     if (agent->vsock_waits) {
         int r = read_vsock_line(agent);
         return r < 0 ? r : 0;
