@@ -210,7 +210,7 @@ def is_whole(d, what):
     assert d.taps() == taps and d.folders() == ids and len(d.processes()) == len(ids), what
     wait_for(lambda: crash.elements(d) == taps, 20, 0.2)
     assert set(crash.groups(crash.all_ids(d))) <= set(ids), what
-    assert not list((d.state / "templates").glob("*.tmp")), what
+    assert not list((d.state / "templates").glob("cli-*.tmp")), what
 
 
 def test_kills_of_the_daemon_on_the_way(d):
