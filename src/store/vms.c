@@ -102,19 +102,26 @@ static int insert_vm(struct store *store, const struct vm *vm, struct err *err) 
     return query_step(&q, err);
 }
 
-int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err) {
-    struct store_event event = {.at_ms = vm->created_ms, .event = "claimed"};
-    str_copy(event.actor, sizeof event.actor, actor);
-    str_copy(event.to, sizeof event.to, vm_state_name(vm->state));
+static int let_user_have(struct store *store, const struct vm *vm, uint32_t quota, struct store_event *event,
+                         const char *actor, int (*write)(struct store *, const struct vm *, struct err *),
+                         struct err *err) {
+    event->at_ms = vm->created_ms;
+    str_copy(event->actor, sizeof event->actor, actor);
+    str_copy(event->to, sizeof event->to, vm_state_name(vm->state));
     int r = store_begin(store, err);
     if (r < 0)
         return r;
     r = store_vm_check_quota(store, vm->user, quota, err);
     if (r == 0)
-        r = insert_vm(store, vm, err);
+        r = write(store, vm, err);
     if (r == 0)
-        r = store_event_add(store, vm->id, &event, err);
+        r = store_event_add(store, vm->id, event, err);
     return store_end(store, r, err);
+}
+
+int store_vm_claim(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err) {
+    struct store_event event = {.event = "claimed"};
+    return let_user_have(store, vm, quota, &event, actor, insert_vm, err);
 }
 
 static int give_user(struct store *store, const struct vm *vm, struct err *err) {
@@ -130,18 +137,8 @@ static int give_user(struct store *store, const struct vm *vm, struct err *err) 
 }
 
 int store_vm_take(struct store *store, const struct vm *vm, uint32_t quota, const char *actor, struct err *err) {
-    struct store_event event = {.at_ms = vm->created_ms, .event = "taken", .reason = "it was ready, in the pool"};
-    str_copy(event.actor, sizeof event.actor, actor);
-    str_copy(event.to, sizeof event.to, vm_state_name(vm->state));
-    int r = store_begin(store, err);
-    if (r < 0)
-        return r;
-    r = store_vm_check_quota(store, vm->user, quota, err);
-    if (r == 0)
-        r = give_user(store, vm, err);
-    if (r == 0)
-        r = store_event_add(store, vm->id, &event, err);
-    return store_end(store, r, err);
+    struct store_event event = {.event = "taken", .reason = "it was ready, in the pool"};
+    return let_user_have(store, vm, quota, &event, actor, give_user, err);
 }
 
 static int no_vm(const char *id, struct err *err) {
