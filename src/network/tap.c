@@ -78,6 +78,15 @@ static int wire(struct network *network, const char *tap, int index, const char 
     return r;
 }
 
+/* Until it is persistent, at the very end, closing *ret_fd removes it. */
+static int make(struct network *network, const struct network_nic *nic, int *ret_fd, struct link *ret_link,
+                struct err *err) {
+    int r = tap_create(network->nsfd, nic->tap, nic->owner_uid, ret_fd, err);
+    if (r == -EEXIST)
+        set_code(err, "network.tap-exists");
+    return r < 0 ? r : link_get_by_name(network->rtnl, nic->tap, ret_link, err);
+}
+
 int network_tap_create(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
     int r = check_names(nic->tap, nic->vm_id, err);
     if (r < 0)
@@ -86,12 +95,7 @@ int network_tap_create(struct network *network, const struct network_nic *nic, i
     _cleanup_close_ int fd = -1;
     struct link link;
     bool member = false;
-    /* Until it is persistent, at the very end, closing fd removes it. */
-    r = tap_create(network->nsfd, nic->tap, nic->owner_uid, &fd, err);
-    if (r == -EEXIST)
-        set_code(err, "network.tap-exists");
-    if (r == 0)
-        r = link_get_by_name(network->rtnl, nic->tap, &link, err);
+    r = make(network, nic, &fd, &link, err);
     if (r == 0) {
         r = members_add(network, nic, err);
         member = r == 0;
@@ -117,11 +121,7 @@ int network_tap_create_apart(struct network *network, const struct network_nic *
     _cleanup_close_ int fd = -1;
     struct link link;
     struct link_change change = {.alias = nic->vm_id};
-    r = tap_create(network->nsfd, nic->tap, nic->owner_uid, &fd, err);
-    if (r == -EEXIST)
-        set_code(err, "network.tap-exists");
-    if (r == 0)
-        r = link_get_by_name(network->rtnl, nic->tap, &link, err);
+    r = make(network, nic, &fd, &link, err);
     if (r == 0)
         r = link_set(network->rtnl, link.index, &change, err);
     if (r == 0)
