@@ -2,6 +2,7 @@
 left. Every JSON answer that passes through here is held against doc/openapi.yaml."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -89,13 +90,23 @@ def check_answer(method, path, status, content_type, body):
         jsonschema.Draft202012Validator(schema).validate(json.loads(body))
 
 
+@contextlib.contextmanager
+def built_once(what):
+    """One of the processes that run tests builds it: the others wait, and find it then."""
+    (HERE / ".cache").mkdir(exist_ok=True)
+    with open(HERE / f".cache/.{what}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def guest_image(word=""):
     """The tiny test guest's image; with a word, one that misbehaves so (tests/vm/guest/init). Built when it is not there."""
     out = HERE / ".cache" / ("test-guest" + (f"-{word}" if word else ""))
     agent = BUILD / ("tests/vm/flood-agent" if word == "flood" else "guest/mc-agent")
     more = ["--chromium", BUILD / "tests/vm/fake-chromium"] if word == "login" else []
-    run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", agent, "--out", out, "--cache",
-        HERE / ".cache/kernel", *(["--test", word] if word else []), *more)
+    with built_once("test-guest"):
+        run(HERE / "tests/vm/guest/build", "--init", BUILD / "guest/guest-init", "--agent", agent, "--out", out, "--cache",
+            HERE / ".cache/kernel", *(["--test", word] if word else []), *more)
     return out
 
 
@@ -115,8 +126,9 @@ def golden_image(kind, screen=None):
     base = HERE / ".cache" / (f"screen-{screen}" if screen else "e2e-state/snapshots/base")
     words = [HERE / "guest/build-image", "--init", BUILD / "guest/guest-init", "--type", kind, "--out", base,
              *(["--screen", screen] if screen else [])]
-    if run(*words, "--check", check=False).returncode != 0:
-        run(*words, "--verify", MCTL, timeout=1800)
+    with built_once("golden"):
+        if run(*words, "--check", check=False).returncode != 0:
+            run(*words, "--verify", MCTL, timeout=1800)
     return base
 
 

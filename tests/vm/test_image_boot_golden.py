@@ -5,17 +5,13 @@ import json
 
 import pytest
 
-from harness import BUILD, HERE, MCTL, run
-
-BASE = HERE / ".cache/e2e-state/snapshots/base"
+from harness import MCTL, golden_image, run
 
 
 def image(kind):
-    """The folder of a good image of that type; built when there is none."""
-    words = [HERE / "guest/build-image", "--init", BUILD / "guest/guest-init", "--type", kind, "--out", BASE]
-    if run(*words, "--check", check=False).returncode != 0:
-        run(*words, "--verify", MCTL, timeout=1800)
-    return (BASE / "cli" if kind == "cli" else BASE) / "current"
+    """The folder of a good image of that type."""
+    base = golden_image(kind)
+    return (base / "cli" if kind == "cli" else base) / "current"
 
 
 def boot(folder, check):
