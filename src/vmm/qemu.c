@@ -8,7 +8,6 @@
  * moment on. QEMU outlives the daemon; the next daemon finds it by pid and start time. */
 #include <fcntl.h>
 #include <jansson.h>
-#include <nettle/sha2.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +16,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -25,7 +23,7 @@
 #include "base/str.h"
 #include "vmm/qmp.h"
 #include "vmm/qmp_save.h"
-#include "vmm/vmm.h"
+#include "vmm/shape.h"
 
 #define ARG_COUNT_MAX 80
 #define TCG_CACHE_MIB 256 /* of translated code; QEMU's own default is up to 1 GiB, which a limit would have to allow */
@@ -361,21 +359,6 @@ static void qemu_ask_shutdown(struct loop *loop, const char *folder, const struc
         qmp_command(watch, QMP_POWERDOWN);
 }
 
-/* What "-cpu host" comes to: the processor's features, its microcode's and the kernel's word on them. They are others after a reboot
- * into another kernel, and in a folder that came from another machine. Source: proc(5), cpuinfo. */
-static void add_host(struct sha256_ctx *sha) {
-    static const char *const names[] = {"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"};
-    char line[8192];
-    struct utsname kernel;
-    _cleanup_fclose_ FILE *file = fopen("/proc/cpuinfo", "re");
-    while (file && fgets(line, sizeof line, file) && *line != '\n') /* of the first one */
-        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-            if (str_starts(line, names[i]))
-                sha256_update(sha, strlen(line) + 1, (const uint8_t *)line);
-    if (uname(&kernel) == 0)
-        sha256_update(sha, strlen(kernel.release) + 1, (const uint8_t *)kernel.release);
-}
-
 /* All of the command line, with the same for what is each machine's own. */
 static int qemu_shape(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
                       struct err *err) {
@@ -383,18 +366,16 @@ static int qemu_shape(const struct config_vm *config, const struct vmm_spec *spe
     struct vmm_spec same = *spec;
     struct handed_over h = {.agent = spec->has_agent ? FD_FIXED : 0, .template = FD_FIXED, .memory = FD_FIXED};
     struct args args = {0};
-    struct sha256_ctx sha;
-    uint8_t digest[SHA256_DIGEST_SIZE];
+    struct shape shape;
     same.vm = &vm;
     same.writes_memory = same.is_to_load = false;
     build(&args, config, &same, &h);
-    sha256_init(&sha);
+    shape_begin(&shape);
     for (size_t i = 0; i < args.n; i++)
-        sha256_update(&sha, strlen(args.item[i]) + 1, (const uint8_t *)args.item[i]);
-    if (strcmp(spec->choice->accel, "kvm") == 0)
-        add_host(&sha);
-    sha256_digest(&sha, sizeof digest, digest);
-    str_hex(digest, sizeof digest, ret_digest);
+        shape_add(&shape, args.item[i]);
+    if (strcmp(spec->choice->accel, "kvm") == 0) /* "-cpu host" */
+        shape_add_host(&shape);
+    shape_finish(&shape, ret_digest);
     args_free(&args);
     return args.failed ? err_set(err, E2BIG, "vmm.start", "QEMU's command line is too long") : 0;
 }
