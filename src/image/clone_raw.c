@@ -75,13 +75,18 @@ static int copy_data(int from, int to, off_t size) {
     return errno != ENXIO || ftruncate(to, size) < 0 ? -errno : 0;
 }
 
-static int copy_sparse(const char *from, const char *to) {
+int image_copy_raw(const char *from, const char *to, struct err *err) {
     struct stat st;
-    _cleanup_close_ int source = open(from, O_RDONLY | O_CLOEXEC);
-    if (source < 0 || fstat(source, &st) < 0)
-        return -errno;
-    _cleanup_close_ int fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    return fd < 0 ? -errno : copy_data(source, fd, st.st_size);
+    _cleanup_close_ int source = open(from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    _cleanup_close_ int fd = -1;
+    int r = source < 0 || fstat(source, &st) < 0 ? -errno : 0;
+    if (r == 0) {
+        fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+        r = fd < 0 ? -errno : 0;
+    }
+    if (r == 0 && ioctl(fd, FICLONE, source) < 0)
+        r = copy_data(source, fd, st.st_size);
+    return r < 0 ? err_sys(err, -r, "image.clone", "copy %s to %s", from, to) : 0;
 }
 
 static int clone_overlay(const struct image *image, const char *folder, struct err *err) {
@@ -98,10 +103,7 @@ static int clone_overlay(const struct image *image, const char *folder, struct e
                    : -errnum;
     }
     int r = access(template, F_OK) < 0 ? make_template(image, template, err) : 0;
-    if (r < 0)
-        return r;
-    r = copy_sparse(template, overlay);
-    return r < 0 ? err_sys(err, -r, "image.clone", "copy %s to %s", template, overlay) : 0;
+    return r < 0 ? r : image_copy_raw(template, overlay, err);
 }
 
 int image_clone_raw(const struct image *image, const char *folder, struct err *err) {

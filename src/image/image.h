@@ -55,3 +55,6 @@ int image_overlay(const char *path, const char *backing, const char *format, uin
  * else base.ext4, the image itself as a hard link, and overlay.ext4, an empty and sparse file system for what the guest
  * writes. The first such call for an image makes the overlay's template with mke2fs; later ones copy its few blocks. */
 int image_clone_raw(const struct image *image, const char *folder, struct err *err);
+
+/* A file of such a disk for another VM: a reflink, or else what of it is not a hole. It must not be written to meanwhile. */
+int image_copy_raw(const char *from, const char *to, struct err *err);

@@ -161,12 +161,15 @@ int network_mac_in_use(struct network *network, struct net_mac mac);
 
 /* A VM that must not be reached yet: its TAP is there, and on no bridge and in no set, so nothing passes it either way.
  * network_tap_connect() makes it what network_tap_create() makes, and leaves it in no set on an error; both are undone by
- * network_tap_remove(). *ret_fd as there. */
+ * network_tap_remove(). *ret_fd as there; NULL for a VMM that opens it by its name. */
 int network_tap_create_apart(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err);
 int network_tap_connect(struct network *network, const struct network_nic *nic, struct err *err);
 
-/* A TAP that never has a network, of that name and for that uid; it goes with *ret_fd. */
-int network_tap_create_idle(struct network *network, const char *name, uint32_t uid, int *ret_fd, struct err *err);
+/* A TAP that never has a network, of that name (none of a VM's), for the uid and the id. It goes with *ret_fd; ret_fd NULL, for a VMM
+ * that opens it by its name: with network_tap_remove_idle(), which takes one of that id alone, and none that is held. */
+int network_tap_create_idle(struct network *network, const char *name, const char *id, uint32_t uid, int *ret_fd,
+                            struct err *err);
+int network_tap_remove_idle(struct network *network, const char *name, const char *id, struct err *err);
 
 /* Forgets which MAC an address had, before another VM gets it. Nothing known is no error. */
 int network_neighbour_forget(struct network *network, uint32_t ip, struct err *err);

@@ -79,12 +79,12 @@ static int wire(struct network *network, const char *tap, int index, const char 
 }
 
 /* Until it is persistent, at the very end, closing *ret_fd removes it. */
-static int make(struct network *network, const struct network_nic *nic, int *ret_fd, struct link *ret_link,
+static int make(struct network *network, const char *name, uint32_t uid, int *ret_fd, struct link *ret_link,
                 struct err *err) {
-    int r = tap_create(network->nsfd, nic->tap, nic->owner_uid, ret_fd, err);
+    int r = tap_create(network->nsfd, name, uid, ret_fd, err);
     if (r == -EEXIST)
         set_code(err, "network.tap-exists");
-    return r < 0 ? r : link_get_by_name(network->rtnl, nic->tap, ret_link, err);
+    return r < 0 ? r : link_get_by_name(network->rtnl, name, ret_link, err);
 }
 
 int network_tap_create(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
@@ -95,7 +95,7 @@ int network_tap_create(struct network *network, const struct network_nic *nic, i
     _cleanup_close_ int fd = -1;
     struct link link;
     bool member = false;
-    r = make(network, nic, &fd, &link, err);
+    r = make(network, nic->tap, nic->owner_uid, &fd, &link, err);
     if (r == 0) {
         r = members_add(network, nic, err);
         member = r == 0;
@@ -113,24 +113,28 @@ int network_tap_create(struct network *network, const struct network_nic *nic, i
     return r;
 }
 
-int network_tap_create_apart(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
-    int r = check_names(nic->tap, nic->vm_id, err);
-    if (r < 0)
-        return r;
+/* On no bridge and in no set. */
+static int create_apart(struct network *network, const char *name, const char *id, uint32_t uid, bool stays,
+                        int *ret_fd, struct err *err) {
     _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
     _cleanup_close_ int fd = -1;
     struct link link;
-    struct link_change change = {.alias = nic->vm_id};
-    r = make(network, nic, &fd, &link, err);
+    struct link_change change = {.alias = id};
+    int r = make(network, name, uid, &fd, &link, err);
     if (r == 0)
         r = link_set(network->rtnl, link.index, &change, err);
-    if (r == 0)
+    if (r == 0 && stays)
         r = tap_persist(fd, err);
     if (r < 0)
-        err_prefix(err, "make %s", nic->tap);
-    else
+        err_prefix(err, "make %s", name);
+    else if (ret_fd)
         *ret_fd = fd_steal(&fd);
     return r;
+}
+
+int network_tap_create_apart(struct network *network, const struct network_nic *nic, int *ret_fd, struct err *err) {
+    int r = check_names(nic->tap, nic->vm_id, err);
+    return r < 0 ? r : create_apart(network, nic->tap, nic->vm_id, nic->owner_uid, true, ret_fd, err);
 }
 
 int network_tap_connect(struct network *network, const struct network_nic *nic, struct err *err) {
@@ -151,9 +155,9 @@ int network_tap_connect(struct network *network, const struct network_nic *nic, 
     return r;
 }
 
-int network_tap_create_idle(struct network *network, const char *name, uint32_t uid, int *ret_fd, struct err *err) {
-    _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
-    return tap_create(network->nsfd, name, uid, ret_fd, err);
+int network_tap_create_idle(struct network *network, const char *name, const char *id, uint32_t uid, int *ret_fd,
+                            struct err *err) {
+    return create_apart(network, name, id, uid, !ret_fd, ret_fd, err);
 }
 
 int network_tap_restore(struct network *network, const char *name, const char *vm_id, struct err *err) {
@@ -250,24 +254,32 @@ static int remove_checked(struct network *network, struct rtnl *rtnl, const char
                    link.is_tap ? "the TAP" : "another device", alias, vm_id);
 }
 
-int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err) {
-    int r = check_names(name, vm_id, err);
-    if (r < 0)
-        return r;
-    /* The kernel takes 16 to 31 ms to let a device go, for it waits for all CPUs. So this has a socket of its own, and
-     * nobody else waits with it: the name is this VM's until it has ended. */
+/* The kernel takes 16 to 31 ms to let a device go, for it waits for all CPUs. So this has a socket of its own, and nobody else
+ * waits with it: the name is this VM's until it has ended. */
+static int remove_alone(struct network *network, const char *name, const char *vm_id, struct err *err) {
     struct rtnl *rtnl = NULL;
-    r = rtnl_open(network->nsfd, &rtnl, err);
+    int r = rtnl_open(network->nsfd, &rtnl, err);
     if (r == 0)
         r = remove_checked(network, rtnl, name, vm_id, err);
     rtnl_close(rtnl);
+    if (r < 0)
+        err_prefix(err, "remove TAP %s", name);
+    return r;
+}
+
+int network_tap_remove(struct network *network, const char *name, const char *vm_id, struct err *err) {
+    int r = check_names(name, vm_id, err);
+    if (r == 0)
+        r = remove_alone(network, name, vm_id, err);
     if (r == 0) {
         _cleanup_unlock_ pthread_mutex_t *held = network_lock(network);
         members_remove(network, name);
     }
-    if (r < 0)
-        err_prefix(err, "remove TAP %s", name);
     return r;
+}
+
+int network_tap_remove_idle(struct network *network, const char *name, const char *id, struct err *err) {
+    return remove_alone(network, name, id, err);
 }
 
 bool network_tap_is_ours(const struct network *network, const struct link *link) {

@@ -94,6 +94,15 @@ static void on_changed(void *userdata, enum agent_state state, const char *words
     }
 }
 
+/* QEMU was given one that a daemon made. */
+void machine_agent_channel(const struct vm *vm, struct agent_params *ret) {
+    const struct vmm_ops *ops = vmm_find(vm->vmm);
+    ret->socket = ops->agent_socket;
+    ret->vsock_port = ops->agent_vsock_port;
+    ret->uid = ops->agent_vsock_port ? vm->uid : 0;
+    ret->pid = ops->agent_vsock_port ? vm->pid : 0;
+}
+
 void machine_agent_start(struct machine *m) {
     char folder[VMS_PATH_MAX], path[VMS_PATH_MAX + 32];
     const struct vmm_ops *ops = vmm_find(m->vm.vmm);
@@ -104,16 +113,9 @@ void machine_agent_start(struct machine *m) {
     snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, folder);
     if (access(path, F_OK) < 0)
         return;
-    bool is_vmms = ops->agent_vsock_port != 0; /* QEMU was given one that a daemon made */
-    struct agent_params params = {.loop = m->vms->loop,
-                                  .folder = folder,
-                                  .socket = ops->agent_socket,
-                                  .vsock_port = ops->agent_vsock_port,
-                                  .uid = is_vmms ? m->vm.uid : 0,
-                                  .pid = is_vmms ? m->vm.pid : 0,
-                                  .fd = fd_steal(&m->agent_fd),
-                                  .changed = on_changed,
-                                  .userdata = m};
+    struct agent_params params = {
+        .loop = m->vms->loop, .folder = folder, .fd = fd_steal(&m->agent_fd), .changed = on_changed, .userdata = m};
+    machine_agent_channel(&m->vm, &params);
     if (agent_new(&params, &m->agent, &err) < 0)
         log_error("%s: %s", m->vm.id, err.detail);
 }

@@ -186,6 +186,8 @@ static int start_vmm(struct creation *c, struct err *err) {
     r = c->choice.ops->start(&c->vms->config->vm, &spec, &c->pid, &c->pidfd, err);
     if (r == 0 && proc_start_time(c->pid, &c->pid_start) < 0)
         return err_set(err, ESRCH, "vm.create", "the VMM ended at once: see vmm.log in %s", c->folder);
+    c->vm.pid = c->pid;
+    c->vm.pid_start = c->pid_start;
     return r;
 }
 
@@ -197,7 +199,7 @@ static int clone_disk(struct creation *c, struct err *err) {
 
 static int make_tap_apart(struct creation *c, struct err *err) {
     struct network_nic nic = machine_nic(&c->vm);
-    return network_tap_create_apart(c->vms->network, &nic, &c->tap_fd, err);
+    return network_tap_create_apart(c->vms->network, &nic, c->choice.ops->opens_tap ? NULL : &c->tap_fd, err);
 }
 
 static int load_memory(struct creation *c, struct err *err) {
@@ -273,8 +275,8 @@ static int take_back(struct creation *c) {
     for (int i = 0; i < c->group_count; i++)
         fd_close(&c->group_fds[i]);
     c->group_count = 0;
-    c->pid = 0;
-    c->pid_start = 0;
+    c->pid = c->vm.pid = 0;
+    c->pid_start = c->vm.pid_start = 0;
     r = dir_remove(c->folder);
     return r < 0 ? err_sys(&c->err, -r, "vm.create", "remove %s", c->folder) : 0;
 }

@@ -75,10 +75,9 @@ static void on_deadline(void *userdata) {
 }
 
 int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *ret_fd, struct err *err) {
-    const struct vmm_ops *ops = vmm_find(vm->vmm);
     struct giving g = {.vms = vms, .vm = vm};
-    struct agent_params params = {
-        .folder = folder, .socket = ops->agent_socket, .fd = -1, .changed = on_agent, .userdata = &g};
+    struct agent_params params = {.folder = folder, .fd = -1, .changed = on_agent, .userdata = &g};
+    machine_agent_channel(vm, &params);
     int r = loop_new_private(&g.loop, err);
     params.loop = g.loop;
     if (r == 0)
@@ -88,7 +87,7 @@ int identity_give(const struct vms *vms, const char *folder, const struct vm *vm
     if (r == 0)
         r = loop_run(g.loop, err);
     agent_job_cancel(g.job);
-    if (r == 0 && g.is_given)
+    if (r == 0 && g.is_given && !params.vsock_port) /* a vsock takes any number of them, each anew */
         *ret_fd = agent_connection(g.agent);
     agent_free(g.agent);
     loop_timer_free(g.deadline);

@@ -309,7 +309,8 @@ static int attend(struct machine *m, struct err *err) {
     machine_user_folder(m->vms, m->vm.id, folder);
     if (!ops || !ops->attend)
         return 0;
-    return ops->attend(m->vms->loop, folder, &m->vm, m->is_fresh, on_attended, m, &m->talk, err);
+    bool is_to_be_told = m->is_fresh && !m->is_warm; /* what was loaded is a machine already */
+    return ops->attend(m->vms->loop, folder, &m->vm, is_to_be_told, on_attended, m, &m->talk, err);
 }
 
 static int on_process(sd_event_source *source, int fd, uint32_t revents, void *userdata) {

@@ -272,6 +272,8 @@ void machine_tell_boot(const struct machine *m, char *ret_words, size_t size);
 #define MACHINE_AGENT_MARK                                                                                             \
     ".agent" /* in the VM's folder: its image has an agent. A newer image may not, or only then */
 void machine_agent_start(struct machine *m);
+/* Where a VM's agent is reached, and who must have made that: of `vm` what its VMM is, of *ret all but folder and callback. */
+void machine_agent_channel(const struct vm *vm, struct agent_params *ret);
 void machine_agent_stop(struct machine *m);
 void machine_agent_collect(struct machine *m); /* keeps as evidence what it says now */
 /* Whether a guest that answers over the network has an agent that does not answer yet; then last_probe says so. */
@@ -279,6 +281,10 @@ bool machine_agent_awaited(struct machine *m);
 
 /* reconcile.c */
 int vms_reconcile(struct vms *vms, struct err *err);
+
+/* The VMM of a VM that nobody has the pid of: it runs as its uid and names its id in its arguments. Sets pid and pid_start.
+ * Return: 0, or -ESRCH: there is none. */
+int machine_find_vmm(struct vm *vm, int *ret_pidfd);
 
 /* console.c: cuts console logs that a guest lets grow. */
 void console_trim(const char *path);

@@ -46,18 +46,21 @@ static pid_t find_vmm(const struct vm *vm) {
     return found;
 }
 
+int machine_find_vmm(struct vm *vm, int *ret_pidfd) {
+    pid_t pid = find_vmm(vm);
+    uint64_t start;
+    _cleanup_close_ int pidfd = -1;
+    if (pid <= 0 || proc_start_time(pid, &start) < 0 || proc_open(pid, start, &pidfd) < 0 || !is_vmm_of(pid, vm))
+        return -ESRCH;
+    vm->pid = pid;
+    vm->pid_start = start;
+    *ret_pidfd = fd_steal(&pidfd);
+    return 0;
+}
+
 /* Takes that one for the machine's, where there is one. */
 static void open_unrecorded(struct machine *m) {
-    pid_t pid = find_vmm(&m->vm);
-    uint64_t start;
-    if (pid <= 0 || proc_start_time(pid, &start) < 0 || proc_open(pid, start, &m->pidfd) < 0)
-        return;
-    if (!is_vmm_of(pid, &m->vm)) {
-        fd_close(&m->pidfd);
-        return;
-    }
-    m->vm.pid = pid;
-    m->vm.pid_start = start;
+    machine_find_vmm(&m->vm, &m->pidfd);
 }
 
 /* The process of a VM's record, if it lives. */

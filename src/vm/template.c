@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <jansson.h>
 #include <linux/memfd.h>
-#include <nettle/sha2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,15 +16,15 @@
 #include "base/str.h"
 #include "base/time.h"
 #include "vm/machine.h"
+#include "vm/template_layout.h"
+#include "vm/template_pages.h"
 
 #define PATH_SIZE (VMS_PATH_MAX + 300)
 #define MANIFEST "template.json"
 #define MANIFEST_MAX 65536
-#define SCHEMA "template/1"
+#define SCHEMA "template/2"
 #define BEGUN ".tmp"
-#define KILL_TIMEOUT_MS 5000
-#define CHUNK 65536U /* of memory: what is zero in all of it is not kept */
-#define DIGEST_TEXT (2 * SHA256_DIGEST_SIZE + 1)
+#define MEMORY_MODE 0444 /* root's: a VMM that maps it opens it as its VM's uid */
 #define FOREIGN_VM "vm-00000000-0000-4000-8000-000000000000"
 
 void template_folder(const char *state_dir, const char *name, const char *suffix, char ret_path[VMS_PATH_MAX]) {
@@ -38,7 +37,7 @@ static void path_in(char ret_path[PATH_SIZE], const char *folder, const char *na
 
 /* ---- what is wished for ---- */
 
-static int digest_small(const char *path, char ret_hex[DIGEST_TEXT], struct err *err) {
+static int digest_small(const char *path, char ret_hex[PAGES_DIGEST_TEXT], struct err *err) {
     struct sha256_ctx sha;
     uint8_t digest[SHA256_DIGEST_SIZE];
     _cleanup_free_ char *text = NULL;
@@ -91,52 +90,6 @@ int template_wish(struct vms *vms, enum vm_type type, struct template_wish *ret_
 
 /* ---- memory ---- */
 
-/* What is not zero, with where it is. */
-struct pages {
-    struct sha256_ctx sha;
-    uint64_t bytes;
-};
-
-static bool is_zero(const uint8_t *data, size_t len) {
-    return data[0] == 0 && memcmp(data, data + 1, len - 1) == 0;
-}
-
-static int broken_off(struct err *err) {
-    return err_set(err, EINTR, "template.unwanted", "it was broken off: it is not wanted now");
-}
-
-/* Copies what is not zero of one sparse file of this size into another one that is empty. Return: 0 or -errno; -EINTR: it is
- * not wanted any more. */
-static int copy_pages(int from, int to, uint64_t size, const atomic_bool *is_unwanted, struct pages *pages) {
-    _cleanup_free_ uint8_t *data = malloc(CHUNK);
-    sha256_init(&pages->sha);
-    pages->bytes = 0;
-    for (off_t at = 0; data && (at = lseek(from, at, SEEK_DATA)) >= 0 && (uint64_t)at < size;) {
-        at -= at % CHUNK;
-        if (is_unwanted && atomic_load(is_unwanted))
-            return -EINTR;
-        ssize_t n = pread(from, data, CHUNK, at);
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        if (!is_zero(data, (size_t)n)) {
-            uint64_t where = (uint64_t)at;
-            sha256_update(&pages->sha, sizeof where, (const uint8_t *)&where);
-            sha256_update(&pages->sha, (size_t)n, data);
-            pages->bytes += (uint64_t)n;
-            if (pwrite(to, data, (size_t)n, at) != n)
-                return errno ? -errno : -EIO;
-        }
-        at += n;
-    }
-    return data ? 0 : -ENOMEM;
-}
-
-static void digest_of(struct pages *pages, char ret_hex[DIGEST_TEXT]) {
-    uint8_t digest[SHA256_DIGEST_SIZE];
-    sha256_digest(&pages->sha, sizeof digest, digest);
-    str_hex(digest, sizeof digest, ret_hex);
-}
-
 int template_memory_new(uint32_t memory_mib, int *ret_fd, struct err *err) {
     _cleanup_close_ int fd = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0 || ftruncate(fd, (off_t)memory_mib << 20) < 0)
@@ -153,35 +106,68 @@ static int seal(int fd, struct err *err) {
 }
 
 /* The page cache would hold a second copy. */
-static void sync_and_forget(int fd) {
+static void forget(int fd) {
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-static int write_ram(const char *folder, int memory_fd, const struct template_wish *wish, char ret_hex[DIGEST_TEXT],
-                     uint64_t *ret_bytes, struct err *err) {
+/* from_fd: its memory. */
+static int write_ram(const char *folder, int from_fd, const struct template_wish *wish, struct pages *ret_pages,
+                     struct err *err) {
     uint64_t size = (uint64_t)wish->memory_mib << 20;
     char path[PATH_SIZE];
-    struct pages pages;
     path_in(path, folder, TEMPLATE_RAM);
     _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int r =
-        fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno : copy_pages(memory_fd, fd, size, wish->is_unwanted, &pages);
+    int r = fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno
+                                                     : pages_copy(from_fd, fd, size, wish->is_unwanted, ret_pages);
     if (r == -EINTR)
-        return broken_off(err);
-    if (r == 0 && fsync(fd) < 0)
+        return pages_broken_off(err);
+    if (r == 0 && (fsync(fd) < 0 || (wish->choice.ops->maps_saved && fchmod(fd, MEMORY_MODE) < 0)))
         r = -errno;
     if (r < 0)
         return err_sys(err, -r, "template.write", "write %s", path);
-    sync_and_forget(fd);
-    digest_of(&pages, ret_hex);
-    *ret_bytes = pages.bytes;
+    if (!wish->choice.ops->maps_saved)
+        forget(fd);
     return 0;
+}
+
+/* What Firecracker has written of it belonged to its uid, and has all that is zero. */
+static int take_ram(struct template *t, const char *folder, const struct template_wish *wish, struct pages *ret_pages,
+                    struct err *err) {
+    char path[PATH_SIZE];
+    path_in(path, folder, TEMPLATE_STATE "/memory");
+    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return err_sys(err, errno, "template.write", "open %s", path);
+    int r = write_ram(folder, fd, wish, ret_pages, err);
+    if (r < 0)
+        return r;
+    if (unlink(path) < 0)
+        return err_sys(err, errno, "template.write", "remove %s", path);
+    path_in(path, folder, TEMPLATE_RAM);
+    t->memory_fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return t->memory_fd < 0 ? err_sys(err, errno, "template.write", "open %s", path) : 0;
+}
+
+/* Into a file of the daemon's. */
+static int copy_ram(int fd, const struct template_wish *wish, struct pages *ret_pages, int *ret_fd, struct err *err) {
+    _cleanup_close_ int memory_fd = -1;
+    int r = template_memory_new(wish->memory_mib, &memory_fd, err);
+    if (r < 0)
+        return r;
+    r = pages_copy(fd, memory_fd, (uint64_t)wish->memory_mib << 20, wish->is_unwanted, ret_pages);
+    if (r < 0)
+        return r;
+    forget(fd);
+    r = seal(memory_fd, err);
+    if (r == 0)
+        *ret_fd = fd_steal(&memory_fd);
+    return r;
 }
 
 static int read_ram(const char *folder, const struct template_wish *wish, const char *wanted, int *ret_fd,
                     uint64_t *ret_bytes, struct err *err) {
-    char path[PATH_SIZE], hex[DIGEST_TEXT];
-    struct pages pages;
+    char path[PATH_SIZE];
+    struct pages pages = {0};
     struct stat st;
     _cleanup_close_ int memory_fd = -1;
     path_in(path, folder, TEMPLATE_RAM);
@@ -190,67 +176,23 @@ static int read_ram(const char *folder, const struct template_wish *wish, const 
         return err_sys(err, errno, "template.broken", "open %s", path);
     if (st.st_size != (off_t)wish->memory_mib << 20)
         return err_set(err, EUCLEAN, "template.broken", "%s is not as long as it was", path);
-    int r = template_memory_new(wish->memory_mib, &memory_fd, err);
-    if (r < 0)
-        return r;
-    r = copy_pages(fd, memory_fd, (uint64_t)st.st_size, wish->is_unwanted, &pages);
+    if (wish->choice.ops->maps_saved && (st.st_uid != 0 || (st.st_mode & 07777) != MEMORY_MODE))
+        return err_set(err, EUCLEAN, "template.broken", "others than root might write to %s", path);
+    int r = wish->choice.ops->maps_saved
+                ? pages_copy(fd, -1, (uint64_t)st.st_size, wish->is_unwanted, &pages)
+                : copy_ram(fd, wish, &pages, &memory_fd, err);
     if (r == -EINTR)
-        return broken_off(err);
+        return pages_broken_off(err);
     if (r < 0)
         return err_sys(err, -r, "template.broken", "read %s", path);
-    sync_and_forget(fd);
-    digest_of(&pages, hex);
-    if (strcmp(hex, wanted) != 0)
+    if (strcmp(pages.digest, wanted) != 0)
         return err_set(err, EUCLEAN, "template.broken", "%s has another digest than when it was written", path);
-    r = seal(memory_fd, err);
-    if (r < 0)
-        return r;
     *ret_bytes = pages.bytes;
-    *ret_fd = fd_steal(&memory_fd);
+    *ret_fd = wish->choice.ops->maps_saved ? fd_steal(&fd) : fd_steal(&memory_fd);
     return 0;
 }
 
 /* ---- making it ---- */
-
-static const char *const small_files[] = {TEMPLATE_STATE "/memory", VMM_TEMPLATE_DISK, TEMPLATE_OVERLAY};
-#define SMALL_COUNT (sizeof small_files / sizeof *small_files)
-
-static int digest_file(const char *path, char ret_hex[DIGEST_TEXT], uint64_t *ret_bytes, struct err *err) {
-    _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    _cleanup_free_ uint8_t *data = malloc(CHUNK);
-    struct sha256_ctx sha;
-    uint8_t digest[SHA256_DIGEST_SIZE];
-    uint64_t bytes = 0;
-    ssize_t n = -1;
-    sha256_init(&sha);
-    while (fd >= 0 && data && (n = read(fd, data, CHUNK)) > 0) {
-        sha256_update(&sha, (size_t)n, data);
-        bytes += (uint64_t)n;
-    }
-    if (n < 0 || fsync(fd) < 0)
-        return err_sys(err, errno, "template.broken", "read %s", path);
-    sha256_digest(&sha, sizeof digest, digest);
-    str_hex(digest, sizeof digest, ret_hex);
-    *ret_bytes = bytes;
-    return 0;
-}
-
-/* {"state/memory":{"bytes":…,"sha256":…}} */
-static int digest_files(const char *folder, json_t *ret_files, uint64_t *ret_bytes, struct err *err) {
-    int r = 0;
-    *ret_bytes = 0;
-    for (size_t i = 0; r == 0 && i < SMALL_COUNT; i++) {
-        char path[PATH_SIZE], hex[DIGEST_TEXT];
-        uint64_t bytes = 0;
-        path_in(path, folder, small_files[i]);
-        r = digest_file(path, hex, &bytes, err);
-        if (r == 0)
-            json_object_set_new(ret_files, small_files[i],
-                                json_pack("{s:I, s:s}", "bytes", (json_int_t)bytes, "sha256", hex));
-        *ret_bytes += bytes;
-    }
-    return r;
-}
 
 static json_t *describe(const struct template *t, const struct template_wish *wish, const char *ram_digest,
                         json_t *files) {
@@ -291,6 +233,7 @@ static int give_name(const char *begun, const char *folder, struct err *err) {
 }
 
 static void take_wish(struct template *t, const struct template_wish *wish) {
+    t->ops = wish->choice.ops;
     t->type = wish->type;
     t->memory_mib = wish->memory_mib;
     t->vcpus = wish->vcpus;
@@ -300,26 +243,23 @@ static void take_wish(struct template *t, const struct template_wish *wish) {
 }
 
 int template_finish(struct template *t, const struct template_wish *wish, struct err *err) {
-    char begun[VMS_PATH_MAX + 8], from[PATH_SIZE], to[PATH_SIZE], hex[DIGEST_TEXT];
+    char begun[VMS_PATH_MAX + 8];
+    struct pages ram = {0};
     json_t *files = json_object(), *manifest = NULL;
     snprintf(begun, sizeof begun, "%s" BEGUN, t->folder);
-    path_in(from, begun, "disk.qcow2");
-    path_in(to, begun, VMM_TEMPLATE_DISK);
     take_wish(t, wish);
     t->made_ms = time_realtime_ms();
-    int r = seal(t->memory_fd, err);
-    if (r == 0 && rename(from, to) < 0)
-        r = err_sys(err, errno, "template.write", "rename %s", from);
-    path_in(to, begun, TEMPLATE_OVERLAY);
+    int r = t->ops->maps_saved ? take_ram(t, begun, wish, &ram, err) : seal(t->memory_fd, err);
     if (r == 0)
-        r = image_overlay(to, VMM_TEMPLATE_DISK, "qcow2", t->disk_bytes, err);
+        r = layout_settle(t->ops, begun, t->disk_bytes, err);
+    if (r == 0 && !t->ops->maps_saved)
+        r = write_ram(begun, t->memory_fd, wish, &ram, err);
     if (r == 0)
-        r = write_ram(begun, t->memory_fd, wish, hex, &t->ram_bytes, err);
-    if (r == 0)
-        r = digest_files(begun, files, &t->bytes, err);
+        r = layout_digest(t->ops, begun, wish->is_unwanted, files, &t->bytes, err);
+    t->ram_bytes = ram.bytes;
     t->bytes += t->ram_bytes;
     if (r == 0) {
-        manifest = describe(t, wish, hex, files);
+        manifest = describe(t, wish, ram.digest, files);
         r = write_manifest(begun, manifest, err);
     }
     json_decref(files);
@@ -351,9 +291,10 @@ static const char *misfit(json_t *m, const struct template_wish *wish) {
     return (uint64_t)json_integer_value(json_object_get(m, "disk_bytes")) == wish->image.disk_bytes ? NULL : "its disk";
 }
 
-static int check_files(const char *folder, json_t *files, uint64_t *ret_bytes, struct err *err) {
+static int check_files(const char *folder, const struct template_wish *wish, json_t *files, uint64_t *ret_bytes,
+                       struct err *err) {
     json_t *now = json_object();
-    int r = digest_files(folder, now, ret_bytes, err);
+    int r = layout_digest(wish->choice.ops, folder, wish->is_unwanted, now, ret_bytes, err);
     if (r == 0 && !json_equal(now, files))
         r = err_set(err, EUCLEAN, "template.broken", "a file in %s is not what it was when it was written", folder);
     json_decref(now);
@@ -369,7 +310,7 @@ static int load(json_t *m, const struct template_wish *wish, struct template *t,
     t->made_ms = made_ms;
     t->took_ms = took_ms;
     str_copy(t->version, sizeof t->version, version);
-    int r = check_files(t->folder, json_object_get(m, "files"), &t->bytes, err);
+    int r = check_files(t->folder, wish, json_object_get(m, "files"), &t->bytes, err);
     if (r == 0)
         r = read_ram(t->folder, wish, digest, &t->memory_fd, &t->ram_bytes, err);
     t->bytes += t->ram_bytes;
@@ -432,24 +373,26 @@ int template_open(const char *state_dir, const struct template_wish *wish, struc
     if (dir)
         closedir(dir);
     if (r == -EINTR)
-        return broken_off(err);
+        return pages_broken_off(err);
     return found ? 0
                  : err_set(err, ENOENT, "template.none", "there is no template of the type %s that fits",
                            vm_type_name(wish->type));
 }
 
-/* <type>-<vm id>.tmp: its VMM ended with the daemon, and left an empty group. */
-static void remove_group(const struct confine *confine, const char *folder, const char *name) {
+/* Whoever looks for it finds it by its name: <type>-<vm id>.tmp. */
+static void release_begun(const char *folder, const char *name, template_release_fn *release, void *userdata) {
     char id[VM_ID_TEXT];
-    const char *dash = strchr(name, '-');
-    str_copy(id, sizeof id, dash ? dash + 1 : "");
-    if (!confine || !vm_id_is_valid(id))
-        return;
-    confine_kill(confine, folder, id, KILL_TIMEOUT_MS);
-    confine_remove(confine, folder, id);
+    for (int i = 0; i < VM_TYPE_COUNT; i++) {
+        size_t len = strlen(vm_type_name((enum vm_type)i));
+        if (strncmp(name, vm_type_name((enum vm_type)i), len) != 0 || name[len] != '-')
+            continue;
+        str_copy(id, sizeof id, name + len + 1); /* as much of it as fits */
+        if (vm_id_is_valid(id))
+            release(userdata, (enum vm_type)i, id, folder);
+    }
 }
 
-void template_sweep(const char *state_dir, const struct confine *confine) {
+void template_sweep(const char *state_dir, template_release_fn *release, void *userdata) {
     char path[VMS_PATH_MAX];
     template_folder(state_dir, "", "", path);
     DIR *dir = opendir(path);
@@ -458,7 +401,8 @@ void template_sweep(const char *state_dir, const struct confine *confine) {
         if (len < sizeof BEGUN || strcmp(e->d_name + len - strlen(BEGUN), BEGUN) != 0)
             continue;
         template_folder(state_dir, e->d_name, "", path);
-        remove_group(confine, path, e->d_name);
+        if (release)
+            release_begun(path, e->d_name, release, userdata);
         dir_remove(path);
     }
     if (dir)
@@ -481,42 +425,8 @@ void template_close(struct template *t) {
 
 /* ---- using it ---- */
 
-static int link_part(const struct template *t, const char *name, const char *folder, struct err *err) {
-    char from[PATH_SIZE], to[PATH_SIZE], real[PATH_SIZE];
-    path_in(from, t->folder, name);
-    path_in(to, folder, name);
-    if (link(from, to) == 0)
-        return 0;
-    /* The image may be on another file system: then base.ext4 is a symbolic link already, and links to the image. */
-    ssize_t n = readlink(from, real, sizeof real - 1);
-    if (n > 0)
-        real[n] = '\0';
-    if (n <= 0 || symlink(real, to) < 0)
-        return err_sys(err, errno, "template.clone", "link %s to %s", from, to);
-    return 0;
-}
-
 int template_clone(const struct template *t, const char *folder, struct err *err) {
-    char path[PATH_SIZE];
-    _cleanup_free_ char *data = NULL;
-    size_t len;
-    path_in(path, folder, TEMPLATE_STATE);
-    if (mkdir(path, 0700) < 0)
-        return err_sys(err, errno, "template.clone", "make %s", path);
-    int r = link_part(t, "base.ext4", folder, err);
-    if (r == 0)
-        r = link_part(t, VMM_TEMPLATE_DISK, folder, err);
-    if (r == 0)
-        r = link_part(t, TEMPLATE_STATE "/memory", folder, err);
-    if (r < 0)
-        return r;
-    path_in(path, t->folder, TEMPLATE_OVERLAY);
-    r = file_read(path, 4U << 20, &data, &len);
-    if (r < 0)
-        return err_sys(err, -r, "template.clone", "read %s", path);
-    path_in(path, folder, "disk.qcow2");
-    r = file_write_new(path, data, len, 0600);
-    return r < 0 ? err_sys(err, -r, "template.clone", "write %s", path) : 0;
+    return layout_clone(t->ops, t->folder, folder, err);
 }
 
 void template_forget_state(const char *folder) {

@@ -54,19 +54,28 @@ struct making {
     struct loop *loop;
     struct agent *agent;
     struct agent_job *job;
+    struct vmm_talk *talk;
     struct loop_timer *tick;
     struct strbuf output;
     enum phase phase;
     int64_t begun_ms, phase_ms, ask_ms; /* monotonic */
     int64_t quiet_ms, cpu_ms;           /* when it was looked at last, and what its VMM had used */
     int tap_fd, pidfd;
-    pid_t pid;
     int group_fds[CGROUP_HIERARCHIES], group_count;
     int result;
     struct err *err;
 };
 
 /* ---- its machine ---- */
+
+/* The network's own address, which no VM gets, has this one. */
+static uint32_t uid_of(const struct vms *vms) {
+    return vms->config->vm.uid_base;
+}
+
+static void tap_of(enum vm_type type, char ret_tap[VM_TAP_TEXT]) {
+    snprintf(ret_tap, VM_TAP_TEXT, TAP_PREFIX "%.7s", vm_type_name(type));
+}
 
 static int make_record(struct making *k, struct err *err) {
     uint8_t random[16];
@@ -79,11 +88,11 @@ static int make_record(struct making *k, struct err *err) {
     vm->memory_mib = k->wish->memory_mib;
     vm->vcpus = k->wish->vcpus;
     vm->mac = vm_mac_from_random(random + 12);
-    vm->uid = config->vm.uid_base; /* the network's own address, which no VM gets: nor this uid */
+    vm->uid = uid_of(k->params->vms);
     /* What it has until a VM begins from it: an address that is none of a guest's, and of a network that leads nowhere. */
     vm->ip = (config->network.address.address & net_mask(config->network.address.length)) |
              (~net_mask(config->network.address.length) - 1);
-    snprintf(vm->tap, sizeof vm->tap, TAP_PREFIX "%.7s", vm_type_name(vm->type));
+    tap_of(vm->type, vm->tap);
     str_copy(vm->vmm, sizeof vm->vmm, k->wish->choice.ops->name);
     snprintf(k->t->name, sizeof k->t->name, "%s-%s", vm_type_name(vm->type), vm->id);
     template_folder(k->params->vms->state_dir, k->t->name, "", k->t->folder);
@@ -98,7 +107,17 @@ static int make_folder(struct making *k, struct err *err) {
     int r = dir_make(parent, 0700);
     if (r < 0 || mkdir(k->begun, 0700) < 0 || mkdir(path, 0700) < 0)
         return err_sys(err, r < 0 ? -r : errno, "template.make", "make %s", k->begun);
-    return image_clone(&k->wish->image, k->begun, err);
+    return k->wish->choice.ops->raw_disk ? image_clone_raw(&k->wish->image, k->begun, err)
+                                         : image_clone(&k->wish->image, k->begun, err);
+}
+
+static struct vmm_saved saved_of(const struct making *k) {
+    return (struct vmm_saved){.folder = k->begun,
+                              .vm = &k->vm,
+                              .name = TEMPLATE_STATE,
+                              .accel = k->wish->choice.accel,
+                              .is_apart = true,
+                              .deadline_ms = hibernate_deadline_ms(k->params->vms)};
 }
 
 static int start(struct making *k, struct err *err) {
@@ -122,10 +141,14 @@ static int start(struct making *k, struct err *err) {
         .memory_fd = k->t->memory_fd,
         .writes_memory = true,
         .ends_with_us = true};
-    int r = choice->ops->start(&vms->config->vm, &spec, &k->pid, &k->pidfd, err);
-    if (r == 0)
-        setpriority(PRIO_PROCESS, (id_t)k->pid, NICE); /* its threads are made after that */
-    return r;
+    int r = choice->ops->start(&vms->config->vm, &spec, &k->vm.pid, &k->pidfd, err);
+    if (r < 0)
+        return r;
+    setpriority(PRIO_PROCESS, (id_t)k->vm.pid, NICE); /* its threads are made after that */
+    if (proc_start_time(k->vm.pid, &k->vm.pid_start) < 0)
+        return err_set(err, ESRCH, "template.make", "its VMM ended at once");
+    struct vmm_saved saved = saved_of(k);
+    return choice->ops->check_shape ? choice->ops->check_shape(&saved, err) : 0;
 }
 
 static int set_up(struct making *k, struct err *err) {
@@ -133,17 +156,18 @@ static int set_up(struct making *k, struct err *err) {
     int r = make_record(k, err);
     if (r == 0)
         r = make_folder(k, err);
-    if (r == 0)
+    const struct vmm_ops *ops = k->wish->choice.ops;
+    if (r == 0 && !ops->maps_saved)
         r = template_memory_new(k->vm.memory_mib, &k->t->memory_fd, err);
     if (r == 0) {
-        int n = confine_enter(vms->confine, &k->vm, k->begun, k->wish->choice.ops->overhead_mib(&k->wish->choice),
-                              k->group_fds, err);
+        int n = confine_enter(vms->confine, &k->vm, k->begun, ops->overhead_mib(&k->wish->choice), k->group_fds, err);
         k->group_count = n > 0 ? n : 0;
         r = n < 0 ? n : 0;
         confine_come_last(vms->confine, k->begun, k->vm.id);
     }
     if (r == 0)
-        r = network_tap_create_idle(vms->network, k->vm.tap, k->vm.uid, &k->tap_fd, err);
+        r = network_tap_create_idle(vms->network, k->vm.tap, k->vm.id, k->vm.uid, ops->opens_tap ? NULL : &k->tap_fd,
+                                    err);
     return r == 0 ? start(k, err) : r;
 }
 
@@ -216,7 +240,7 @@ static void look_for_quiet(struct making *k) {
     int64_t now_ms = time_monotonic_ms(), cpu_ms;
     if (now_ms - k->quiet_ms < QUIET_MS && k->cpu_ms >= 0)
         return;
-    cpu_ms = cpu_used_ms(k->pid);
+    cpu_ms = cpu_used_ms(k->vm.pid);
     bool is_quiet = k->cpu_ms >= 0 && (cpu_ms - k->cpu_ms) * 100 < (now_ms - k->quiet_ms) * QUIET_PERCENT;
     if (is_quiet || now_ms - k->phase_ms > QUIET_MAX_MS) {
         k->phase = PHASE_DONE;
@@ -257,11 +281,23 @@ static void on_tick(void *userdata) {
 static void on_agent(void *userdata, enum agent_state state, const char *words) {
 }
 
+static void on_attended(void *userdata, const struct err *err) {
+    struct making *k = userdata;
+    k->talk = NULL;
+    if (!err)
+        return;
+    *k->err = *err;
+    stop(k, -err->errnum);
+}
+
 static int settle(struct making *k, struct err *err) {
-    struct agent_params agent = {
-        .folder = k->begun, .socket = k->wish->choice.ops->agent_socket, .fd = -1, .changed = on_agent, .userdata = k};
+    const struct vmm_ops *ops = k->wish->choice.ops;
+    struct agent_params agent = {.folder = k->begun, .fd = -1, .changed = on_agent, .userdata = k};
     int r = loop_new_private(&k->loop, err);
+    machine_agent_channel(&k->vm, &agent);
     agent.loop = k->loop;
+    if (r == 0 && ops->attend)
+        r = ops->attend(k->loop, k->begun, &k->vm, true, on_attended, k, &k->talk, err);
     if (r == 0)
         r = agent_new(&agent, &k->agent, err);
     if (r == 0 && loop_timer_new(k->loop, TICK_MS, on_tick, k, &k->tick) < 0)
@@ -270,6 +306,7 @@ static int settle(struct making *k, struct err *err) {
         r = loop_run(k->loop, err);
     agent_job_cancel(k->job);
     agent_free(k->agent);
+    vmm_talk_free(k->talk);
     loop_timer_free(k->tick);
     loop_free(k->loop);
     strbuf_free(&k->output);
@@ -279,13 +316,28 @@ static int settle(struct making *k, struct err *err) {
 /* ---- the whole ---- */
 
 static int save(struct making *k, struct err *err) {
-    struct vmm_saved saved = {.folder = k->begun,
-                              .vm = &k->vm,
-                              .name = TEMPLATE_STATE,
-                              .accel = k->wish->choice.accel,
-                              .is_apart = true,
-                              .deadline_ms = hibernate_deadline_ms(k->params->vms)};
+    struct vmm_saved saved = saved_of(k);
     return k->wish->choice.ops->save(&saved, k->t->version, err);
+}
+
+/* What of it is no file, where it is there. A VMM of that uid and id is ours. */
+void template_boot_release(void *userdata, enum vm_type type, const char *vm_id, const char *folder) {
+    struct vms *vms = userdata;
+    struct vm vm = {.type = type, .uid = uid_of(vms)};
+    struct pollfd p = {.fd = -1, .events = POLLIN};
+    struct err err = {0};
+    str_copy(vm.id, sizeof vm.id, vm_id);
+    tap_of(type, vm.tap);
+    if (machine_find_vmm(&vm, &p.fd) == 0) {
+        proc_signal(p.fd, SIGKILL);
+        poll(&p, 1, KILL_TIMEOUT_MS);
+        close(p.fd);
+    }
+    confine_kill(vms->confine, folder, vm_id, KILL_TIMEOUT_MS);
+    if (confine_remove(vms->confine, folder, vm_id) < 0)
+        log_warning("template %s-%s: its control group could not be removed", vm_type_name(type), vm_id);
+    if (network_tap_remove_idle(vms->network, vm.tap, vm_id, &err) < 0 && strcmp(err.code, "network.tap-foreign") != 0)
+        log_warning("%s", err.detail);
 }
 
 /* Nobody but us holds its memory then. */
@@ -298,9 +350,9 @@ static int end_vmm(struct making *k, struct err *err) {
             return err_set(err, EBUSY, "template.make", "its VMM does not end though it was killed");
         proc_reap(k->pidfd, words, sizeof words);
     }
-    confine_kill(k->params->vms->confine, k->begun, k->vm.id, KILL_TIMEOUT_MS);
-    if (confine_remove(k->params->vms->confine, k->begun, k->vm.id) < 0)
-        log_warning("template %s: its control group could not be removed", k->t->name);
+    fd_close(&k->tap_fd);
+    if (*k->vm.id)
+        template_boot_release(k->params->vms, k->vm.type, k->vm.id, k->begun);
     return 0;
 }
 

@@ -68,7 +68,7 @@ int warm_new(struct vms *vms, struct warm **ret_warm, struct err *err) {
         free(warm);
         return r;
     }
-    template_sweep(vms->state_dir, vms->confine);
+    template_sweep(vms->state_dir, template_boot_release, vms);
     *ret_warm = warm;
     return 0;
 }
@@ -129,6 +129,10 @@ static void done(void *userdata) {
     } else if (!job->is_making || strcmp(job->err.code, "template.unwanted") == 0) {
         slot->state = SLOT_NONE;
         str_copy(slot->words, sizeof slot->words, job->is_making ? job->err.detail : "none has been made yet");
+    } else if (strcmp(job->err.code, "warm.not-here") == 0) {
+        slot->state = SLOT_COLD;
+        str_copy(slot->words, sizeof slot->words, job->err.detail);
+        log_event(LOG_LEVEL_INFO, (struct log_about){.event = "template-none"}, "%s", job->err.detail);
     } else {
         failed(slot, job->wish.type, job->err.detail);
     }
@@ -146,11 +150,14 @@ static bool is_stirring(const struct vms *vms) {
     return false;
 }
 
-/* For a VM, which begins from it, and, before it is made, for the template's memory beside that. */
+/* For a VM, which begins from it, and, before it is made, for the template's memory beside that; on the disk twice, where the VMM
+ * writes one that is then copied. */
 static bool has_room(struct warm *warm, const struct template_wish *wish, bool is_making) {
     struct vm vm = {.memory_mib = wish->memory_mib * (is_making ? 2 : 1)};
     return vms_missing_mib(warm->vms, &vm, wish->choice.ops->overhead_mib(&wish->choice)) == 0 &&
-           (!is_making || saved_check_room(warm->vms->state_dir, wish->memory_mib, NULL) == 0);
+           (!is_making || saved_check_room(warm->vms->state_dir,
+                                           (uint64_t)wish->memory_mib * (wish->choice.ops->maps_saved ? 2 : 1),
+                                           NULL) == 0);
 }
 
 static void put_off(struct slot *slot, int64_t for_ms, const char *why) {
@@ -175,12 +182,13 @@ static bool begin(struct warm *warm, enum vm_type type) {
         free(job);
         return false;
     }
+    const struct vmm_ops *ops = job->wish.choice.ops;
     job->wish.is_unwanted = &warm->is_unwanted;
     bool may_begin = has_room(warm, &job->wish, job->is_making);
     if (!may_begin)
         put_off(slot, NO_ROOM_MS, "the host has not the memory or the disk for it now");
     if (may_begin && job->is_making)
-        job->jail_fd = job->wish.choice.ops->is_jailed ? confine_jail(vms->confine, job->wish.choice.binary, false) : 0;
+        job->jail_fd = ops->is_jailed ? confine_jail(vms->confine, job->wish.choice.binary, ops->opens_tap) : 0;
     atomic_store(&warm->is_unwanted, false);
     warm->making_mib = job->wish.memory_mib;
     warm->is_making = job->is_making;
@@ -232,7 +240,7 @@ bool warm_take(struct warm *warm, const struct vm *vm, const struct image *image
     *ret_why = '\0';
     if (!warm->vms->config->warm.templates)
         return false;
-    if (slot->state != SLOT_READY || strcmp(t->image, image->name) != 0 || strcmp(t->accel, choice->accel) != 0 ||
+    if (slot->state != SLOT_READY || t->ops != choice->ops || strcmp(t->image, image->name) != 0 || strcmp(t->accel, choice->accel) != 0 ||
         t->disk_bytes != image->disk_bytes)
         str_copy(ret_why, VMS_LINE_MAX, *slot->words ? slot->words : "its template is not ready");
     else if (t->memory_mib != vm->memory_mib || t->vcpus != vm->vcpus)

@@ -22,6 +22,10 @@
 #define FC_VSOCK "vsock.sock"
 #define FC_NIC "eth0" /* its id */
 
+/* In the VM's folder: the machine that it runs was loaded from a template's. What Firecracker thinks of it (the MAC that it was
+ * configured with) is the template's then, and vm-config.json is what a cold start would make of it. */
+#define FC_CLONE_MARK ".clone"
+
 /* The machine, with paths of the host: who starts Firecracker with it by hand, as root, gets the same machine.
  * shared_base: the root drive is the image itself, read-only, and a second drive takes what the guest writes; else the
  * root drive is the VM's own. Return: NULL when out of memory. */

@@ -29,7 +29,7 @@ static bool add_line(const char *line, size_t len, long long sum[COUNTER_COUNT])
     return has;
 }
 
-void fc_metrics_tell(const char *text, size_t len, char ret_words[VMM_WORDS_MAX]) {
+void fc_metrics_tell(const char *text, size_t len, bool is_clone, char ret_words[VMM_WORDS_MAX]) {
     long long sum[COUNTER_COUNT] = {0};
     int lines = 0;
     while (len > 0) {
@@ -45,11 +45,11 @@ void fc_metrics_tell(const char *text, size_t len, char ret_words[VMM_WORDS_MAX]
     int n = snprintf(ret_words, VMM_WORDS_MAX, "Firecracker counted %lld frames from the guest and %lld to it",
                      sum[TX_PACKETS], sum[RX_PACKETS]);
     const char *more = "";
-    if (sum[TAP_WRITE_FAILS] > 0)
+    if (sum[TAP_WRITE_FAILS] > 0 && !is_clone)
         more = ", and frames that it could not write to the TAP: the TAP is down";
     else if (sum[RX_TAP_EVENTS] > 0 && sum[RX_PACKETS] == 0)
         more = ", though some waited at the TAP: the guest's driver has not set up its queue";
-    else if (sum[SPOOFED] > 0)
+    else if (sum[SPOOFED] > 0 && !is_clone)
         more = ", some of them with another MAC than the VM's";
     snprintf(ret_words + n, VMM_WORDS_MAX - (size_t)n, "%s", more);
 }

@@ -126,9 +126,11 @@ static void take_out(const struct vmm_saved *saved) {
         unlinkat(root, files[i], 0);
 }
 
-/* flags: how a file of the saved folder is opened; owner, mode: what Firecracker may do with it, whose group is the VM's. */
+/* flags: how a file of the saved folder is opened; owner, mode: what Firecracker may do with it, whose group is the VM's. What is
+ * loaded of a template is others' too, and everybody may read it already. */
 static int put_in(const struct vmm_saved *saved, int flags, uint32_t owner, mode_t mode, struct err *err) {
     _cleanup_close_ int root = root_fd(saved, err);
+    bool is_ours = !saved->is_apart || (flags & O_CREAT);
     if (root < 0)
         return root;
     take_out(saved); /* what a conversation that was cut off has left */
@@ -136,7 +138,7 @@ static int put_in(const struct vmm_saved *saved, int flags, uint32_t owner, mode
         char path[PATH_MAX_HERE];
         file_path(saved, i, path);
         _cleanup_close_ int fd = open(path, flags | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (fd < 0 || fchown(fd, owner, saved->vm->uid) < 0 || fchmod(fd, mode) < 0 ||
+        if (fd < 0 || (is_ours && (fchown(fd, owner, saved->vm->uid) < 0 || fchmod(fd, mode) < 0)) ||
             linkat(AT_FDCWD, path, root, files[i], 0) < 0)
             return err_sys(err, errno, "vmm.talk", "give Firecracker %s", path);
     }
@@ -166,6 +168,20 @@ static int check_can_load(const char *version, struct err *err) {
         return 0;
     err_set(err, ENOTSUP, "vmm.other", "Firecracker %s cannot be told the TAP of a VM that it loads", version);
     return err_hint(err, "1.12 or newer is needed; the VM runs on");
+}
+
+/* Before 1.16 a VMM that has just loaded a machine may deliver data by the vsock before its guest has heard that its old connections
+ * are gone, and then the new one breaks: the one by which a clone is made a machine of its own, at once and before anybody
+ * reaches it, so one that could not be would be all that there ever is. Those before 1.15 also give it a port on which the guest
+ * may still have an old one. Of a VM that is resumed it is only later that its agent answers.
+ * Source: Firecracker, CHANGELOG.md, #5882, #5688. */
+int fc_check_shape(const struct vmm_saved *saved, struct err *err) {
+    char version[VMM_VERSION_MAX];
+    int r = ask_version(saved, true, version, err);
+    if (r < 0 || fc_version_is_at_least(version, 1, 16))
+        return r;
+    return err_set(err, EOPNOTSUPP, "warm.not-here",
+                   "VMs in Firecracker %s start cold: 1.16 or newer is needed to begin VMs from a template", version);
 }
 
 int fc_save(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err) {

@@ -29,6 +29,7 @@
 #include "vmm/fc_config.h"
 #include "vmm/fc_metrics.h"
 #include "vmm/fc_save.h"
+#include "vmm/shape.h"
 
 #define PATH_MAX_HERE 768
 #define ARG_MAX_COUNT 40
@@ -214,14 +215,26 @@ static int write_config(const struct vmm_spec *spec, bool shared_base, struct er
     return r < 0 ? err_sys(err, -r, "vmm.start", "write %s", path) : 0;
 }
 
-/* A machine that is loaded stays what it was booted as. */
+/* A machine that is loaded stays what it was booted as, or loaded from. */
 static int furnish_again(const struct vmm_spec *spec, struct err *err) {
     char path[PATH_MAX_HERE];
     int r = clear_root(spec, err);
     if (r == 0)
         r = put_old_aside(spec->folder, err);
+    if (r < 0 || spec->is_to_load)
+        return r;
+    snprintf(path, sizeof path, "%s/" FC_CLONE_MARK, spec->folder);
+    if (unlink(path) < 0 && errno != ENOENT)
+        return fail(err, "remove", path);
     snprintf(path, sizeof path, "%s/" FC_ROOT "/" FC_BASE, spec->folder);
-    return r < 0 || spec->is_to_load ? r : write_config(spec, access(path, F_OK) == 0, err);
+    return write_config(spec, access(path, F_OK) == 0, err);
+}
+
+static int mark_clone(const struct vmm_spec *spec, struct err *err) {
+    char path[PATH_MAX_HERE];
+    snprintf(path, sizeof path, "%s/" FC_CLONE_MARK, spec->folder);
+    int r = file_write_new(path, "", 0, 0600);
+    return r < 0 ? err_sys(err, -r, "vmm.start", "make %s", path) : 0;
 }
 
 static int furnish_new(const struct vmm_spec *spec, struct err *err) {
@@ -229,6 +242,8 @@ static int furnish_new(const struct vmm_spec *spec, struct err *err) {
     int r = make_root(spec, err);
     if (r == 0)
         r = take_disks(spec, &shared_base, err);
+    if (r == 0 && spec->is_to_load)
+        r = mark_clone(spec, err);
     return r < 0 ? r : write_config(spec, shared_base, err);
 }
 
@@ -335,6 +350,7 @@ static int spawn(const struct vmm_choice *choice, const struct vmm_spec *spec, i
                              .cwd_fd = root_fd,
                              .netns_fd = jailed ? 0 : spec->netns_fd,
                              .no_new_privs = true,
+                             .ends_with_us = spec->ends_with_us,
                              .limits = limits,
                              .limit_count = sizeof limits / sizeof *limits,
                              .group_fds = spec->confinement.group_fds,
@@ -460,14 +476,39 @@ static void firecracker_tell_counters(const char *folder, char ret_words[VMM_WOR
     size_t len;
     snprintf(path, sizeof path, "%s/" FC_METRICS, folder);
     *ret_words = '\0';
-    if (file_read_tail(path, FC_METRICS_TAIL, &text, &len) == 0)
-        fc_metrics_tell(text, len, ret_words);
+    int r = file_read_tail(path, FC_METRICS_TAIL, &text, &len);
+    snprintf(path, sizeof path, "%s/" FC_CLONE_MARK, folder);
+    if (r == 0)
+        fc_metrics_tell(text, len, access(path, F_OK) == 0, ret_words);
+}
+
+/* All that it is told, with the same for what is each machine's own: paths are relative to its own folder anyway. Which disks it
+ * has is a matter of the file system, and a template brings its own. */
+static int firecracker_shape(const struct config_vm *config, const struct vmm_spec *spec,
+                             char ret_digest[VMM_SHAPE_TEXT], struct err *err) {
+    struct vm vm = {.memory_mib = spec->vm->memory_mib, .vcpus = spec->vm->vcpus};
+    struct vmm_spec same = *spec;
+    struct shape shape;
+    same.vm = &vm;
+    same.folder = "";
+    json_t *told = fc_config_make(&same, false);
+    char *text = told ? json_dumps(told, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    json_decref(told);
+    if (!text)
+        return err_sys(err, ENOMEM, "vmm.start", "describe the machine");
+    shape_begin(&shape);
+    shape_add(&shape, text);
+    shape_add_host(&shape);
+    shape_finish(&shape, ret_digest);
+    free(text);
+    return 0;
 }
 
 const struct vmm_ops vmm_firecracker = {
     .name = "firecracker",
     .opens_tap = true,
     .raw_disk = true,
+    .maps_saved = true,
     .agent_socket = FC_ROOT "/" FC_VSOCK,
     .agent_vsock_port = 6100, /* AGENT_VSOCK_PORT in agent/frame.h, a room that this one cannot see */
     .overhead_mib = firecracker_overhead_mib,
@@ -480,5 +521,7 @@ const struct vmm_ops vmm_firecracker = {
     .save = fc_save,
     .load = fc_load,
     .go = fc_go,
+    .shape = firecracker_shape,
+    .check_shape = fc_check_shape,
     .tell_counters = firecracker_tell_counters,
 };

@@ -42,7 +42,7 @@ struct vmm_spec {
     const char *netns_path;      /* and its path; empty: the daemon's own */
     bool is_furnished;           /* the folder is that of an earlier start of the same VM */
     bool is_to_load;             /* the machine waits for load() */
-    int memory_fd;      /* the file that is its memory, of its size; 0: it has its own. Only where there is shape() */
+    int memory_fd;      /* the file that is its memory, of its size; 0: it has its own, or maps what it loads (maps_saved) */
     bool writes_memory; /* what the guest writes goes into that file; else what it writes is this machine's alone */
     bool ends_with_us;  /* proc_spec */
 };
@@ -54,7 +54,8 @@ struct vmm_saved {
     const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
     const char *accel;   /* what will run it when it is loaded: save() refuses a machine that something else runs */
     int64_t deadline_ms; /* monotonic: what is not done by then has failed, whatever the VMM has answered until then */
-    bool is_apart;       /* its memory is a file already (vmm_spec.memory_fd): only the rest is written, or read */
+    bool is_apart;       /* it is a template's. QEMU: its memory is a file already (vmm_spec.memory_fd), only the rest is written,
+                          * or read. Firecracker: what is read is root's, and others read it too */
 };
 
 /* A conversation with a VMM, under way on the loop. */
@@ -84,6 +85,10 @@ struct vmm_ops {
     const char *name;
     bool opens_tap; /* by name, as the VM's uid: it must not be attached to by anybody else then */
     bool raw_disk;  /* wants image_clone_raw() */
+
+    /* A memory that it loads is a file that it opens for reading only and maps privately, so many machines can have one of
+     * root's; else that is vmm_spec.memory_fd. */
+    bool maps_saved;
 
     /* The agent's channel: a socket of this name in the VM's folder, there at the latest when the machine runs; NULL
      * where this driver has none. */
@@ -135,12 +140,15 @@ struct vmm_ops {
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);
 
-    /* Whether many machines can be begun from one that was saved: memory_fd and is_apart. Their disks are chains of three: in
-     * the folder of such a machine is also VMM_TEMPLATE_DISK, between its own disk and the image. NULL where it cannot.
-     * The digest is of all that has to be the same in the machine that saves and in those that load, but for the VMM's
-     * version. */
+    /* Whether many machines can be begun from one that was saved: is_apart, and vm/template_layout.c for how its files lie. NULL
+     * where it cannot. The digest is of all that has to be the same in the machine that saves and in those that load, but for
+     * the VMM's version. */
     int (*shape)(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
                  struct err *err);
+
+    /* Asks a VMM that start() has just begun whether it is new enough for that; NULL: any is. Blocks, as save(). Error:
+     * "warm.not-here" with words. */
+    int (*check_shape)(const struct vmm_saved *saved, struct err *err);
 
     /* What its own counters say about the VM's network, in words ("the guest has not sent one frame"); empty where they
      * say nothing. NULL where it has none. They are those of its last flush: flush() asks for one. */

@@ -46,7 +46,7 @@ static void hear_answer(const uint8_t *data, size_t size) {
 
 static void read_metrics(const uint8_t *data, size_t size) {
     char words[VMM_WORDS_MAX], *text = text_of(data, size);
-    fc_metrics_tell(text, size, words);
+    fc_metrics_tell(text, size, false, words);
     check_words(words);
     free(text);
 }

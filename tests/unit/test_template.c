@@ -214,7 +214,7 @@ static void test_what_is_half_made_is_swept(void **state) {
     struct template t;
     char removed[VMS_LINE_MAX], path[512];
     assert_int_equal(open_it(f, &t, removed), -ENOENT);
-    template_sweep(f->state, NULL);
+    template_sweep(f->state, NULL, NULL);
     path_of(f, ".tmp", "", path);
     assert_int_equal(access(path, F_OK), -1);
     assert_int_equal(errno, ENOENT);

@@ -88,12 +88,20 @@ static void counters_are_summed_and_told(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char words[VMM_WORDS_MAX];
-        fc_metrics_tell(cases[i].text, strlen(cases[i].text), words);
+        fc_metrics_tell(cases[i].text, strlen(cases[i].text), false, words);
         if (*cases[i].words)
             assert_non_null(strstr(words, cases[i].words));
         else
             assert_string_equal(words, "");
     }
+}
+
+/* Its MAC is not the one that Firecracker knows, and its TAP was down until it was a machine of its own. */
+static void a_clone_is_not_blamed_for_what_every_clone_does(void **state) {
+    static const char text[] = "{\"net\":{\"tx_packets_count\":9,\"tap_write_fails\":3,\"tx_spoofed_mac_count\":9}}";
+    char words[VMM_WORDS_MAX];
+    fc_metrics_tell(text, sizeof text - 1, true, words);
+    assert_string_equal(words, "Firecracker counted 9 frames from the guest and 0 to it");
 }
 
 static void versions_are_known_by_their_numbers(void **state) {
@@ -435,14 +443,17 @@ int __wrap_uname(struct utsname *name) {
     return 0;
 }
 
+static const struct vmm_ops *shaped = &vmm_qemu;
+
 static void shape_of(const char *accel, const char *id, uint32_t memory_mib, char ret_shape[VMM_SHAPE_TEXT]) {
     static const struct config_vm config = {.qemu_binary = "/usr/bin/qemu-system-x86_64"};
     struct vm vm = {.memory_mib = memory_mib, .vcpus = 1};
-    struct vmm_choice choice = {.ops = &vmm_qemu};
-    struct vmm_spec spec = {.vm = &vm, .choice = &choice, .cmdline = "quiet", .has_agent = true};
+    struct vmm_choice choice = {.ops = shaped};
+    struct vmm_spec spec = {.vm = &vm, .choice = &choice, .folder = id, .cmdline = "quiet", .has_agent = true};
     strcpy(vm.id, id);
+    strcpy(vm.tap, id);
     strcpy(choice.accel, accel);
-    assert_int_equal(vmm_qemu.shape(&config, &spec, ret_shape, NULL), 0);
+    assert_int_equal(shaped->shape(&config, &spec, ret_shape, NULL), 0);
 }
 
 static void a_machine_fits_the_host_that_it_was_saved_on(void **state) {
@@ -461,9 +472,26 @@ static void a_machine_fits_the_host_that_it_was_saved_on(void **state) {
     assert_string_equal(same, first);
 }
 
+static void a_machine_of_firecracker_fits_its_host_too(void **state) {
+    char first[VMM_SHAPE_TEXT], same[VMM_SHAPE_TEXT], other[VMM_SHAPE_TEXT];
+    shaped = &vmm_firecracker;
+    release = "6.1.0-1";
+    shape_of("kvm", "vm-1", 512, first);
+    shape_of("kvm", "vm-2", 512, same);
+    assert_string_equal(same, first);
+    shape_of("kvm", "vm-1", 256, other);
+    assert_string_not_equal(other, first);
+    release = "6.1.0-2";
+    shape_of("kvm", "vm-1", 512, other);
+    assert_string_not_equal(other, first);
+    shaped = &vmm_qemu;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_machine_fits_the_host_that_it_was_saved_on),
+        cmocka_unit_test(a_machine_of_firecracker_fits_its_host_too),
+        cmocka_unit_test(a_clone_is_not_blamed_for_what_every_clone_does),
         cmocka_unit_test(an_answer_is_taken_when_it_is_whole),
         cmocka_unit_test(an_answer_without_a_body_has_none),
         cmocka_unit_test(what_is_no_answer_is_refused),

@@ -56,10 +56,13 @@ static bool path_in_arguments(pid_t pid, char ret_path[PATH_SIZE]) {
 }
 
 static bool find_file(const struct snapshot *s, const struct snap_holder *h, const char *state_dir,
-                      char ret_path[PATH_SIZE]) {
+                      char ret_path[PATH_SIZE], bool *ret_is_clone) {
     const struct snap_vm *vm = snap_vm_of_tap(s, h->tap);
-    if (vm && state_dir && vm->pid == h->pid && strcmp(vm->vmm, "firecracker") == 0)
+    if (vm && state_dir && vm->pid == h->pid && strcmp(vm->vmm, "firecracker") == 0) {
+        snprintf(ret_path, PATH_SIZE, "%s/users/%s/" FC_CLONE_MARK, state_dir, vm->id);
+        *ret_is_clone = access(ret_path, F_OK) == 0;
         return snprintf(ret_path, PATH_SIZE, "%s/users/%s/" FC_METRICS, state_dir, vm->id) < PATH_SIZE;
+    }
     return str_starts(h->comm, "firecracker") && path_in_arguments(h->pid, ret_path);
 }
 
@@ -68,14 +71,15 @@ void collect_firecracker(struct snapshot *s, const struct snap_holder *h, const 
     _cleanup_free_ char *text = NULL;
     char path[PATH_SIZE], words[VMM_WORDS_MAX];
     size_t len;
-    if (!find_file(s, h, state_dir, path))
+    bool is_clone = false;
+    if (!find_file(s, h, state_dir, path, &is_clone))
         return;
     int r = file_read_tail(path, FC_METRICS_TAIL, &text, &len);
     if (r < 0) {
         snapshot_gap(s, "firecracker", -r, "the metrics of process %d cannot be read: %.100s", h->pid, path);
         return;
     }
-    fc_metrics_tell(text, len, words);
+    fc_metrics_tell(text, len, is_clone, words);
     str_copy(found.tap, sizeof found.tap, h->tap);
     size_t length = strlen(path), room = sizeof found.socket - 1; /* of a long path the end says more */
     str_copy(found.socket, sizeof found.socket, length > room ? path + length - room : path);
