@@ -69,9 +69,6 @@ int template_wish(struct vms *vms, enum vm_type type, struct template_wish *ret_
     int r = vmm_choose(&vms->config->vm, &wish.choice, err);
     if (r < 0)
         return r;
-    if (!wish.choice.ops->shape)
-        return err_set(err, EOPNOTSUPP, "warm.not-here", "VMs in %s start cold: its driver makes no templates",
-                       wish.choice.ops->name);
     r = vms_open_image(vms, type, &wish.image, err);
     if (r < 0)
         return r;

@@ -54,7 +54,7 @@ struct template_wish {
     const atomic_bool *is_unwanted; /* its memory is not written or read to its end then; NULL: nobody asks that */
 };
 
-/* Error: "warm.not-here" where the VMM cannot; those of vmm_choose() and vms_open_image(). */
+/* Error: "warm.not-here" where the image cannot; those of vmm_choose() and vms_open_image(). */
 int template_wish(struct vms *vms, enum vm_type type, struct template_wish *ret_wish, struct err *err);
 
 /* The template that fits, loaded: its memory is read. Those of the type that do not fit are removed, with a word in *ret_removed

@@ -181,7 +181,7 @@ int fc_check_shape(const struct vmm_saved *saved, struct err *err) {
     if (r < 0 || fc_version_is_at_least(version, 1, 16))
         return r;
     return err_set(err, EOPNOTSUPP, "warm.not-here",
-                   "VMs in Firecracker %s start cold: 1.16 or newer is needed to begin VMs from a template", version);
+                   "Firecracker %s cannot begin VMs from a template: 1.16 or newer is needed", version);
 }
 
 int fc_save(const struct vmm_saved *saved, char ret_version[VMM_VERSION_MAX], struct err *err) {

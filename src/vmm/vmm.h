@@ -140,8 +140,7 @@ struct vmm_ops {
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);
 
-    /* Whether many machines can be begun from one that was saved: is_apart, and vm/template_layout.c for how its files lie. NULL
-     * where it cannot. The digest is of all that has to be the same in the machine that saves and in those that load, but for
+    /* Many machines can be begun from one that was saved: is_apart, and vm/template_layout.c for how its files lie. The digest is of all that has to be the same in the machine that saves and in those that load, but for
      * the VMM's version. */
     int (*shape)(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
                  struct err *err);

@@ -149,6 +149,102 @@ static void test_a_clone_gets_what_it_needs(void **state) {
     assert_int_equal(access(path, F_OK), -1);
 }
 
+/* ---- as Firecracker has it: the memory is a file of the snapshot, which the VMs map ---- */
+
+static void put_memory(const struct fixture *f, const char *suffix, const char *file) {
+    char path[512];
+    path_of(f, suffix, file, path);
+    _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(pwrite(fd, "begin", 5, 0), 5);
+    assert_int_equal(pwrite(fd, "far", 3, FAR), 3);
+    assert_int_equal(ftruncate(fd, (off_t)MEMORY_MIB << 20), 0);
+    assert_int_equal(fchown(fd, 12345, 12345), geteuid() == 0 ? 0 : -1);
+}
+
+/* What a machine in its jailer leaves. is_whole: its disk is one, not two. */
+static void make_firecracker(struct fixture *f, bool is_whole) {
+    struct template t = {.memory_fd = -1};
+    struct err err = {0};
+    char path[512], link[512];
+    path_of(f, ".tmp", "firecracker/" NAME "/root", path);
+    assert_int_equal(dir_make(path, 0700), 0);
+    path_of(f, ".tmp", "root", link);
+    assert_int_equal(symlink(strstr(path, "firecracker"), link), 0);
+    path_of(f, ".tmp", "base.ext4", path);
+    unlink(path);
+    path_of(f, ".tmp", "state/memory", path);
+    unlink(path);
+    put_memory(f, ".tmp", "state/memory");
+    put(f, ".tmp", "state/machine.state", "devices");
+    put(f, ".tmp", is_whole ? "root/disk.ext4" : "root/overlay.ext4", "what the guest wrote");
+    if (!is_whole)
+        put(f, ".tmp", "root/base.ext4", "the image");
+    put(f, ".tmp", "root/vmlinux", "a kernel");
+    f->wish.choice.ops = &vmm_firecracker;
+    str_copy(t.name, sizeof t.name, NAME);
+    template_folder(f->state, NAME, "", t.folder);
+    if (template_finish(&t, &f->wish, &err) < 0)
+        fail_msg("%s", err.detail);
+    template_close(&t);
+}
+
+static void check_mode(const char *path, mode_t mode) {
+    struct stat st;
+    assert_int_equal(lstat(path, &st), 0);
+    assert_int_equal(st.st_mode & 07777, mode);
+    assert_int_equal(st.st_uid, 0);
+}
+
+static void check_firecracker(struct fixture *f, bool is_whole) {
+    struct template t;
+    struct err err = {0};
+    struct stat ram, st;
+    char removed[VMS_LINE_MAX], folder[128], path[512], text[6] = "";
+    if (geteuid() != 0)
+        skip(); /* its files are root's */
+    make_firecracker(f, is_whole);
+    path_of(f, "", "root", path);
+    assert_int_equal(access(path, F_OK), -1);
+    path_of(f, "", "firecracker", path);
+    assert_int_equal(access(path, F_OK), -1);
+    path_of(f, "", "state/memory", path);
+    assert_int_equal(access(path, F_OK), -1);
+    path_of(f, "", "ram", path);
+    check_mode(path, 0444);
+    assert_int_equal(stat(path, &ram), 0);
+    assert_true(ram.st_blocks * 512 < 1 << 20);
+    path_of(f, "", "state/machine.state", path);
+    check_mode(path, 0444);
+    assert_int_equal(open_it(f, &t, removed), 0);
+    assert_int_equal(t.ram_bytes, 2 * 65536);
+    assert_int_equal(pread(t.memory_fd, text, 3, FAR), 3);
+    assert_string_equal(text, "far");
+    assert_int_equal(pwrite(t.memory_fd, "x", 1, 0), -1);
+    snprintf(folder, sizeof folder, "%s/vm", f->state);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    if (template_clone(&t, folder, &err) < 0)
+        fail_msg("%s", err.detail);
+    snprintf(path, sizeof path, "%s/state/memory", folder);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_ino, ram.st_ino);
+    snprintf(path, sizeof path, "%s/%s", folder, is_whole ? "disk.ext4" : "overlay.ext4");
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_nlink, 1);
+    check_mode(path, 0600);
+    snprintf(path, sizeof path, "%s/base.ext4", folder);
+    assert_int_equal(access(path, F_OK), is_whole ? -1 : 0);
+    template_forget_state(folder);
+    template_close(&t);
+}
+
+static void test_firecrackers_with_the_image_beside_it(void **state) {
+    check_firecracker(*state, false);
+}
+
+static void test_firecrackers_with_a_disk_of_its_own(void **state) {
+    check_firecracker(*state, true);
+}
+
 static void check_gone(struct fixture *f, const char *why) {
     struct template t;
     char removed[VMS_LINE_MAX];
@@ -182,6 +278,17 @@ static void test_a_shorter_memory_is_not_loaded(void **state) {
     path_of(f, "", "ram", path);
     assert_int_equal(truncate(path, 1 << 20), 0);
     check_gone(f, "is not as long");
+}
+
+static void test_a_memory_that_others_may_write_is_not_loaded(void **state) {
+    struct fixture *f = *state;
+    char path[512];
+    if (geteuid() != 0)
+        skip();
+    make_firecracker(f, false);
+    path_of(f, "", "ram", path);
+    assert_int_equal(chmod(path, 0646), 0);
+    check_gone(f, "others than root might write");
 }
 
 static void test_one_that_does_not_fit_goes(void **state) {
@@ -278,6 +385,9 @@ int main(void) {
         TEST(test_another_state_is_not_loaded),
         TEST(test_a_shorter_memory_is_not_loaded),
         TEST(test_one_that_does_not_fit_goes),
+        TEST(test_firecrackers_with_the_image_beside_it),
+        TEST(test_firecrackers_with_a_disk_of_its_own),
+        TEST(test_a_memory_that_others_may_write_is_not_loaded),
         TEST(test_one_of_another_image_goes),
         TEST(test_another_type_s_is_left_alone),
         TEST(test_what_is_half_made_is_swept),

@@ -66,6 +66,7 @@ def image_with_identity(folder):
         (folder / name).write_text(text)
     harness.run("/usr/sbin/debugfs", "-w", "-f", "-", copy / "rootfs.ext4",
                 input=f"mkdir /etc/ssh\nwrite {folder}/key /etc/ssh/ssh_host_ed25519_key\nwrite {folder}/id /etc/machine-id\n")
+    (copy / "rootfs.ext4").chmod(0o444)
     (folder / "current").symlink_to(build.name)
     return folder
 

@@ -4,6 +4,7 @@ opens it, and boots the guest with QEMU in the end.
 A snapshot is two files, as Firecracker's: the guest's memory as it is, and the state, here a line of JSON about the devices
 and QEMU's own state without the memory (x-ignore-shared), with a checksum over both."""
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -28,6 +29,9 @@ VNET_HDR_SIZE = 12
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 AGENT_PORT = "org.master-controller.agent"
+# Firecracker's NIC has no control queue: the guest hears whatever comes to the TAP, and may say that it has any MAC.
+NIC = "virtio-net-pci,romfile=,ctrl_vq=off," + ",".join(
+    f"{name}=off" for name in ("ctrl_rx", "ctrl_vlan", "ctrl_rx_extra", "ctrl_mac_addr", "ctrl_guest_offloads", "guest_announce"))
 SNAPSHOT_VERSION = "11.0.0"  # src/vmm/src/persist.rs of 1.17
 MIB = 1 << 20
 
@@ -214,7 +218,7 @@ class Machine:
             fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_UFO)
             keep.append(fd)
             mac = f",mac={nic['guest_mac']}" if "guest_mac" in nic else ""
-            argv += ["-netdev", f"tap,id=n{i},fd={fd}", "-device", f"virtio-net-pci,netdev=n{i},romfile={mac}"]
+            argv += ["-netdev", f"tap,id=n{i},fd={fd}", "-device", f"{NIC},netdev=n{i}{mac}"]
         if "entropy" in self.config:
             argv += ["-device", "virtio-rng-pci"]
         if "vsock" in self.config:
@@ -392,6 +396,9 @@ class Machine:
         if backend["backend_type"] != "File":
             raise Refused("The double has no userfaultfd.")
         source = open_or_refuse(backend["backend_path"], os.O_RDONLY, failed)
+        with contextlib.suppress(OSError):  # the real one maps it, and so it must never change
+            os.close(os.open(backend["backend_path"], os.O_RDWR))
+            raise Refused("The double could write to the memory that it loads.")
         size = self.machine["mem_size_mib"] * MIB
         if os.fstat(source).st_size < size:
             raise Refused(failed + ": the memory file is shorter than the memory")
