@@ -200,15 +200,15 @@ def test_two_vms_of_a_real_image_are_two_machines():
         assert pings(d, vms[0]["ip"]) and pings(d, vms[1]["ip"])
 
 
-def is_whole(d, what):
-    """Each VM is whole or gone, and nothing is left over."""
+def is_whole(d, what, each=1):
+    """Each VM is whole or gone, and nothing is left over. each: how many processes its VMM is."""
     wait_for(lambda: all(v["state"] in ("running", "booting") for v in crash.live(d)), 60)
     for vm in crash.live(d):
         d.wait_state(vm["id"], "running", 60)
         assert sh(d, vm, OWN["address"]) == vm["ip"] + "/16" and sh(d, vm, OWN["MAC"]) == vm["mac"], what
     vms = crash.live(d)
     taps, ids = sorted(v["tap"] for v in vms), sorted(v["id"] for v in vms)
-    assert d.taps() == taps and d.folders() == ids and len(d.processes()) == len(ids), what
+    assert d.taps() == taps and d.folders() == ids and len(d.processes()) == len(ids) * each, what
     wait_for(lambda: crash.elements(d) == taps, 20, 0.2)
     assert set(crash.groups(crash.all_ids(d))) <= set(ids), what
     assert not list((d.state / "templates").glob("cli-*.tmp")), what
