@@ -78,12 +78,10 @@ static int copy_data(int from, int to, off_t size) {
 int image_copy_raw(const char *from, const char *to, struct err *err) {
     struct stat st;
     _cleanup_close_ int source = open(from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    _cleanup_close_ int fd = -1;
-    int r = source < 0 || fstat(source, &st) < 0 ? -errno : 0;
-    if (r == 0) {
-        fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-        r = fd < 0 ? -errno : 0;
-    }
+    if (source < 0 || fstat(source, &st) < 0)
+        return err_sys(err, errno, "image.clone", "open %s", from);
+    _cleanup_close_ int fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int r = fd < 0 ? -errno : 0;
     if (r == 0 && ioctl(fd, FICLONE, source) < 0)
         r = copy_data(source, fd, st.st_size);
     return r < 0 ? err_sys(err, -r, "image.clone", "copy %s to %s", from, to) : 0;

@@ -114,8 +114,8 @@ static int write_ram(const char *folder, int from_fd, const struct template_wish
     char path[PATH_SIZE];
     path_in(path, folder, TEMPLATE_RAM);
     _cleanup_close_ int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int r = fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno
-                                                     : pages_copy(from_fd, fd, size, wish->is_unwanted, ret_pages);
+    int r =
+        fd < 0 || ftruncate(fd, (off_t)size) < 0 ? -errno : pages_copy(from_fd, fd, size, wish->is_unwanted, ret_pages);
     if (r == -EINTR)
         return pages_broken_off(err);
     if (r == 0 && (fsync(fd) < 0 || (wish->choice.ops->maps_saved && fchmod(fd, MEMORY_MODE) < 0)))
@@ -175,9 +175,8 @@ static int read_ram(const char *folder, const struct template_wish *wish, const 
         return err_set(err, EUCLEAN, "template.broken", "%s is not as long as it was", path);
     if (wish->choice.ops->maps_saved && (st.st_uid != 0 || (st.st_mode & 07777) != MEMORY_MODE))
         return err_set(err, EUCLEAN, "template.broken", "others than root might write to %s", path);
-    int r = wish->choice.ops->maps_saved
-                ? pages_copy(fd, -1, (uint64_t)st.st_size, wish->is_unwanted, &pages)
-                : copy_ram(fd, wish, &pages, &memory_fd, err);
+    int r = wish->choice.ops->maps_saved ? pages_copy(fd, -1, (uint64_t)st.st_size, wish->is_unwanted, &pages)
+                                         : copy_ram(fd, wish, &pages, &memory_fd, err);
     if (r == -EINTR)
         return pages_broken_off(err);
     if (r < 0)

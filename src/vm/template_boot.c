@@ -26,6 +26,7 @@
 #define OUTPUT_MAX 16384
 #define TIMEOUT_FACTOR 3
 #define KILL_TIMEOUT_MS 5000
+#define ANSWER_TIMEOUT_MS 30000 /* as firecracker.c's: whoever ends the daemon waits for it */
 #define NICE 10 /* who waits for a VM comes first: where there are no control groups; else confine_come_last() */
 /* It has settled when its VMM uses less than a third of a processor for a while, or at last has had long enough for that. */
 #define QUIET_MS 2000
@@ -148,6 +149,7 @@ static int start(struct making *k, struct err *err) {
     if (proc_start_time(k->vm.pid, &k->vm.pid_start) < 0)
         return err_set(err, ESRCH, "template.make", "its VMM ended at once");
     struct vmm_saved saved = saved_of(k);
+    saved.deadline_ms = time_monotonic_ms() + ANSWER_TIMEOUT_MS;
     return choice->ops->check_shape ? choice->ops->check_shape(&saved, err) : 0;
 }
 

@@ -42,8 +42,8 @@ static const struct part firecracker_parts[] = {
 
 /* The parts of the VMM. */
 static const struct part *parts_of(const struct vmm_ops *ops, size_t *ret_count) {
-    *ret_count = ops->raw_disk ? sizeof firecracker_parts / sizeof *firecracker_parts
-                               : sizeof qemu_parts / sizeof *qemu_parts;
+    *ret_count =
+        ops->raw_disk ? sizeof firecracker_parts / sizeof *firecracker_parts : sizeof qemu_parts / sizeof *qemu_parts;
     return ops->raw_disk ? firecracker_parts : qemu_parts;
 }
 
@@ -73,9 +73,7 @@ static int settle_part(const struct vmm_ops *ops, const char *folder, const stru
     if (part->from) {
         path_in(from, folder, part->from);
         if (rename(from, to) < 0)
-            return part->is_optional && errno == ENOENT
-                       ? 0
-                       : err_sys(err, errno, "template.write", "rename %s", from);
+            return part->is_optional && errno == ENOENT ? 0 : err_sys(err, errno, "template.write", "rename %s", from);
     }
     /* QEMU is given what daemons have made and opened. */
     return part->is_images || !ops->raw_disk ? 0 : take_over(to, part->is_copied ? 0600 : SHARED_MODE, err);

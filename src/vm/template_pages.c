@@ -55,9 +55,9 @@ int pages_digest(const char *path, const atomic_bool *is_unwanted, struct pages 
                  struct err *err) {
     struct stat st;
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    int r = fd < 0 || fstat(fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? 0 : -EINVAL;
-    if (r == 0)
-        r = pages_copy(fd, -1, (uint64_t)st.st_size, is_unwanted, ret_pages);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return err_sys(err, errno, "template.broken", "open %s", path);
+    int r = S_ISREG(st.st_mode) ? pages_copy(fd, -1, (uint64_t)st.st_size, is_unwanted, ret_pages) : -EINVAL;
     if (r == -EINTR)
         return pages_broken_off(err);
     if (r == 0 && fsync(fd) < 0)

@@ -155,9 +155,9 @@ static bool is_stirring(const struct vms *vms) {
 static bool has_room(struct warm *warm, const struct template_wish *wish, bool is_making) {
     struct vm vm = {.memory_mib = wish->memory_mib * (is_making ? 2 : 1)};
     return vms_missing_mib(warm->vms, &vm, wish->choice.ops->overhead_mib(&wish->choice)) == 0 &&
-           (!is_making || saved_check_room(warm->vms->state_dir,
-                                           (uint64_t)wish->memory_mib * (wish->choice.ops->maps_saved ? 2 : 1),
-                                           NULL) == 0);
+           (!is_making ||
+            saved_check_room(warm->vms->state_dir, (uint64_t)wish->memory_mib * (wish->choice.ops->maps_saved ? 2 : 1),
+                             NULL) == 0);
 }
 
 static void put_off(struct slot *slot, int64_t for_ms, const char *why) {
@@ -240,8 +240,8 @@ bool warm_take(struct warm *warm, const struct vm *vm, const struct image *image
     *ret_why = '\0';
     if (!warm->vms->config->warm.templates)
         return false;
-    if (slot->state != SLOT_READY || t->ops != choice->ops || strcmp(t->image, image->name) != 0 || strcmp(t->accel, choice->accel) != 0 ||
-        t->disk_bytes != image->disk_bytes)
+    if (slot->state != SLOT_READY || t->ops != choice->ops || strcmp(t->image, image->name) != 0 ||
+        strcmp(t->accel, choice->accel) != 0 || t->disk_bytes != image->disk_bytes)
         str_copy(ret_why, VMS_LINE_MAX, *slot->words ? slot->words : "its template is not ready");
     else if (t->memory_mib != vm->memory_mib || t->vcpus != vm->vcpus)
         str_copy(ret_why, VMS_LINE_MAX, "its size is not the one that is configured for its type");

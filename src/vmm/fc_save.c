@@ -170,11 +170,10 @@ static int check_can_load(const char *version, struct err *err) {
     return err_hint(err, "1.12 or newer is needed; the VM runs on");
 }
 
-/* Before 1.16 a VMM that has just loaded a machine may deliver data by the vsock before its guest has heard that its old connections
- * are gone, and then the new one breaks: the one by which a clone is made a machine of its own, at once and before anybody
- * reaches it, so one that could not be would be all that there ever is. Those before 1.15 also give it a port on which the guest
- * may still have an old one. Of a VM that is resumed it is only later that its agent answers.
- * Source: Firecracker, CHANGELOG.md, #5882, #5688. */
+/* A clone is made a machine of its own by the first connection to its agent, at once after it was loaded, and thrown away when that
+ * breaks. Before 1.16 Firecracker may deliver data by the vsock before the guest has heard that its old connections are gone, and
+ * then it breaks; before 1.15 the new one may also get a port on which the guest still has an old one. Who resumes a VM can wait
+ * until its agent answers. Source: Firecracker, CHANGELOG.md, #5882, #5688. */
 int fc_check_shape(const struct vmm_saved *saved, struct err *err) {
     char version[VMM_VERSION_MAX];
     int r = ask_version(saved, true, version, err);

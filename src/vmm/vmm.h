@@ -42,7 +42,7 @@ struct vmm_spec {
     const char *netns_path;      /* and its path; empty: the daemon's own */
     bool is_furnished;           /* the folder is that of an earlier start of the same VM */
     bool is_to_load;             /* the machine waits for load() */
-    int memory_fd;      /* the file that is its memory, of its size; 0: it has its own, or maps what it loads (maps_saved) */
+    int memory_fd; /* the file that is its memory, of its size; 0: it has its own, or maps what it loads (maps_saved) */
     bool writes_memory; /* what the guest writes goes into that file; else what it writes is this machine's alone */
     bool ends_with_us;  /* proc_spec */
 };
@@ -54,8 +54,9 @@ struct vmm_saved {
     const char *name;    /* of the folder in it that holds the memory: save() writes files into it, load() reads them */
     const char *accel;   /* what will run it when it is loaded: save() refuses a machine that something else runs */
     int64_t deadline_ms; /* monotonic: what is not done by then has failed, whatever the VMM has answered until then */
-    bool is_apart;       /* it is a template's. QEMU: its memory is a file already (vmm_spec.memory_fd), only the rest is written,
-                          * or read. Firecracker: what is read is root's, and others read it too */
+    /* It is a template's. QEMU: its memory is a file already (vmm_spec.memory_fd), and only the rest is written, or read.
+     * Firecracker: what is read is root's, and others read it too. */
+    bool is_apart;
 };
 
 /* A conversation with a VMM, under way on the loop. */
@@ -140,8 +141,8 @@ struct vmm_ops {
     int (*load)(const struct vmm_saved *saved, const char *version, struct err *err);
     int (*go)(const struct vmm_saved *saved, struct err *err);
 
-    /* Many machines can be begun from one that was saved: is_apart, and vm/template_layout.c for how its files lie. The digest is of all that has to be the same in the machine that saves and in those that load, but for
-     * the VMM's version. */
+    /* Many machines can be begun from one that was saved: is_apart, and vm/template_layout.c for how its files lie. The digest is
+     * of all that has to be the same in the machine that saves and in those that load, but for the VMM's version. */
     int (*shape)(const struct config_vm *config, const struct vmm_spec *spec, char ret_digest[VMM_SHAPE_TEXT],
                  struct err *err);
 
