@@ -379,6 +379,42 @@ def left_behind(d):
     return left
 
 
+class SmallDisk:
+    """A daemon's state folder, which is a file system of its own, of that size at most; it can be full without taking any room."""
+
+    def __init__(self, d, megabytes):
+        self.path, self.size = d.state, megabytes << 20
+
+    def _resize(self, size):
+        return run("mount", "-o", f"remount,size={size >> 10}k", self.path, check=False).returncode == 0
+
+    def fill(self, leave=0):
+        """It has so many bytes left, or less: who writes to it does so meanwhile."""
+        def filled():
+            st = os.statvfs(self.path)
+            used = (st.f_blocks - st.f_bfree) * st.f_frsize
+            return self._resize(min(self.size, used + leave))
+        wait_for(filled, 10, 0.001)
+
+    def free(self):
+        assert self._resize(self.size)
+
+
+@contextlib.contextmanager
+def small_disk(d, megabytes):
+    """For a daemon that has not been started yet; it is stopped, and all that it has made removed."""
+    d.state.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", d.state)
+    disk = SmallDisk(d, megabytes)
+    try:
+        yield disk
+    finally:
+        disk.free()
+        d.stop()
+        run(*d.command("--remove"), check=False, timeout=60)
+        run("umount", "-l", d.state)
+
+
 @contextlib.contextmanager
 def idle(start=True, **config):
     """A daemon whose VMM does nothing but hold what it was given."""

@@ -16,13 +16,13 @@ import pytest
 
 import crash
 import harness
-from harness import daemon, wait_for
+from harness import daemon, small_disk, wait_for
 from test_crash import ask
 from test_relay import Desk
 from test_session import shown
 
 RESTING_VMM = harness.BUILD / "tests/vm/resting-vmm"
-CYCLES = int(os.environ.get("MC_HIBERNATE_CYCLES", "25"))
+CYCLES = int(os.environ.get("MC_HIBERNATE_CYCLES", "20"))
 STRIDE = int(os.environ.get("MC_CRASH_STRIDE", "2"))  # every step: 1
 CONFIG = {"accel": "tcg", "stop_timeout": "0.3", "quota_per_user": "100", "probe_interval": "0.05"}
 
@@ -622,41 +622,52 @@ def test_the_daemon_is_killed_at_every_step(state, verb):
         die_at_each(d, countdown, state, verb)
 
 
-def test_random_cycles_with_kills():
-    """Hibernate, resume, and kill -9 of daemon or VMM at any moment: no VM is lost that was not told to go."""
+def random_cycle(d, disk, rng, vm, what):
+    """One of: nothing, kill -9 of the daemon or the VMM, a full disk, a full disk and a kill. Returns the one VM that there is."""
+    verb = "resume" if d.state_of(vm["id"]) == "hibernated" else "hibernate"
+    victim, fills = rng.choice(["daemon", "daemon", "vmm", "nobody"]), rng.random() < 0.4
+    what = f"{what}: {verb}, {victim} killed, disk {'full' if fills else 'free'}"
+    caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],
+                              stderr=subprocess.DEVNULL)
+    time.sleep(rng.random() * 0.15)
+    if fills:
+        disk.fill(rng.choice([0, rng.randrange(700 << 10)]))
+    pids, killed = d.processes([vm["id"]]), None
+    if victim == "vmm" and pids and (fills or d.state_of(vm["id"]) != "running"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[0], signal.SIGKILL)
+            killed = pids[0]
+    elif victim == "daemon":
+        d.stop(signal.SIGKILL)
+    if d.process is None and rng.random() < 0.5:
+        d.start()
+    time.sleep(rng.random() * 0.3 if fills else 0)
+    disk.free()
+    caller.wait(60)
+    if d.process is None:
+        d.start()
+    # One whose VMM was killed just when it ran is called running until its end is written.
+    wait_for(lambda: d.state_of(vm["id"]) in ("hibernated", "failed") or
+             (d.state_of(vm["id"]) == "running" and d.processes([vm["id"]]) not in ([], [killed])), 30)
+    told = d.vm(vm["id"])
+    if told["state"] == "failed":  # its VMM was killed just when it ran
+        assert "ended by itself: killed by signal 9" in told["reason"] or "while the controller was down" in told[
+            "reason"], (what, told)
+        assert victim == "vmm", (what, told, d.events(vm["id"]))
+        return d.create(wait=True)
+    if told["state"] == "hibernated" and not (folder_of(d, vm) / "saved").exists():
+        assert victim == "vmm", (what, told, d.events(vm["id"]))
+        d.mctl("vm", "resume", vm["id"], "--cold")
+    check(d, what)
+    return vm
+
+
+def test_random_cycles_with_kills_and_full_disks():
+    """Hibernate, resume, and a kill -9 of daemon or VMM, a full disk or both at any moment: no VM is lost that was not told to
+    go, and nothing is left open."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    with resting() as d:
-        vm = d.create(wait=True)
+    with resting(start=False, cli_memory="128") as d, small_disk(d, 300) as disk:
+        vm = d.start().create(wait=True)
         for cycle in range(CYCLES):
-            what = f"seed {seed} cycle {cycle}"
-            state = d.state_of(vm["id"])
-            verb = "resume" if state == "hibernated" else "hibernate"
-            caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],
-                                      stderr=subprocess.DEVNULL)
-            time.sleep(rng.random() * 0.15)
-            victim = rng.choice(["daemon", "daemon", "vmm", "nobody"])
-            pids, killed = d.processes([vm["id"]]), None
-            if victim == "vmm" and pids and d.state_of(vm["id"]) != "running":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pids[0], signal.SIGKILL)
-                    killed = pids[0]
-            elif victim == "daemon":
-                d.stop(signal.SIGKILL)
-            caller.wait(60)
-            if d.process is None:
-                d.start()
-            # One whose VMM was killed just when it ran is called running until its end is written.
-            wait_for(lambda: d.state_of(vm["id"]) in ("hibernated", "failed") or
-                     (d.state_of(vm["id"]) == "running" and d.processes([vm["id"]]) not in ([], [killed])), 30)
-            told = d.vm(vm["id"])
-            if told["state"] == "failed":  # its VMM was killed just when it ran
-                assert "ended by itself: killed by signal 9" in told["reason"] or "while the controller was down" in told[
-                    "reason"], (what, told)
-                assert victim == "vmm", (what, told, d.events(vm["id"]))
-                vm = d.create(wait=True)
-                continue
-            if told["state"] == "hibernated" and not (folder_of(d, vm) / "saved").exists():
-                assert victim == "vmm", (what, told, d.events(vm["id"]))
-                d.mctl("vm", "resume", vm["id"], "--cold")
-            check(d, what)
+            vm = random_cycle(d, disk, rng, vm, f"seed {seed} cycle {cycle}")

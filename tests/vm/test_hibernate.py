@@ -8,11 +8,11 @@ import subprocess
 import time
 
 import harness
-from harness import daemon, wait_for
+from harness import daemon, small_disk, wait_for
 from test_agent import ask as ask_agent
 from test_guest import echoes, pings
 
-CYCLES = int(os.environ.get("MC_GUEST_CYCLES", "20"))
+CYCLES = {"qemu": int(os.environ.get("MC_GUEST_CYCLES", "20")), "firecracker": int(os.environ.get("MC_GUEST_CYCLES", "5"))}
 
 
 @contextlib.contextmanager
@@ -22,6 +22,19 @@ def hibernating(vmm="qemu"):
             d.use_firecracker(channel="serial")
             d.config["vm"]["cli_memory"] = "128"  # all of it is written
         yield d.start()
+
+
+@contextlib.contextmanager
+def hibernating_on_small_disk(vmm):
+    """And the disk, which can be full."""
+    with daemon(start=False) as d, small_disk(d, 1000) as disk:
+        if vmm == "firecracker":
+            d.use_firecracker(channel="serial")
+            d.config["vm"]["cli_memory"] = "128"
+            d.config["image"]["directory"] = d.state / "image"  # it takes the image's files by links
+            harness.run("cp", "-a", "--sparse=always", harness.TEST_GUEST, d.state / "image")
+        d.start()
+        yield d, disk
 
 
 def ask(d, vm, op, **more):
@@ -187,27 +200,47 @@ def settle(d, vm, what):
     d.mctl("vm", "resume", vm["id"])
 
 
-def test_cycles_with_kills_of_the_daemon(each_vmm):
-    """Nothing that was in the guest is ever lost, whenever the daemon dies."""
+def for_a_while(caller, rng):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        caller.wait(rng.random() * 2.5)
+
+
+def disturb(d, disk, rng, caller, event):
+    """A daemon that was killed begins again when there is room, or before that."""
+    for_a_while(caller, rng)
+    if "full" in event:
+        disk.fill(rng.choice([0, rng.randrange(32 << 20)]))
+        for_a_while(caller, rng)
+    if "kill" in event:
+        d.stop(signal.SIGKILL)
+        if rng.random() < 0.5:
+            d.start()
+    if "full" in event:
+        for_a_while(caller, rng)
+        disk.free()
+    if d.process is None:
+        d.start()
+    caller.wait(120)
+
+
+def test_cycles_with_kills_of_the_daemon_and_full_disks(each_vmm):
+    """Nothing that was in the guest is ever lost, whenever the daemon dies and whenever the disk is full."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    with hibernating(each_vmm) as d:
+    with hibernating_on_small_disk(each_vmm) as (d, disk):
         vm = d.create(wait=True)
         leave_something(d, vm)
-        for cycle in range(CYCLES if each_vmm == "qemu" else CYCLES // 4):
-            what = f"seed {seed} cycle {cycle}"
+        for cycle in range(CYCLES[each_vmm]):
             verb = "hibernate" if d.state_of(vm["id"]) == "running" else "resume"
+            event = rng.choice(["kill", "kill", "full", "full and kill", "nothing", "nothing"])
+            what = f"seed {seed} cycle {cycle}: {verb}, {event}"
             caller = subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", verb, vm["id"]],
                                       stderr=subprocess.DEVNULL)
-            if rng.random() < 0.6:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    caller.wait(rng.random() * 2.5)
-                d.stop(signal.SIGKILL)
-                caller.wait(60)
-                d.start()
-                settle(d, vm, what)
-            else:
+            if event == "nothing":
                 assert caller.wait(120) == 0, (what, d.log.read_text()[-3000:])
+            else:
+                disturb(d, disk, rng, caller, event)
+                settle(d, vm, what)
             if d.state_of(vm["id"]) == "running":
                 # A daemon that has just started takes a moment to find it.
                 wait_for(lambda: d.admin("GET", f"/api/vms/{vm['id']}/agent").json["agent"]["state"] == "ready", 60, 0.1)
