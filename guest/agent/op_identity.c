@@ -23,6 +23,8 @@
 #define RESOLVER "/run/resolv.conf"
 #define KEYS_FOLDER "/etc/ssh"
 #define KEY_PREFIX "ssh_host_"
+/* There while an SSH server that runs may have the template's keys in its memory: whoever is asked again goes on there. */
+#define RESTART_OWED "/run/mc-restart-ssh"
 
 struct identity {
     const char *link, *mac, *address, *gateway, *dns, *hostname, *machine_id, *seed;
@@ -176,21 +178,26 @@ static int renew(struct agent *agent, op_now *op, json_t *request, struct err *e
     return done ? 0 : -EIO;
 }
 
-/* Return: how many there were. */
-static size_t drop_host_keys(void) {
+/* One that stays would be the template's in each of its VMs. */
+static int drop_host_keys(struct err *err) {
     DIR *dir = opendir(KEYS_FOLDER);
-    size_t n = 0;
-    for (struct dirent *e; dir && (e = readdir(dir));)
-        if (str_starts(e->d_name, KEY_PREFIX) && unlinkat(dirfd(dir), e->d_name, 0) == 0)
-            n++;
+    int r = dir || errno == ENOENT ? 0 : -errno;
+    for (struct dirent *e; r == 0 && dir && (e = readdir(dir));) {
+        if (!str_starts(e->d_name, KEY_PREFIX))
+            continue;
+        r = file_write_atomic(RESTART_OWED, "", 0, 0600);
+        if (r == 0 && unlinkat(dirfd(dir), e->d_name, 0) < 0)
+            r = -errno;
+    }
     if (dir)
         closedir(dir);
-    return n;
+    return r < 0 ? err_sys(err, -r, "identity.ssh", "remove the template's SSH host keys from " KEYS_FOLDER) : 0;
 }
 
 static void on_restarted(struct job *job) {
     struct err err = {0};
     if (WIFEXITED(job->wait_status) && WEXITSTATUS(job->wait_status) == 0) {
+        unlink(RESTART_OWED);
         job_answer(job, json_object());
         return;
     }
@@ -223,9 +230,11 @@ int op_identity_set(struct job *job, json_t *request, struct err *err) {
         r = set_network(agent, &id, err);
     if (r == 0)
         r = set_resolver(&id, err);
+    if (r == 0)
+        r = drop_host_keys(err);
     if (r < 0)
         return r;
-    if (drop_host_keys() > 0 && access("/run/systemd/system", F_OK) == 0)
+    if (access(RESTART_OWED, F_OK) == 0 && access("/run/systemd/system", F_OK) == 0)
         return child_capture(job, restart, on_restarted, err);
     job_answer(job, json_object());
     return 0;
