@@ -74,8 +74,9 @@ static uint32_t uid_of(const struct vms *vms) {
     return vms->config->vm.uid_base;
 }
 
-static void tap_of(enum vm_type type, char ret_tap[VM_TAP_TEXT]) {
-    snprintf(ret_tap, VM_TAP_TEXT, TAP_PREFIX "%.7s", vm_type_name(type));
+/* Another daemon's is another. */
+static void tap_of(const char *vm_id, char ret_tap[VM_TAP_TEXT]) {
+    snprintf(ret_tap, VM_TAP_TEXT, TAP_PREFIX "%.7s", vm_id + strlen("vm-"));
 }
 
 static int make_record(struct making *k, struct err *err) {
@@ -93,7 +94,7 @@ static int make_record(struct making *k, struct err *err) {
     /* What it has until a VM begins from it: an address that is none of a guest's, and of a network that leads nowhere. */
     vm->ip = (config->network.address.address & net_mask(config->network.address.length)) |
              (~net_mask(config->network.address.length) - 1);
-    tap_of(vm->type, vm->tap);
+    tap_of(vm->id, vm->tap);
     str_copy(vm->vmm, sizeof vm->vmm, k->wish->choice.ops->name);
     snprintf(k->t->name, sizeof k->t->name, "%s-%s", vm_type_name(vm->type), vm->id);
     template_folder(k->params->vms->state_dir, k->t->name, "", k->t->folder);
@@ -329,7 +330,7 @@ void template_boot_release(void *userdata, enum vm_type type, const char *vm_id,
     struct pollfd p = {.fd = -1, .events = POLLIN};
     struct err err = {0};
     str_copy(vm.id, sizeof vm.id, vm_id);
-    tap_of(type, vm.tap);
+    tap_of(vm_id, vm.tap);
     if (machine_find_vmm(&vm, &p.fd) == 0) {
         proc_signal(p.fd, SIGKILL);
         poll(&p, 1, KILL_TIMEOUT_MS);

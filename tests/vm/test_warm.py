@@ -247,9 +247,10 @@ def test_a_template_that_is_half_made_is_gone():
         (folder,) = wait_for(begun, 60)
         vm_id = folder.name.removeprefix("cli-").removesuffix(".tmp")
         wait_for(lambda: d.processes([vm_id]), 10)
+        assert f"mc-warm-{vm_id[3:10]}" in d.links()
         d.stop(signal.SIGKILL)
         wait_for(lambda: not d.processes([vm_id]), 10)
-        wait_for(lambda: "mc-warm-cli" not in d.links(), 10)
+        wait_for(lambda: f"mc-warm-{vm_id[3:10]}" not in d.links(), 10)
         d.config["warm"]["templates"] = "no"
         d.start()
         assert not begun() and not crash.groups([vm_id]) and warm(d)["problem"] == "off: [warm] templates = no"
