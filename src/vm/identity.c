@@ -26,6 +26,8 @@ struct giving {
 static void on_given(void *userdata, json_t *ok, const struct err *err) {
     struct giving *g = userdata;
     g->job = NULL;
+    if (err && strcmp(err->code, "agent.gone") == 0)
+        return; /* it is asked again when it is there again: all of it can be done twice */
     g->is_given = ok != NULL;
     if (err)
         g->err = *err;
@@ -70,7 +72,8 @@ static void on_agent(void *userdata, enum agent_state state, const char *words) 
 
 static void on_deadline(void *userdata) {
     struct giving *g = userdata;
-    err_set(&g->err, ETIMEDOUT, "warm.identity", "its agent: %.200s", agent_words(g->agent));
+    err_set(&g->err, ETIMEDOUT, "warm.identity", "its agent: %.200s",
+            g->job ? "it was asked, and has not answered" : agent_words(g->agent));
     loop_quit(g->loop);
 }
 

@@ -1,7 +1,10 @@
-/* A VMM without a machine, for tests of all around hibernation: takes what the controller hands to QEMU, answers ARP and ping
- * on the TAP, and speaks as much QMP as it takes to be saved and loaded. Its memory is a number that names its life and one
- * that counts how often it went on. The second is on its disk too, so it knows a memory that is older than the disk, and one
- * of which a part is missing; it says so in its log ("STALE", "HALF") and ends. What it is stands on its console. */
+/* A VMM without a machine, for tests of all around hibernation and warm start: takes what the controller hands to QEMU, answers
+ * ARP and ping on the TAP, and speaks as much QMP as it takes to be saved and loaded. Its memory is a number that names its life
+ * and one that counts how often it went on. The second is on its disk too, so it knows a memory that is older than the disk, and
+ * one of which a part is missing; it says so in its log ("STALE", "HALF") and ends. What it is stands on its console.
+ *
+ * Where its memory is a file (a template's), both are in that too, at many places; one that was loaded from there has no address
+ * until its agent (resting_agent.c) is told one, and says so if it is asked for one before that ("NOBODY"). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
@@ -10,9 +13,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "resting_agent.h"
 
 enum { FD_TAP = 3, FD_QMP, FD_CONSOLE, FD_DISK };
 
@@ -28,6 +34,9 @@ static bool is_kvms;     /* by its own word, where it has 3 processors */
 static bool is_stuck;    /* with 5 it never gets done with loading */
 static const char *migration = "";
 static uint64_t saved_words;
+static uint64_t *backed; /* the file of its memory */
+static size_t backed_words;
+static bool is_apart; /* it is not written or read with the rest */
 
 static void say(const char *text) {
     if (send(client, text, strlen(text), MSG_NOSIGNAL) < 0) {
@@ -53,6 +62,21 @@ static void go(void) {
     if (pwrite(FD_DISK, &memory.runs, sizeof memory.runs, 0) != sizeof memory.runs ||
         write(FD_CONSOLE, line, (size_t)n) < 0)
         fail("BROKEN");
+}
+
+#define BACKED_STEP (2U << 20) /* words: a copy of both each 16 MiB */
+
+static void back(void) {
+    for (size_t at = 0; at < backed_words; at += BACKED_STEP) {
+        backed[at] = memory.life;
+        backed[at + 1] = memory.runs;
+    }
+}
+
+static void check_backed(void) {
+    for (size_t at = 0; at < backed_words; at += BACKED_STEP)
+        if (backed[at] != memory.life || backed[at + 1] != memory.runs)
+            fail("HALF");
 }
 
 /* A word at a time all of which a reader can judge: life, run, life, run, … */
@@ -84,7 +108,9 @@ static void load(void) {
     }
     if (n != MEMORY_WORDS)
         fail("HALF");
-    if (pread(FD_DISK, &on_disk, sizeof on_disk, 0) < 0 || on_disk != memory.runs)
+    if (is_apart) /* its disk is new, over the template's */
+        check_backed();
+    else if (pread(FD_DISK, &on_disk, sizeof on_disk, 0) < 0 || on_disk != memory.runs)
         fail("STALE");
     migration = "completed";
 }
@@ -112,7 +138,11 @@ static void on_command(const char *line) {
         migration = strcmp(migration, "active") == 0 ? "cancelled" : migration;
     else if (strstr(line, "migrate-incoming"))
         load();
+    else if (strstr(line, "x-ignore-shared"))
+        is_apart = strstr(line, "true") != NULL;
     else if (strstr(line, "\"migrate\"")) {
+        if (is_apart)
+            back();
         saved_words = 0;
         migration = "active";
     } else if (strstr(line, "system_powerdown"))
@@ -178,6 +208,8 @@ static bool answer_frame(uint8_t *f, size_t len) {
 static void on_tap(void) {
     uint8_t data[VNET + 2048];
     ssize_t n = read(FD_TAP, data, sizeof data);
+    if (n > VNET && runs && agent_is_nobody())
+        fail("NOBODY");
     if (n > VNET && runs && answer_frame(data + VNET, (size_t)n - VNET)) {
         memset(data, 0, VNET);
         if (write(FD_TAP, data, (size_t)n) < 0)
@@ -194,15 +226,35 @@ static void take_arguments(int argc, char **argv) {
         char text[16] = "";
         if (at && sscanf(at, " ip=%15[0-9.]", text) == 1)
             inet_pton(AF_INET, text, ip);
+        int fd;
+        uint64_t mib;
+        if (sscanf(argv[i], "socket,id=agent,fd=%d", &fd) == 1)
+            agent_listen(fd);
+        if (sscanf(argv[i], "memory-backend-file,id=pc.ram,size=%luM,mem-path=/dev/fd/%d", &mib, &fd) == 2) {
+            int how = strstr(argv[i], "share=on") ? MAP_SHARED : MAP_PRIVATE;
+            backed_words = (mib << 20) / sizeof *backed;
+            backed = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, how, fd, 0);
+        }
         waits |= strcmp(argv[i], "-incoming") == 0;
         const char *processors = strcmp(argv[i], "-smp") == 0 && i + 1 < argc ? argv[i + 1] : "";
         is_kvms |= strcmp(processors, "3") == 0;
         is_stuck |= strcmp(processors, "5") == 0;
+        if (*processors)
+            agent_behave(atoi(processors));
     }
+}
+
+static void on_identity(const uint8_t own_mac[6], const uint8_t own_ip[4]) {
+    memcpy(mac, own_mac, sizeof mac);
+    memcpy(ip, own_ip, sizeof ip);
 }
 
 int main(int argc, char **argv) {
     take_arguments(argc, argv);
+    if (backed == MAP_FAILED)
+        fail("BROKEN");
+    if (waits && backed)
+        agent_is_copy(on_identity);
     if (!waits) {
         if (pread(FD_DISK, &memory.runs, sizeof memory.runs, 0) < 0 ||
             getrandom(&memory.life, sizeof memory.life, 0) < 0)
@@ -210,14 +262,17 @@ int main(int argc, char **argv) {
         go();
     }
     for (;;) {
-        struct pollfd p[] = {{FD_TAP, POLLIN, 0}, {client < 0 ? FD_QMP : client, POLLIN, 0}};
+        struct pollfd p[] = {
+            {FD_TAP, POLLIN, 0}, {client < 0 ? FD_QMP : client, POLLIN, 0}, {runs ? agent_fd() : -1, POLLIN, 0}};
         bool saves = strcmp(migration, "active") == 0 && handed >= 0;
-        if (poll(p, 2, saves ? 1 : -1) < 0 && errno != EINTR)
+        if (poll(p, 3, saves ? 1 : -1) < 0 && errno != EINTR)
             return 1;
         if (saves)
             save_some();
         if (p[0].revents)
             on_tap();
+        if (p[2].revents)
+            agent_on_input();
         if (p[1].revents && client >= 0) {
             on_client();
         } else if (p[1].revents) {
