@@ -1,0 +1,306 @@
+"""Warm start when things go wrong on the way, with a VMM that has no machine (resting_vmm.c): kill -9 of the daemon at every step,
+a full disk, agents and VMMs that do not do what they should. Real guests: test_warm.py."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import harness
+from harness import daemon, small_disk, wait_for
+
+sys.path.insert(0, str(harness.HERE / "tests/netns"))
+import crash
+from test_crash import ask
+from test_warm import how, warm
+
+RESTING_VMM = harness.BUILD / "tests/vm/resting-vmm"
+STRIDE = int(os.environ.get("MC_CRASH_STRIDE", "60"))  # every step: 1
+IS_SOAK = STRIDE == 1
+MEMORY_MIB = 128
+
+
+def image_of_one_type(folder):
+    """The tiny guest's image, for VMs of the type cli alone: so there is one template to be made."""
+    build = (harness.TEST_GUEST / "current").resolve()
+    shutil.copytree(build, folder / "cli" / build.name, copy_function=os.link)
+    (folder / "cli/current").symlink_to(build.name)
+    return folder
+
+
+@contextlib.contextmanager
+def resting(start=True, warm={}, **vm):
+    with daemon(start=False, warm={"templates": "yes", "quiet": "0.2", **warm}) as d:
+        cache = harness.HERE / ".cache" / f"warm-{d.name}"
+        shutil.copy(RESTING_VMM, d.dir / "resting-vmm")
+        d.config["image"]["directory"] = image_of_one_type(cache)
+        d.config["vm"] |= {"qemu_binary": d.dir / "resting-vmm", "accel": "tcg", "stop_timeout": "0.3", "quota_per_user": "1000",
+                           "probe_interval": "0.05", "cli_memory": str(MEMORY_MIB), **vm}
+        try:
+            if start:
+                d.start()
+            yield d
+        finally:
+            shutil.rmtree(cache)
+
+
+def template_of(d):
+    """The template that is ready."""
+    def ready():
+        return warm(d)["ready"]
+    wait_for(ready, 30, 0.1)
+    return d.state / "templates" / warm(d)["template"]
+
+
+def nothing_bad(d):
+    """No VMM was given what is not whole, or reached before it was somebody."""
+    for log in [*d.state.glob("users/*/vmm.log"), *d.state.glob("evidence/*/vmm.log"), *d.state.glob("templates/*/vmm.log")]:
+        text = log.read_text()
+        assert not any(word in text for word in ("STALE", "HALF", "BROKEN", "NOBODY")), text
+
+
+def is_whole(d, what):
+    """Each VM is whole or gone, and nothing is left over, but what belongs to a template that is being made just now."""
+    wait_for(lambda: all(v["state"] == "running" or v["user"] == "(pool)" for v in crash.live(d)), 30)
+    vms = crash.live(d)
+    taps, ids = sorted(v["tap"] for v in vms), sorted(v["id"] for v in vms)
+    assert d.taps() == taps, (what, d.taps(), vms)
+    assert d.folders() == ids, (what, vms)
+    wait_for(lambda: crash.elements(d) == sorted(v["tap"] for v in vms if v["user"] != "(pool)"), 20, 0.1)
+    wait_for(lambda: len(d.processes(ids)) == len(ids) if ids else True, 5)
+    assert set(crash.groups(crash.all_ids(d))) <= set(ids), what
+    nothing_bad(d)
+    return vms
+
+
+def nothing_of(d, names, what):
+    """Of templates that were being made when the daemon died nothing is left."""
+    for name in names:
+        vm_id = name.removeprefix("cli-").removesuffix(".tmp")
+        assert not (d.state / "templates" / name).exists(), what
+        wait_for(lambda: not d.processes([vm_id]), 10)
+        assert crash.groups([vm_id]) == [], what
+        assert f"mc-warm-{vm_id[3:10]}" not in d.links(), what
+
+
+def begun(d):
+    return [p.name for p in (d.state / "templates").glob("*.tmp")]
+
+
+def dies(d, countdown, timeout_s):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        d.process.wait(timeout_s)
+    countdown.set(0)
+    return d.process.poll() is not None
+
+
+def steps_to_try(count):
+    """Those at which the daemon is killed."""
+    return range(1 + random.randrange(min(STRIDE, count)), count + 1, STRIDE)
+
+
+def end_all(d):
+    for vm in crash.live(d):
+        if vm["user"] != "(pool)":
+            d.mctl("vm", "destroy", vm["id"], "--reason", "next")
+
+
+def make_template(d, countdown, n):
+    """A daemon without one begins; counted is from when it answers, which is before it begins to make one."""
+    d.stop()
+    shutil.rmtree(d.state / "templates", ignore_errors=True)
+    d.start(countdown.wrapper)
+    countdown.set(n)
+
+
+def test_killed_at_every_step_of_making_a_template():
+    with resting(start=False, warm={"quiet": "0.5"}) as d:
+        countdown = crash.Countdown(d)
+        make_template(d, countdown, 0)
+        wait_for(lambda: "template-ready" in d.log.read_text(), 30)  # to ask it would be counted
+        count = countdown.passed()
+        assert count > 40, f"{count} steps are too few: is die_at.so preloaded?"
+        steps, died = steps_to_try(count), 0
+        for n in steps:
+            what = f"killed at step {n} of {count}"
+            make_template(d, countdown, n)
+            died += dies(d, countdown, 10 if n < count * 0.8 else 5)
+            left, whole = begun(d), [p for p in (d.state / "templates").glob("cli-*[0-9a-f]")]
+            d.stop(signal.SIGKILL)
+            d.start(countdown.wrapper)
+            vm = d.create(wait=True)
+            nothing_of(d, left, what)
+            is_whole(d, what)
+            if not whole:
+                assert not how(d, vm).startswith("made warm"), (what, how(d, vm))
+            end_all(d)
+        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+
+
+def test_killed_at_every_step_of_a_warm_start():
+    """Loading it, giving it its identity, connecting it."""
+    with resting(start=False) as d:
+        countdown = crash.Countdown(d)
+        d.start(countdown.wrapper)
+        template = template_of(d)
+        countdown.set(0)
+        vm = d.create(wait=True)
+        count = countdown.passed()
+        assert count > 20 and how(d, vm).startswith("made warm"), (count, how(d, vm))
+        steps, died = steps_to_try(count), 0
+        for n in steps:
+            what = f"killed at step {n} of {count}"
+            end_all(d)
+            countdown.set(n)
+            ask(d, "POST", f"/api/users/u{n}/vm", {})
+            died += dies(d, countdown, 10 if n < count * 0.8 else 1)
+            d.stop(signal.SIGKILL)
+            d.start(countdown.wrapper)
+            is_whole(d, what)
+            assert template_of(d) == template, what
+            vm = d.create(user="next", wait=True)
+            assert how(d, vm).startswith("made warm"), (what, how(d, vm))
+        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+
+
+def test_killed_at_every_step_of_taking_one_from_the_pool():
+    with resting(start=False, warm={"pool_cli": "1"}) as d:
+        countdown = crash.Countdown(d)
+        d.start(countdown.wrapper)
+        spare(d)
+        countdown.set(0)
+        vm = d.create(wait=True)
+        count = countdown.passed()
+        assert count > 10 and "and the pool in" in how(d, vm), (count, how(d, vm))
+        steps, died = steps_to_try(count), 0
+        for n in steps:
+            what = f"killed at step {n} of {count}"
+            end_all(d)
+            waits = spare(d)
+            countdown.set(n)
+            ask(d, "POST", f"/api/users/u{n}/vm", {})
+            died += dies(d, countdown, 10 if n < count * 0.8 else 1)
+            d.stop(signal.SIGKILL)
+            d.start(countdown.wrapper)
+            is_whole(d, what)
+            assert d.state_of(waits) in ("running", "failed", "stopped"), what  # a user's and whole, or gone
+            vm = d.create(user="next", wait=True)
+            is_whole(d, what)
+        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+
+
+def spare(d):
+    def ready():
+        return warm(d)["pool_ready"] == 1 and next((v["id"] for v in crash.live(d) if v["user"] == "(pool)"), None)
+    return wait_for(ready, 30, 0.1)
+
+
+# ---- full disks ----
+
+def test_the_disk_is_full_while_a_template_is_made():
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    with resting(start=False) as d, small_disk(d, 400) as disk:
+        d.start()
+        for n in range(20 if IS_SOAK else 1):
+            what = f"seed {seed}, time {n}"
+            (name,) = wait_for(lambda: begun(d), 30, 0.01)
+            time.sleep(rng.random() * 2.5)
+            disk.fill(rng.choice([0, rng.randrange(700 << 10)]))
+            wait_for(lambda: not begun(d), 10, 0.01)
+            nothing_of(d, [name], what)
+            # Without room there is no VM, and whoever wants one hears of that.
+            r = d.mctl("--json", "vm", "create", "--user", f"u{n}", "--type", "cli", "--wait", check=None)
+            if r.status != 0:
+                assert any(w in r.out + r.err for w in ("No space left", "disk is full", "database or disk")), (what, r.out, r.err)
+            disk.free()
+            is_whole(d, what)
+            end_all(d)
+            vm = d.create(wait=True)
+            assert how(d, vm), what
+            end_all(d)
+            template_of(d)
+            d.stop()
+            shutil.rmtree(d.state / "templates")
+            d.start()
+
+
+def test_the_disk_is_full_while_a_vm_begins_from_a_template():
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    with resting(start=False) as d, small_disk(d, 400) as disk:
+        template = template_of(d.start())
+        for n in range(100 if IS_SOAK else 3):
+            what = f"seed {seed}, time {n}"
+            disk.fill(rng.randrange(400 << 10))
+            r = d.mctl("--json", "vm", "create", "--user", f"u{n}", "--type", "cli", "--wait", check=None)
+            if r.status != 0:
+                assert any(w in r.out + r.err for w in ("No space left", "disk is full", "database or disk")), (what, r.out, r.err)
+            disk.free()
+            is_whole(d, what)
+            end_all(d)
+            assert template_of(d) == template, what
+            vm = d.create(wait=True)
+            assert how(d, vm).startswith("made warm"), (what, how(d, vm))
+            end_all(d)
+            is_whole(d, what)
+
+
+# ---- guests and VMMs that do not do what they should ----
+
+def fds(d):
+    return sorted(os.readlink(p) for p in pathlib.Path(f"/proc/{d.process.pid}/fd").iterdir())
+
+
+SLOW = pytest.mark.skipif(not IS_SOAK, reason="waits for its time limit: scripts/soak-hibernate")
+
+
+@pytest.mark.parametrize("processors,why", [
+    (7, "identity: it could not be made a machine of its own: the agent in the guest: it will not"),
+    pytest.param(6, "identity: it could not be made a machine of its own: its agent: it was asked, and has not answered", marks=SLOW),
+    pytest.param(9, "identity: it could not be made a machine of its own: its agent: it was asked, and has not answered", marks=SLOW),
+    pytest.param(5, "memory: ", marks=SLOW)],
+    ids=["refuses", "never answers", "talks rubbish", "never loads"])
+def test_one_that_cannot_be_used_is_begun_cold(processors, why):
+    with resting(cli_vcpus=str(processors)) as d:
+        template_of(d)
+        before = fds(d)
+        vm = d.create(wait=True)
+        assert f"; cold: {why}" in how(d, vm), how(d, vm)
+        is_whole(d, why)
+        end_all(d)
+        is_whole(d, why)
+        template_of(d)  # another one
+        assert len(fds(d)) <= len(before), (before, fds(d))
+
+
+def test_an_agent_that_hangs_up_is_asked_again():
+    with resting(cli_vcpus="8") as d:
+        template = template_of(d)
+        vm = d.create(wait=True)
+        assert how(d, vm).startswith(f"made warm, from template {template.name}"), how(d, vm)
+        is_whole(d, "it hung up")
+
+
+def test_what_fails_on_the_way_leaves_no_descriptor_open():
+    with resting() as d:
+        template = template_of(d)
+        d.create(wait=True)
+        end_all(d)
+        d.netns("ip", "link", "del", "br0")  # it is to be connected to what is not there
+        before = fds(d)
+        for n in range(50 if IS_SOAK else 5):
+            r = d.mctl("--json", "vm", "create", "--user", f"u{n}", "--type", "cli", "--wait", check=None)
+            assert r.status != 0, r.out
+        wait_for(lambda: not crash.live(d), 30)
+        assert len(fds(d)) <= len(before), (before, fds(d))
+        is_whole(d, "failures")
+        assert template_of(d) == template
