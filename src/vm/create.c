@@ -289,7 +289,7 @@ static void work(void *userdata) {
         failed = run_steps(c);
     if (failed) {
         snprintf(c->cold_why, sizeof c->cold_why, "%s: %.200s", failed->name, c->err.detail);
-        c->is_template_bad = c->is_spare || (failed->is_of_template && c->result != -ENOSPC);
+        c->is_template_bad = failed->is_of_template && c->result != -ENOSPC;
         c->is_warm = false;
         if (c->is_spare) /* nobody waits for it */
             return;
@@ -376,6 +376,8 @@ static void done(void *userdata) {
         pool_yield(m->vms, NULL, c->choice.ops->overhead_mib(&c->choice)); /* who came meanwhile has its room */
         return;
     } else if (go_on(c, &c->err) < 0) {
+        if (c->is_spare)
+            pool_put_off(m->vms);
         err_prefix(&c->err, "create %s", m->vm.id);
         str_copy(m->vms->last_error.id, sizeof m->vms->last_error.id, m->vm.id);
         m->vms->last_error.err = c->err;

@@ -130,6 +130,7 @@ struct vms {
     struct confine *confine;
     struct examine examine;
     struct warm *warm;
+    int64_t pool_retry_ms;                                 /* monotonic */
     struct workers *makers, *enders, *resters, *examiners; /* one kind never waits for another */
     int endings;                                           /* under way */
     struct ending *unsealed; /* found at the start, and whom the VMs served is not there yet (end.c) */

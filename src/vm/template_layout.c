@@ -136,15 +136,16 @@ int layout_digest(const struct vmm_ops *ops, const char *folder, const atomic_bo
 
 static int link_part(const char *from, const char *to, struct err *err) {
     char real[PATH_SIZE];
-    if (link(from, to) == 0)
+    int r = link(from, to) < 0 ? -errno : 0;
+    if (r == 0)
         return 0;
     /* The image may be on another file system: then base.ext4 is a symbolic link already, and links to the image. */
     ssize_t n = readlink(from, real, sizeof real - 1);
-    if (n > 0)
+    if (n > 0) {
         real[n] = '\0';
-    if (n <= 0 || symlink(real, to) < 0)
-        return err_sys(err, errno, "template.clone", "link %s to %s", from, to);
-    return 0;
+        r = symlink(real, to) < 0 ? -errno : 0;
+    }
+    return r < 0 ? err_sys(err, -r, "template.clone", "link %s to %s", from, to) : 0;
 }
 
 int layout_clone(const struct vmm_ops *ops, const char *template_folder, const char *folder, struct err *err) {

@@ -26,7 +26,8 @@ int pages_copy(int from, int to, uint64_t size, const atomic_bool *is_unwanted, 
     uint8_t digest[SHA256_DIGEST_SIZE];
     uint64_t bytes = 0;
     sha256_init(&sha);
-    for (off_t at = 0; data && (at = lseek(from, at, SEEK_DATA)) >= 0 && (uint64_t)at < size;) {
+    off_t at = 0;
+    while (data && (at = lseek(from, at, SEEK_DATA)) >= 0 && (uint64_t)at < size) {
         at -= at % CHUNK;
         if (is_unwanted && atomic_load(is_unwanted))
             return -EINTR;
@@ -38,13 +39,16 @@ int pages_copy(int from, int to, uint64_t size, const atomic_bool *is_unwanted, 
             sha256_update(&sha, sizeof where, (const uint8_t *)&where);
             sha256_update(&sha, (size_t)n, data);
             bytes += (uint64_t)n;
-            if (to >= 0 && pwrite(to, data, (size_t)n, at) != n)
-                return errno ? -errno : -EIO;
+            ssize_t written = to < 0 ? n : pwrite(to, data, (size_t)n, at);
+            if (written != n)
+                return written < 0 ? -errno : -ENOSPC;
         }
         at += n;
     }
     if (!data)
         return -ENOMEM;
+    if (at < 0 && errno != ENXIO) /* which says that only a hole is left */
+        return -errno;
     sha256_digest(&sha, sizeof digest, digest);
     str_hex(digest, sizeof digest, ret_pages->digest);
     ret_pages->bytes = bytes;

@@ -1,5 +1,6 @@
 #include "vm/warm.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,6 +103,11 @@ static void tell_ready(const struct job *job) {
               (unsigned long long)(t->ram_bytes >> 20));
 }
 
+static void put_off(struct slot *slot, int64_t for_ms, const char *why) {
+    slot->retry_ms = time_monotonic_ms() + for_ms;
+    str_copy(slot->words, sizeof slot->words, why);
+}
+
 static void failed(struct slot *slot, enum vm_type type, const char *why) {
     slot->state = SLOT_NONE;
     slot->failures++;
@@ -111,6 +117,42 @@ static void failed(struct slot *slot, enum vm_type type, const char *why) {
         slot->state = SLOT_COLD;
     log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "template-failed"}, "template for %s VMs: %s%s",
               vm_type_name(type), why, slot->state == SLOT_COLD ? "; no more is made of this image" : "");
+}
+
+/* For a VM, which begins from it, and, before it is made, for the template's memory beside that: in the host's memory, or, where the
+ * VMM maps it from its file, on the disk, as what the VMM writes and as what is copied of that. */
+static bool has_room(struct warm *warm, const struct template_wish *wish, bool is_making) {
+    const struct vmm_ops *ops = wish->choice.ops;
+    struct vm vm = {.memory_mib = wish->memory_mib * (is_making && !ops->maps_saved ? 2 : 1)};
+    uint64_t disk_mib = (uint64_t)wish->memory_mib * (ops->maps_saved ? 2 : 1);
+    return vms_missing_mib(warm->vms, &vm, ops->overhead_mib(&wish->choice)) == 0 &&
+           (!is_making || saved_check_room(warm->vms->state_dir, disk_mib, NULL) == 0);
+}
+
+/* The host ran out of it on the way, which is not the template's fault. */
+static bool was_for_room(const struct job *job) {
+    return job->result == -ENOSPC || !has_room(job->warm, &job->wish, true);
+}
+
+/* It was not found, or could not be made. */
+static void not_ready(struct slot *slot, const struct job *job) {
+    const char *words = job->err.detail;
+    char no_room[VMS_LINE_MAX];
+    slot->state = SLOT_NONE;
+    if (!job->is_making || strcmp(job->err.code, "template.unwanted") == 0) {
+        str_copy(slot->words, sizeof slot->words, job->is_making ? words : "none has been made yet");
+    } else if (strcmp(job->err.code, "warm.not-here") == 0) {
+        slot->state = SLOT_COLD;
+        str_copy(slot->words, sizeof slot->words, words);
+        log_event(LOG_LEVEL_INFO, (struct log_about){.event = "template-none"}, "%s", words);
+    } else if (was_for_room(job)) {
+        snprintf(no_room, sizeof no_room, "the host has not the room for it now: %.190s", words);
+        put_off(slot, NO_ROOM_MS, no_room);
+        log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "template-failed"}, "template for %s VMs: %s",
+                  vm_type_name(job->wish.type), no_room);
+    } else {
+        failed(slot, job->wish.type, words);
+    }
 }
 
 static void done(void *userdata) {
@@ -126,15 +168,8 @@ static void done(void *userdata) {
         slot->state = SLOT_READY;
         slot->words[0] = '\0';
         tell_ready(job);
-    } else if (!job->is_making || strcmp(job->err.code, "template.unwanted") == 0) {
-        slot->state = SLOT_NONE;
-        str_copy(slot->words, sizeof slot->words, job->is_making ? job->err.detail : "none has been made yet");
-    } else if (strcmp(job->err.code, "warm.not-here") == 0) {
-        slot->state = SLOT_COLD;
-        str_copy(slot->words, sizeof slot->words, job->err.detail);
-        log_event(LOG_LEVEL_INFO, (struct log_about){.event = "template-none"}, "%s", job->err.detail);
     } else {
-        failed(slot, job->wish.type, job->err.detail);
+        not_ready(slot, job);
     }
     memcpy(slot->links, job->links, sizeof slot->links);
     if (job->jail_fd > 0)
@@ -148,21 +183,6 @@ static bool is_stirring(const struct vms *vms) {
             (m->is_busy || (m->vm.state != VM_STATE_RUNNING && m->vm.state != VM_STATE_HIBERNATED)))
             return true;
     return false;
-}
-
-/* For a VM, which begins from it, and, before it is made, for the template's memory beside that; on the disk twice, where the VMM
- * writes one that is then copied. */
-static bool has_room(struct warm *warm, const struct template_wish *wish, bool is_making) {
-    struct vm vm = {.memory_mib = wish->memory_mib * (is_making ? 2 : 1)};
-    return vms_missing_mib(warm->vms, &vm, wish->choice.ops->overhead_mib(&wish->choice)) == 0 &&
-           (!is_making ||
-            saved_check_room(warm->vms->state_dir, (uint64_t)wish->memory_mib * (wish->choice.ops->maps_saved ? 2 : 1),
-                             NULL) == 0);
-}
-
-static void put_off(struct slot *slot, int64_t for_ms, const char *why) {
-    slot->retry_ms = time_monotonic_ms() + for_ms;
-    str_copy(slot->words, sizeof slot->words, why);
 }
 
 /* Return: whether it is under way. */
