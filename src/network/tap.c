@@ -15,6 +15,7 @@
 
 #define ATTACH_ATTEMPTS 20
 #define ATTACH_PAUSE_US 5000
+#define IDLE_ALIAS_SIZE 80
 
 static void set_code(struct err *err, const char *code) {
     if (err)
@@ -155,9 +156,16 @@ int network_tap_connect(struct network *network, const struct network_nic *nic, 
     return r;
 }
 
+/* No VM's: one of those that nobody knows would be a left-over. */
+static void idle_alias(const char *id, char ret_alias[IDLE_ALIAS_SIZE]) {
+    snprintf(ret_alias, IDLE_ALIAS_SIZE, "template %s", id);
+}
+
 int network_tap_create_idle(struct network *network, const char *name, const char *id, uint32_t uid, int *ret_fd,
                             struct err *err) {
-    return create_apart(network, name, id, uid, !ret_fd, ret_fd, err);
+    char alias[IDLE_ALIAS_SIZE];
+    idle_alias(id, alias);
+    return create_apart(network, name, alias, uid, !ret_fd, ret_fd, err);
 }
 
 int network_tap_restore(struct network *network, const char *name, const char *vm_id, struct err *err) {
@@ -279,7 +287,9 @@ int network_tap_remove(struct network *network, const char *name, const char *vm
 }
 
 int network_tap_remove_idle(struct network *network, const char *name, const char *id, struct err *err) {
-    return remove_alone(network, name, id, err);
+    char alias[IDLE_ALIAS_SIZE];
+    idle_alias(id, alias);
+    return remove_alone(network, name, alias, err);
 }
 
 bool network_tap_is_ours(const struct network *network, const struct link *link) {

@@ -376,7 +376,7 @@ int template_open(const char *state_dir, const struct template_wish *wish, struc
 }
 
 /* Whoever looks for it finds it by its name: <type>-<vm id>.tmp. */
-static void release_begun(const char *folder, const char *name, template_release_fn *release, void *userdata) {
+static int release_begun(const char *folder, const char *name, template_release_fn *release, void *userdata) {
     char id[VM_ID_TEXT];
     for (int i = 0; i < VM_TYPE_COUNT; i++) {
         size_t len = strlen(vm_type_name((enum vm_type)i));
@@ -384,8 +384,9 @@ static void release_begun(const char *folder, const char *name, template_release
             continue;
         str_copy(id, sizeof id, name + len + 1); /* as much of it as fits */
         if (vm_id_is_valid(id))
-            release(userdata, (enum vm_type)i, id, folder);
+            return release(userdata, (enum vm_type)i, id, folder);
     }
+    return 0;
 }
 
 void template_sweep(const char *state_dir, template_release_fn *release, void *userdata) {
@@ -397,9 +398,9 @@ void template_sweep(const char *state_dir, template_release_fn *release, void *u
         if (len < sizeof BEGUN || strcmp(e->d_name + len - strlen(BEGUN), BEGUN) != 0)
             continue;
         template_folder(state_dir, e->d_name, "", path);
-        if (release)
-            release_begun(path, e->d_name, release, userdata);
-        dir_remove(path);
+        /* By its folder the rest is found again, at the next start. */
+        if (!release || release_begun(path, e->d_name, release, userdata) == 0)
+            dir_remove(path);
     }
     if (dir)
         closedir(dir);

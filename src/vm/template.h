@@ -77,7 +77,7 @@ int template_clone(const struct template *template, const char *folder, struct e
 void template_forget_state(const char *folder);
 
 /* Removes what was being made when a daemon died. release: called before, for what of it is no file; may be NULL. */
-typedef void template_release_fn(void *userdata, enum vm_type type, const char *vm_id, const char *folder);
+typedef int template_release_fn(void *userdata, enum vm_type type, const char *vm_id, const char *folder);
 void template_sweep(const char *state_dir, template_release_fn *release, void *userdata);
 
 /* Removes a template that cannot be used. Its VMs have what they need of it. */

@@ -119,6 +119,7 @@ static struct vmm_saved saved_of(const struct making *k) {
                               .name = TEMPLATE_STATE,
                               .accel = k->wish->choice.accel,
                               .is_apart = true,
+                              .is_unwanted = k->params->is_unwanted,
                               .deadline_ms = hibernate_deadline_ms(k->params->vms)};
 }
 
@@ -323,8 +324,13 @@ static int save(struct making *k, struct err *err) {
     return k->wish->choice.ops->save(&saved, k->t->version, err);
 }
 
+static int held(const char *vm_id) {
+    log_warning("the VMM of the template of %s does not end though it was killed: the kernel holds it", vm_id);
+    return -EBUSY;
+}
+
 /* What of it is no file, where it is there. A VMM of that uid and id is ours. */
-void template_boot_release(void *userdata, enum vm_type type, const char *vm_id, const char *folder) {
+int template_boot_release(void *userdata, enum vm_type type, const char *vm_id, const char *folder) {
     struct vms *vms = userdata;
     struct vm vm = {.type = type, .uid = uid_of(vms)};
     struct pollfd p = {.fd = -1, .events = POLLIN};
@@ -333,14 +339,20 @@ void template_boot_release(void *userdata, enum vm_type type, const char *vm_id,
     tap_of(vm_id, vm.tap);
     if (machine_find_vmm(&vm, &p.fd) == 0) {
         proc_signal(p.fd, SIGKILL);
-        poll(&p, 1, KILL_TIMEOUT_MS);
+        int ended = poll(&p, 1, KILL_TIMEOUT_MS);
         close(p.fd);
+        if (ended == 0)
+            return held(vm_id);
     }
-    confine_kill(vms->confine, folder, vm_id, KILL_TIMEOUT_MS);
+    if (confine_kill(vms->confine, folder, vm_id, KILL_TIMEOUT_MS) < 0)
+        return held(vm_id);
     if (confine_remove(vms->confine, folder, vm_id) < 0)
         log_warning("template %s-%s: its control group could not be removed", vm_type_name(type), vm_id);
-    if (network_tap_remove_idle(vms->network, vm.tap, vm_id, &err) < 0 && strcmp(err.code, "network.tap-foreign") != 0)
-        log_warning("%s", err.detail);
+    int r = network_tap_remove_idle(vms->network, vm.tap, vm_id, &err);
+    if (r == 0 || strcmp(err.code, "network.tap-foreign") == 0)
+        return 0;
+    log_warning("%s", err.detail);
+    return r;
 }
 
 /* Nobody but us holds its memory then. */
@@ -354,8 +366,8 @@ static int end_vmm(struct making *k, struct err *err) {
         proc_reap(k->pidfd, words, sizeof words);
     }
     fd_close(&k->tap_fd);
-    if (*k->vm.id)
-        template_boot_release(k->params->vms, k->vm.type, k->vm.id, k->begun);
+    if (*k->vm.id && template_boot_release(k->params->vms, k->vm.type, k->vm.id, k->begun) < 0)
+        return err_set(err, EBUSY, "template.make", "what it was made with cannot be taken away: the log says what");
     return 0;
 }
 
@@ -392,7 +404,7 @@ int template_make(const struct template_boot *params, struct template *ret_templ
         return 0;
     }
     template_close(&t);
-    if (*k.begun)
+    if (*k.begun && ended == 0) /* else what is left is found by it, when the daemon starts again */
         dir_remove(k.begun);
     return r;
 }

@@ -18,5 +18,6 @@ struct template_boot {
 /* Errors: "template.unwanted" -EINTR; "warm.not-here" (this VMM cannot, with words); "template.unsettled" (it did not come up, with what it waited for); those of the VMM. */
 int template_make(const struct template_boot *params, struct template *ret_template, struct err *err);
 
-/* Ends the VMM of one that was being made when a daemon died, and removes its TAP and its control group; userdata: the vms. */
-void template_boot_release(void *userdata, enum vm_type type, const char *vm_id, const char *folder);
+/* Ends the VMM of one that was being made when a daemon died, and removes its TAP and its control group; userdata: the vms.
+ * Return: 0, or -errno where something stays, with a word in the log. */
+int template_boot_release(void *userdata, enum vm_type type, const char *vm_id, const char *folder);

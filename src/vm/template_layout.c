@@ -59,12 +59,17 @@ static bool is_there(const char *folder, const struct part *part) {
 
 /* ---- making it ---- */
 
-/* What a VMM's uid has written is root's from now on: it has ended, and nobody else has it open. */
+/* What a VMM's uid has written is root's from now on: it has ended, and nobody else has it open. A file with another name is
+ * somebody else's too: the image's, which that uid may rename. */
 static int take_over(const char *path, mode_t mode, struct err *err) {
+    struct stat st;
     _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    return fd < 0 || fchown(fd, 0, 0) < 0 || fchmod(fd, mode) < 0
-               ? err_sys(err, errno, "template.write", "take %s over", path)
-               : 0;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return err_sys(err, errno, "template.write", "take %s over", path);
+    if (!S_ISREG(st.st_mode) || st.st_nlink != 1)
+        return err_set(err, EUCLEAN, "template.write", "%s is not a file of this VM's alone", path);
+    return fchown(fd, 0, 0) < 0 || fchmod(fd, mode) < 0 ? err_sys(err, errno, "template.write", "take %s over", path)
+                                                        : 0;
 }
 
 static int settle_part(const struct vmm_ops *ops, const char *folder, const struct part *part, struct err *err) {

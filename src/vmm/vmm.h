@@ -1,6 +1,7 @@
 /* A virtual machine monitor as a small table of operations: what the lifecycle needs of one, whichever it is. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -57,6 +58,8 @@ struct vmm_saved {
     /* It is a template's. QEMU: its memory is a file already (vmm_spec.memory_fd), and only the rest is written, or read.
      * Firecracker: what is read is root's, and others read it too. */
     bool is_apart;
+    const atomic_bool
+        *is_unwanted; /* what may take long is broken off then: "template.unwanted"; NULL: nobody asks that */
 };
 
 /* A conversation with a VMM, under way on the loop. */
