@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,12 @@ LAX = {"PUT /drives/rootfs: an unknown field deep in it", "PUT /entropy: not an 
 WRONG_TYPE = {"string": 7, "integer": "7", "boolean": "yes", "object": [], "array": {}}
 
 
+def is_listening(folder):
+    """its API socket takes connections"""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as s:
+        return s.connect_ex(str(folder / "api")) == 0
+
+
 @contextlib.contextmanager
 def running(binary=None, **faults):
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fcd-", dir="/var/tmp"))
@@ -55,7 +62,7 @@ def running(binary=None, **faults):
         process = subprocess.Popen([binary, "--api-sock", folder / "api", "--id", "test", "--level", "Error"], cwd=folder,
                                    stdin=subprocess.DEVNULL, stdout=console, stderr=console)
     try:
-        wait_for(lambda: (folder / "api").exists(), 20)
+        wait_for(lambda: is_listening(folder), 20)
         yield folder
     finally:
         print((folder / "console").read_text()[-3000:])  # pytest shows it with a failure
