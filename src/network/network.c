@@ -9,6 +9,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include "base/fd.h"
 #include "base/str.h"
@@ -17,6 +18,9 @@
 #include "network/names.h"
 #include "network/private.h"
 #include "network/ruleset.h"
+
+#define CLAIM_ATTEMPTS 20
+#define CLAIM_PAUSE_US 50000
 
 #define FORWARD "net/ipv4/ip_forward"
 
@@ -244,7 +248,8 @@ int network_start(const struct config_network *cfg, const struct network_nic *ni
     return r;
 }
 
-/* A name of the abstract kind belongs to one network namespace and goes with its process. Source: unix(7). */
+/* A name of the abstract kind belongs to one network namespace and goes with its process. Source: unix(7). After a kill -9 that may
+ * be a VMM's process, until it executes its program. */
 int network_claim(struct network *network, struct err *err) {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     int len = snprintf(addr.sun_path + 1, sizeof addr.sun_path - 1, "%s", NETWORK_MARK);
@@ -252,7 +257,11 @@ int network_claim(struct network *network, struct err *err) {
     int r = netns_socket(network->nsfd, AF_UNIX, SOCK_STREAM, 0, &fd);
     if (r < 0)
         return err_sys(err, -r, "network.failed", "claim bridge %s", network->cfg.bridge);
-    if (bind(fd, (struct sockaddr *)&addr, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len)) < 0) {
+    socklen_t size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len);
+    int attempts = CLAIM_ATTEMPTS;
+    while ((r = bind(fd, (struct sockaddr *)&addr, size)) < 0 && errno == EADDRINUSE && --attempts > 0)
+        usleep(CLAIM_PAUSE_US);
+    if (r < 0) {
         int errnum = errno == EADDRINUSE ? EBUSY : errno;
         err_set(err, errnum, "network.bridge-claimed",
                 "bridge %s: another master-controller runs in this network namespace", network->cfg.bridge);

@@ -757,6 +757,21 @@ def test_a_console_line_cut_within_a_character_hides_nothing():
         assert d.events(vm["id"])[-1]["reason"]
 
 
+def test_a_process_of_one_that_was_killed_may_have_its_bridge_for_a_moment():
+    """Its child, which is about to execute a VMM, has all of its descriptors."""
+    with idle() as d:
+        d.stop(signal.SIGKILL)
+        hold = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind('\\0master-controller'); print(flush=True); sys.stdin.read()"
+        with subprocess.Popen(["nsenter", f"--net=/run/netns/{d.name}", "python3", "-c", hold], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as child:
+            child.stdout.readline()
+            d.start(wait=False)
+            stat = pathlib.Path(f"/proc/{d.process.pid}/wchan")
+            wait_for(lambda: d.process.poll() is not None or "nanosleep" in stat.read_text(), 10, 0.005)
+            child.stdin.close()
+        wait_for(d.is_up)
+
+
 def test_two_controllers_do_not_share_a_bridge():
     with idle() as d, idle(start=False, network={"namespace": d.name}) as other:
         refused(other, "another master-controller", "br0")
