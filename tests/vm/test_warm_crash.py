@@ -1,6 +1,7 @@
 """Warm start when things go wrong on the way, with a VMM that has no machine (resting_vmm.c): kill -9 of the daemon at every step,
 a full disk, agents and VMMs that do not do what they should. Real guests: test_warm.py."""
 
+import collections
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -52,6 +54,25 @@ def resting(start=True, warm={}, **vm):
             shutil.rmtree(cache)
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """A daemon with a template, on a disk that can be full, that can be told when to die."""
+    with resting(start=False) as d, small_disk(d, 500) as d.disk:
+        d.countdown = crash.Countdown(d)
+        template_of(d.start(d.countdown.wrapper))
+        yield d
+
+
+@pytest.fixture
+def d(shared):
+    if not shared.process:
+        shared.start(shared.countdown.wrapper)
+    template_of(shared)
+    yield shared
+    if shared.process:
+        end_all(shared)
+
+
 def template_of(d):
     """The template that is ready."""
     def ready():
@@ -67,13 +88,18 @@ def nothing_bad(d):
         assert not any(word in text for word in ("STALE", "HALF", "BROKEN", "NOBODY")), text
 
 
+def keeps_evidence(d, vm_id):
+    """Of a VM that ended on a full disk: it is sealed by the next daemon (vm/end.c)."""
+    return f"{vm_id}: its evidence stays in" in d.log.read_text()
+
+
 def is_whole(d, what):
     """Each VM is whole or gone, and nothing is left over, but what belongs to a template that is being made just now."""
     wait_for(lambda: all(v["state"] == "running" or v["user"] == "(pool)" for v in crash.live(d)), 30)
     vms = crash.live(d)
     taps, ids = sorted(v["tap"] for v in vms), sorted(v["id"] for v in vms)
     assert d.taps() == taps, (what, d.taps(), vms)
-    assert d.folders() == ids, (what, vms)
+    wait_for(lambda: [i for i in d.folders() if not keeps_evidence(d, i)] == ids, 20, 0.1)
     wait_for(lambda: crash.elements(d) == sorted(v["tap"] for v in vms if v["user"] != "(pool)"), 20, 0.1)
     wait_for(lambda: len(d.processes(ids)) == len(ids) if ids else True, 5)
     assert set(crash.groups(crash.all_ids(d))) <= set(ids), what
@@ -105,6 +131,18 @@ def dies(d, countdown, timeout_s):
 def steps_to_try(count):
     """Those at which the daemon is killed."""
     return range(1 + random.randrange(min(STRIDE, count)), count + 1, STRIDE)
+
+
+def steps_of_create(d, countdown):
+    """How many there are until a VM runs, which its log tells: to ask would be counted."""
+    runs = lambda: d.log.read_text().count("booting -> running")
+    before = runs()
+    countdown.set(0)
+    ask(d, "POST", "/api/users/count/vm", {})
+    wait_for(lambda: runs() > before, 30)
+    count = countdown.passed()
+    (vm,) = [v for v in crash.live(d) if v["user"] == "count"]
+    return count, how(d, vm)
 
 
 def end_all(d):
@@ -142,33 +180,28 @@ def test_killed_at_every_step_of_making_a_template():
             if not whole:
                 assert not how(d, vm).startswith("made warm"), (what, how(d, vm))
             end_all(d)
-        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+        assert died >= len(steps) / 2, f"died at {died} of {len(steps)} of {count} steps"
 
 
-def test_killed_at_every_step_of_a_warm_start():
+def test_killed_at_every_step_of_a_warm_start(d):
     """Loading it, giving it its identity, connecting it."""
-    with resting(start=False) as d:
-        countdown = crash.Countdown(d)
+    template, countdown = template_of(d), d.countdown
+    count, words = steps_of_create(d, countdown)
+    assert count > 20 and words.startswith("made warm"), (count, words)
+    steps, died = steps_to_try(count), 0
+    for n in steps:
+        what = f"killed at step {n} of {count}"
+        end_all(d)
+        countdown.set(n)
+        ask(d, "POST", f"/api/users/u{n}/vm", {})
+        died += dies(d, countdown, 10 if n < count * 0.8 else 1)
+        d.stop(signal.SIGKILL)
         d.start(countdown.wrapper)
-        template = template_of(d)
-        countdown.set(0)
-        vm = d.create(wait=True)
-        count = countdown.passed()
-        assert count > 20 and how(d, vm).startswith("made warm"), (count, how(d, vm))
-        steps, died = steps_to_try(count), 0
-        for n in steps:
-            what = f"killed at step {n} of {count}"
-            end_all(d)
-            countdown.set(n)
-            ask(d, "POST", f"/api/users/u{n}/vm", {})
-            died += dies(d, countdown, 10 if n < count * 0.8 else 1)
-            d.stop(signal.SIGKILL)
-            d.start(countdown.wrapper)
-            is_whole(d, what)
-            assert template_of(d) == template, what
-            vm = d.create(user="next", wait=True)
-            assert how(d, vm).startswith("made warm"), (what, how(d, vm))
-        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+        is_whole(d, what)
+        assert template_of(d) == template, what
+        vm = d.create(user="next", wait=True)
+        assert how(d, vm).startswith("made warm"), (what, how(d, vm))
+    assert died >= len(steps) / 2, f"died at {died} of {len(steps)} of {count} steps"
 
 
 def test_killed_at_every_step_of_taking_one_from_the_pool():
@@ -176,10 +209,8 @@ def test_killed_at_every_step_of_taking_one_from_the_pool():
         countdown = crash.Countdown(d)
         d.start(countdown.wrapper)
         spare(d)
-        countdown.set(0)
-        vm = d.create(wait=True)
-        count = countdown.passed()
-        assert count > 10 and "and the pool in" in how(d, vm), (count, how(d, vm))
+        count, words = steps_of_create(d, countdown)
+        assert count > 10 and "and the pool in" in words, (count, words)
         steps, died = steps_to_try(count), 0
         for n in steps:
             what = f"killed at step {n} of {count}"
@@ -194,7 +225,7 @@ def test_killed_at_every_step_of_taking_one_from_the_pool():
             assert d.state_of(waits) in ("running", "failed", "stopped"), what  # a user's and whole, or gone
             vm = d.create(user="next", wait=True)
             is_whole(d, what)
-        assert died > len(steps) * 0.6, f"died at {died} of {len(steps)} of {count} steps"
+        assert died >= len(steps) / 2, f"died at {died} of {len(steps)} of {count} steps"
 
 
 def spare(d):
@@ -223,6 +254,7 @@ def test_the_disk_is_full_while_a_template_is_made():
             disk.free()
             is_whole(d, what)
         assert how(d, d.create(wait=True)).startswith("made in ")
+        next_daemon_seals(d)
         if IS_SOAK:  # in 10 s
             end_all(d)
             template_of(d)
@@ -235,23 +267,29 @@ def is_refused_for_room(d, user, what):
         assert any(w in r.out for w in ("No space left", "disk is full")), (what, r.out, r.err)
 
 
-def test_the_disk_is_full_while_a_vm_begins_from_a_template():
+def test_the_disk_is_full_while_a_vm_begins_from_a_template(d):
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    with resting(start=False) as d, small_disk(d, 400) as disk:
-        template = template_of(d.start())
-        for n in range(100 if IS_SOAK else 3):
-            what = f"seed {seed}, time {n}"
-            disk.fill(rng.randrange(400 << 10))
-            is_refused_for_room(d, f"u{n}", what)
-            disk.free()
-            is_whole(d, what)
-            end_all(d)
-            assert template_of(d) == template, what
-            vm = d.create(wait=True)
-            assert how(d, vm).startswith("made warm"), (what, how(d, vm))
-            end_all(d)
-            is_whole(d, what)
+    template = template_of(d)
+    for n in range(100 if IS_SOAK else 3):
+        what = f"seed {seed}, time {n}"
+        d.disk.fill(rng.randrange(400 << 10))
+        is_refused_for_room(d, f"u{n}", what)
+        d.disk.free()
+        is_whole(d, what)
+        end_all(d)
+        assert template_of(d) == template, what
+        vm = d.create(wait=True)
+        assert how(d, vm).startswith("made warm"), (what, how(d, vm))
+        end_all(d)
+        is_whole(d, what)
+    next_daemon_seals(d)
+
+
+def next_daemon_seals(d):
+    d.stop()
+    d.start()
+    wait_for(lambda: d.folders() == sorted(v["id"] for v in crash.live(d)), 20)
 
 
 # ---- guests and VMMs that do not do what they should ----
@@ -279,7 +317,7 @@ def test_one_that_cannot_be_used_is_begun_cold(processors, why):
         end_all(d)
         is_whole(d, why)
         template_of(d)  # another one
-        assert len(fds(d)) <= len(before), (before, fds(d))
+        assert len(fds(d)) <= len(before), list((collections.Counter(fds(d)) - collections.Counter(before)).elements())
 
 
 def test_an_agent_that_hangs_up_is_asked_again():
@@ -290,20 +328,89 @@ def test_an_agent_that_hangs_up_is_asked_again():
         is_whole(d, "it hung up")
 
 
-def test_what_fails_on_the_way_leaves_no_descriptor_open():
-    with resting() as d:
-        template = template_of(d)
-        d.create(wait=True)
-        end_all(d)
-        d.netns("ip", "link", "del", "br0")  # it is to be connected to what is not there
-        before = fds(d)
-        for n in range(50 if IS_SOAK else 5):
-            r = d.mctl("--json", "vm", "create", "--user", f"u{n}", "--type", "cli", "--wait", check=None)
-            assert r.status != 0, r.out
-        wait_for(lambda: not crash.live(d), 30)
-        assert len(fds(d)) <= len(before), (before, fds(d))
-        is_whole(d, "failures")
-        assert template_of(d) == template
+def test_what_fails_on_the_way_leaves_no_descriptor_open(d):
+    template = template_of(d)
+    d.create(wait=True)
+    end_all(d)
+    d.netns("ip", "link", "del", "br0")  # it is to be connected to what is not there
+    before = fds(d)
+    for n in range(50 if IS_SOAK else 5):
+        r = d.mctl("--json", "vm", "create", "--user", f"u{n}", "--type", "cli", "--wait", check=None)
+        assert r.status != 0, r.out
+    wait_for(lambda: not crash.live(d), 30)
+    assert len(fds(d)) <= len(before), list((collections.Counter(fds(d)) - collections.Counter(before)).elements())
+    is_whole(d, "failures")
+    assert template_of(d) == template
+    d.stop()  # the next one makes the bridge anew
+
+
+def test_templates_that_are_none_are_removed_and_nothing_else(d):
+    good = template_of(d)
+    d.stop()
+    precious = d.dir / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("precious")
+    names = iter(f"cli-vm-00000000-0000-4000-8000-{n:012}" for n in range(1, 100))
+
+    def another(**more):
+        copy = good.with_name(next(names))
+        harness.run("cp", "-a", "--sparse=always", good, copy)
+        manifest = json.loads((copy / "template.json").read_text())
+        (copy / "template.json").write_text(json.dumps({**manifest, **more}))
+        return copy
+    for text in ("", "{", "[]", "[" * 60000, "{}" + " " * 70000, '{"schema": 7, "files": [], "ram": "x"}'):
+        (another() / "template.json").write_text(text)
+    another(files={})
+    another(files={"../../../../precious/file": {"bytes": 8, "sha256": "0" * 64}})
+    another(ram={"bytes": 0, "sha256": "0" * 64})
+    another(ram={})
+    another(memory_mib=-1)
+    link = another() / "state/memory"
+    link.unlink()
+    link.symlink_to(good / "state/memory")
+    os.truncate(another() / "ram", 4096)
+    (another() / "ram").unlink()
+    good.with_name(next(names)).symlink_to(precious)
+    good.with_name(next(names) + ".tmp").symlink_to(precious)
+    good.with_name(next(names)).write_text("a file")
+    shutil.rmtree(good)
+    d.start(d.countdown.wrapper)
+    made = template_of(d)
+    assert [p.name for p in (d.state / "templates").iterdir()] == [made.name] and "-00000000-0000" not in made.name, d.log.read_text()
+    assert (precious / "file").read_text() == "precious"
+    assert how(d, d.create(wait=True)).startswith("made warm")
+    is_whole(d, "broken templates")
+
+
+def test_one_that_is_destroyed_while_it_is_loaded(d):
+    template = template_of(d)
+    vm = d.mctl("--json", "vm", "create", "--user", "u", "--type", "cli").json["vm"]
+    with contextlib.suppress(AssertionError):  # it may run before it can be stopped
+        (pid,) = wait_for(lambda: d.processes([vm["id"]]), 2, 0)
+        os.kill(pid, signal.SIGSTOP)
+        ends = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "destroy", vm["id"], "--reason", "x"])
+        wait_for(lambda: d.state_of(vm["id"]) == "stopping")
+        os.kill(pid, signal.SIGCONT)
+        assert ends.wait(60) == 0
+    end_all(d)
+    assert d.state_of(vm["id"]) == "stopped"
+    assert is_whole(d, "destroyed") == [] and template_of(d) == template
+
+
+@pytest.mark.skipif(not IS_SOAK, reason="a matter of moments: scripts/soak-hibernate")
+def test_a_daemon_that_is_told_to_stop_while_one_is_taken_from_the_pool():
+    with resting(warm={"pool_cli": "1"}) as d:
+        for n in range(30):
+            spare(d)
+            caller = threading.Thread(target=ask, args=(d, "POST", f"/api/users/u{n}/vm", {}))
+            caller.start()
+            time.sleep(random.random() * 0.1)
+            d.stop()
+            caller.join()
+            d.start()
+            for vm in is_whole(d, f"time {n}"):
+                assert vm["user"] == "(pool)" or how(d, vm).startswith("made warm"), vm
+            end_all(d)
 
 
 def test_a_pool_that_cannot_be_filled_costs_no_template():
