@@ -279,6 +279,19 @@ def test_a_memory_that_does_not_fit_is_kept_and_a_cold_start_offered(what, code)
         assert first[0] != second[0] and second[1] == first[1] + 1, "not from its disk"
 
 
+def test_loads_that_fail_leave_no_descriptor_open():
+    with resting() as d:
+        vm = d.create(wait=True)
+        fds = lambda: sorted(os.readlink(p) for p in pathlib.Path(f"/proc/{d.process.pid}/fd").iterdir())
+        d.mctl("vm", "hibernate", vm["id"])
+        damage(d, vm, "version")  # of which only the VMM that is to load it knows
+        before = fds()
+        for _ in range(CYCLES // 4):
+            assert d.mctl("--json", "vm", "resume", vm["id"], check=None).json["error"]["code"] == "vmm.other-version"
+        wait_for(lambda: len(fds()) <= len(before), 10)  # a caller's is closed when that has gone
+        check(d, "failed loads")
+
+
 @pytest.mark.parametrize("when", ["hibernate", "resume"])
 def test_a_vmm_that_is_killed_in_the_middle_loses_no_vm(when):
     with resting() as d:
