@@ -69,6 +69,7 @@ def d(shared):
         shared.start(shared.countdown.wrapper)
     template_of(shared)
     yield shared
+    shared.disk.free()
     if shared.process:
         end_all(shared)
 
