@@ -35,10 +35,13 @@
 #define JOBS_MAX 12           /* less than the agent takes: its own health is always among them */
 #define TIMEOUT_SLACK_MS 3000 /* the agent itself says when time is up; after this much more it is not believed to */
 #define VSOCK_LINE_MAX 32
+#define FOLDER_SIZE 384
+#define SOCKET_SIZE 64
+#define PATH_SIZE (FOLDER_SIZE + SOCKET_SIZE)
 
 struct agent {
     struct loop *loop;
-    char folder[384], socket[64];
+    char folder[FOLDER_SIZE], socket[SOCKET_SIZE];
     uint32_t vsock_port;
     uint32_t uid;
     pid_t pid;
@@ -454,14 +457,18 @@ static int attach(struct agent *agent) {
     return 0;
 }
 
-static void dial(struct agent *agent) {
-    char path[sizeof agent->folder + sizeof agent->socket];
-    _cleanup_close_ int fd = -1;
-    snprintf(path, sizeof path, "%s/%s", agent->folder, agent->socket);
+int agent_connect(const char *folder, const char *socket, uint32_t uid, pid_t pid, int *ret_fd) {
+    char path[PATH_SIZE];
+    snprintf(path, sizeof path, "%s/%s", folder, socket);
     char *slash = strrchr(path, '/');
     *slash = '\0';
     _cleanup_close_ int dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int r = dir < 0 ? -errno : fd_connect_unix(dir, slash + 1, agent->uid, agent->pid, &fd);
+    return dir < 0 ? -errno : fd_connect_unix(dir, slash + 1, uid, pid, ret_fd);
+}
+
+static void dial(struct agent *agent) {
+    _cleanup_close_ int fd = -1;
+    int r = agent_connect(agent->folder, agent->socket, agent->uid, agent->pid, &fd);
     if (r == -EPERM)
         set_state(agent, AGENT_CONNECTING, "somebody else than the VM's own VMM listens at its channel");
     if (r < 0)
@@ -570,7 +577,7 @@ int agent_new(const struct agent_params *params, struct agent **ret_agent, struc
 }
 
 int agent_connection(const struct agent *agent) {
-    return agent->fd < 0 ? -1 : fcntl(agent->fd, F_DUPFD_CLOEXEC, 3);
+    return agent->fd < 0 || agent->vsock_port ? -1 : fcntl(agent->fd, F_DUPFD_CLOEXEC, 3);
 }
 
 void agent_free(struct agent *agent) {

@@ -53,8 +53,11 @@ void agent_free(struct agent *agent);
 enum agent_state agent_state(const struct agent *agent);
 
 /* A duplicate of its connection, for another agent_new(): whoever connects anew waits until the guest's agent has noticed that
- * somebody has hung up. Not of vsock. Return: the caller's, or -1. */
+ * somebody has hung up. Not of vsock, which does not outlive its machine. Return: the caller's, or -1. */
 int agent_connection(const struct agent *agent);
+
+/* Connects to the channel itself, where that is no vsock, of whom agent_params says. For agent_new(), later. */
+int agent_connect(const char *folder, const char *socket, uint32_t uid, pid_t pid, int *ret_fd);
 
 /* What there is to say about the state: "ready: agent 0.1.0, protocol 1", "has not answered yet". */
 const char *agent_words(const struct agent *agent);

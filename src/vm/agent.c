@@ -120,6 +120,16 @@ void machine_agent_start(struct machine *m) {
         log_error("%s: %s", m->vm.id, err.detail);
 }
 
+int machine_agent_connect(const struct vm *vm, const char *folder) {
+    const struct vmm_ops *ops = vmm_find(vm->vmm);
+    char path[VMS_PATH_MAX + 32];
+    int fd = -1;
+    snprintf(path, sizeof path, "%s/" MACHINE_AGENT_MARK, folder);
+    if (ops && ops->agent_socket && !ops->agent_vsock_port && access(path, F_OK) == 0)
+        agent_connect(folder, ops->agent_socket, 0, 0, &fd);
+    return fd;
+}
+
 void machine_agent_stop(struct machine *m) {
     agent_job_cancel(m->agent_job);
     m->agent_job = NULL;

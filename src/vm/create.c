@@ -208,6 +208,7 @@ static int load_memory(struct creation *c, struct err *err) {
                               .name = TEMPLATE_STATE,
                               .is_apart = true,
                               .deadline_ms = time_monotonic_ms() + LOAD_TIMEOUT_MS};
+    c->agent_fd = machine_agent_connect(&c->vm, c->folder);
     int r = c->choice.ops->load(&saved, c->template.version, err);
     template_forget_state(c->folder);
     return r;
@@ -361,7 +362,8 @@ static void done(void *userdata) {
     struct machine *m = c->m;
     m->is_busy = false;
     m->pidfd = fd_steal(&c->pidfd);
-    m->agent_fd = fd_steal(&c->agent_fd);
+    if (!c->is_spare) /* one of the pool is spoken to by who makes the rest of it */
+        m->agent_fd = fd_steal(&c->agent_fd);
     m->vm.pid = c->pid;
     m->vm.pid_start = c->pid_start;
     if (c->template.memory_fd >= 0)

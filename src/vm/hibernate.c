@@ -262,6 +262,7 @@ static void done(void *userdata) {
         return;
     }
     fd_close(&m->pidfd);
+    fd_close(&m->agent_fd);
     tell_end(job, reason);
     hibernate_settle(m, VM_EVENT_HIBERNATED, reason);
     free(job);
@@ -314,6 +315,7 @@ static void rest(void *userdata) {
         return;
     }
     job->vm = m->vm;
+    m->agent_fd = m->agent ? agent_connection(m->agent) : -1; /* as machine_agent_connect() */
     machine_unwatch(m);
     if (begin(m, job) < 0)
         hibernate_settle(m, VM_EVENT_HIBERNATE_FAILED, "it runs on: there was no memory to hibernate it");

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/fd.h"
 #include "base/str.h"
 #include "base/time.h"
 
@@ -77,12 +78,13 @@ static void on_deadline(void *userdata) {
     loop_quit(g->loop);
 }
 
-int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *ret_fd, struct err *err) {
+int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *fd, struct err *err) {
     struct giving g = {.vms = vms, .vm = vm};
-    struct agent_params params = {.folder = folder, .fd = -1, .changed = on_agent, .userdata = &g};
+    struct agent_params params = {.folder = folder, .changed = on_agent, .userdata = &g};
     machine_agent_channel(vm, &params);
     int r = loop_new_private(&g.loop, err);
     params.loop = g.loop;
+    params.fd = r == 0 ? fd_steal(fd) : -1;
     if (r == 0)
         r = agent_new(&params, &g.agent, err);
     if (r == 0 && loop_timer_new(g.loop, TIMEOUT_MS, on_deadline, &g, &g.deadline) < 0)
@@ -90,8 +92,8 @@ int identity_give(const struct vms *vms, const char *folder, const struct vm *vm
     if (r == 0)
         r = loop_run(g.loop, err);
     agent_job_cancel(g.job);
-    if (r == 0 && g.is_given && !params.vsock_port) /* a vsock takes any number of them, each anew */
-        *ret_fd = agent_connection(g.agent);
+    if (r == 0 && g.is_given)
+        *fd = agent_connection(g.agent);
     agent_free(g.agent);
     loop_timer_free(g.deadline);
     loop_free(g.loop);

@@ -4,6 +4,6 @@
 
 #include "vm/machine.h"
 
-/* The machine in folder runs, and its VMM's socket to the agent is there. Blocks; for a worker. *ret_fd: agent_connection().
- * Errors: "warm.identity", the agent's own. */
-int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *ret_fd, struct err *err);
+/* The machine in folder runs, and its VMM's socket to the agent is there. Blocks; for a worker. *fd: a connection to it, or -1; it is
+ * taken, and afterwards there is agent_connection(). Errors: "warm.identity", the agent's own. */
+int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *fd, struct err *err);

@@ -275,6 +275,10 @@ void machine_tell_boot(const struct machine *m, char *ret_words, size_t size);
 void machine_agent_start(struct machine *m);
 /* Where a VM's agent is reached, and who must have made that: of `vm` what its VMM is, of *ret all but folder and callback. */
 void machine_agent_channel(const struct vm *vm, struct agent_params *ret);
+/* A connection to the agent's channel, made while a VMM waits for the memory that it is to load. The host is there then as it was when
+ * that was saved, for it hung up only after that; a guest that wakes without finds out, and looks for its channel again and again.
+ * Return: the caller's; -1 where there is no agent, or its channel does not outlive its machine. Any thread. */
+int machine_agent_connect(const struct vm *vm, const char *folder);
 void machine_agent_stop(struct machine *m);
 void machine_agent_collect(struct machine *m); /* keeps as evidence what it says now */
 /* Whether a guest that answers over the network has an agent that does not answer yet; then last_probe says so. */

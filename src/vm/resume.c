@@ -30,7 +30,7 @@ struct resumption {
     char how[160];                      /* how that was */
     int jail_fd;                        /* 0: none */
     int group_fds[CGROUP_HIERARCHIES], group_count;
-    int tap_fd, pidfd;
+    int tap_fd, pidfd, agent_fd;
     pid_t pid;
     uint64_t pid_start;
     int64_t begun_ms, loaded_ms; /* monotonic */
@@ -41,6 +41,7 @@ struct resumption {
 static void free_resumption(struct resumption *job) {
     fd_close(&job->tap_fd);
     fd_close(&job->pidfd);
+    fd_close(&job->agent_fd);
     if (job->jail_fd > 0)
         close(job->jail_fd);
     for (int i = 0; i < job->group_count; i++)
@@ -100,6 +101,7 @@ static int load(struct resumption *job, const char *version, struct err *err) {
     if (job->is_cold)
         return 0;
     saved.deadline_ms = hibernate_deadline_ms(job->vms);
+    job->agent_fd = machine_agent_connect(&job->vm, job->folder);
     int r = job->choice.ops->load(&saved, version, err);
     job->loaded_ms = time_monotonic_ms();
     if (r < 0 && !strstr(err->hint, "--cold"))
@@ -221,6 +223,8 @@ static void done(void *userdata) {
         if (m->pidfd != job->pidfd)
             fd_close(&m->pidfd);
         m->pidfd = fd_steal(&job->pidfd);
+        fd_close(&m->agent_fd);
+        m->agent_fd = fd_steal(&job->agent_fd);
         m->vm.pid = job->vm.pid;
         m->vm.pid_start = job->vm.pid_start;
     } else if (m->pidfd == job->pidfd) {
@@ -243,7 +247,7 @@ static struct resumption *new_resumption(struct machine *m) {
     if (!job)
         return NULL;
     *job = (struct resumption){
-        .vms = m->vms, .m = m, .vm = m->vm, .tap_fd = -1, .pidfd = -1, .begun_ms = time_monotonic_ms()};
+        .vms = m->vms, .m = m, .vm = m->vm, .tap_fd = -1, .pidfd = -1, .agent_fd = -1, .begun_ms = time_monotonic_ms()};
     job->choice.ops = vmm_find(m->vm.vmm);
     machine_user_folder(m->vms, m->vm.id, job->folder);
     return job;

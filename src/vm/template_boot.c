@@ -61,7 +61,7 @@ struct making {
     enum phase phase;
     int64_t begun_ms, phase_ms, ask_ms; /* monotonic */
     int64_t quiet_ms, cpu_ms;           /* when it was looked at last, and what its VMM had used */
-    int tap_fd, pidfd;
+    int tap_fd, pidfd, agent_fd;
     int group_fds[CGROUP_HIERARCHIES], group_count;
     int result;
     struct err *err;
@@ -309,6 +309,8 @@ static int settle(struct making *k, struct err *err) {
     if (r == 0)
         r = loop_run(k->loop, err);
     agent_job_cancel(k->job);
+    if (r == 0)
+        k->agent_fd = agent_connection(k->agent); /* as machine_agent_connect() */
     agent_free(k->agent);
     vmm_talk_free(k->talk);
     loop_timer_free(k->tick);
@@ -374,6 +376,7 @@ static int end_vmm(struct making *k, struct err *err) {
 static void clean_up(struct making *k) {
     fd_close(&k->tap_fd);
     fd_close(&k->pidfd);
+    fd_close(&k->agent_fd);
     for (int i = 0; i < k->group_count; i++)
         fd_close(&k->group_fds[i]);
 }
@@ -385,6 +388,7 @@ int template_make(const struct template_boot *params, struct template *ret_templ
                        .t = &t,
                        .tap_fd = -1,
                        .pidfd = -1,
+                       .agent_fd = -1,
                        .err = err,
                        .begun_ms = time_monotonic_ms()};
     int r = set_up(&k, err);
