@@ -6,8 +6,8 @@
  * killed, and TAP, firewall elements and control groups go. The record keeps id, TAP name, MAC, address and uid, which are
  * nobody else's as long as it has not ended.
  *
- * To resume is another: saved is held against its manifest, groups, TAP and VMM are made anew, the VMM loads the memory and
- * stands still, saved is dropped, the machine goes on. The drop decides: before it the VMM is killed whatever fails and the
+ * To resume is another: saved's manifest is held against VM, image and disk, groups, TAP and VMM are made anew, saved's files are
+ * held against the manifest while the VMM comes up, the VMM loads the memory and stands still, saved is dropped, the machine goes on. The drop decides: before it the VMM is killed whatever fails and the
  * VM is hibernated as it was; behind it the guest may have written to its disk, and the memory is never loaded again. A cold
  * start drops saved at its beginning.
  *

@@ -31,6 +31,7 @@ struct resumption {
     int jail_fd;                        /* 0: none */
     int group_fds[CGROUP_HIERARCHIES], group_count;
     int tap_fd, pidfd, agent_fd;
+    int memory_fd; /* saved_hold() */
     pid_t pid;
     uint64_t pid_start;
     int64_t begun_ms, loaded_ms; /* monotonic */
@@ -42,6 +43,7 @@ static void free_resumption(struct resumption *job) {
     fd_close(&job->tap_fd);
     fd_close(&job->pidfd);
     fd_close(&job->agent_fd);
+    fd_close(&job->memory_fd);
     if (job->jail_fd > 0)
         close(job->jail_fd);
     for (int i = 0; i < job->group_count; i++)
@@ -95,14 +97,18 @@ static int start_vmm(struct resumption *job, struct err *err) {
     return r;
 }
 
-/* The drop in the middle decides: see hibernate.h. */
+/* The drop in the middle decides: see hibernate.h. To free what is dropped takes long, and nobody waits for that: let_go(). */
 static int load(struct resumption *job, const char *version, struct err *err) {
     struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE};
     if (job->is_cold)
         return 0;
+    int r = saved_check_files(job->folder, err); /* while the VMM comes up */
+    if (r < 0)
+        return r;
     saved.deadline_ms = hibernate_deadline_ms(job->vms);
     job->agent_fd = machine_agent_connect(&job->vm, job->folder);
-    int r = job->choice.ops->load(&saved, version, err);
+    job->memory_fd = saved_hold(job->folder);
+    r = job->choice.ops->load(&saved, version, err);
     job->loaded_ms = time_monotonic_ms();
     if (r < 0 && !strstr(err->hint, "--cold"))
         err_hint(err,
@@ -198,6 +204,20 @@ static void loaded(struct resumption *job) {
     }
 }
 
+static void close_memory(void *userdata) {
+    struct resumption *job = userdata;
+    fd_close(&job->memory_fd);
+}
+
+static void on_closed(void *userdata) {
+    free_resumption(userdata);
+}
+
+static void let_go(struct resumption *job) {
+    if (job->memory_fd < 0 || workers_submit(job->vms->resters, close_memory, on_closed, job) < 0)
+        free_resumption(job);
+}
+
 static void done(void *userdata);
 
 static void release_again(void *userdata) {
@@ -239,7 +259,7 @@ static void done(void *userdata) {
     } else {
         loaded(job);
     }
-    free_resumption(job);
+    let_go(job);
 }
 
 static struct resumption *new_resumption(struct machine *m) {
@@ -247,7 +267,7 @@ static struct resumption *new_resumption(struct machine *m) {
     if (!job)
         return NULL;
     *job = (struct resumption){
-        .vms = m->vms, .m = m, .vm = m->vm, .tap_fd = -1, .pidfd = -1, .agent_fd = -1, .begun_ms = time_monotonic_ms()};
+        .vms = m->vms, .m = m, .vm = m->vm, .tap_fd = -1, .pidfd = -1, .agent_fd = -1, .memory_fd = -1, .begun_ms = time_monotonic_ms()};
     job->choice.ops = vmm_find(m->vm.vmm);
     machine_user_folder(m->vms, m->vm.id, job->folder);
     return job;

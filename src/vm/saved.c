@@ -246,8 +246,8 @@ static int check_manifest(json_t *m, const char *folder, const struct vm *vm, co
     return same ? 0 : broken(err, "its disk", "has been written to since");
 }
 
-int saved_check(const char *folder, const struct vm *vm, const char *accel, char ret_version[VMM_VERSION_MAX],
-                struct err *err) {
+/* The caller decrefs. */
+static int read_manifest(const char *folder, json_t **ret_manifest, struct err *err) {
     char path[PATH_SIZE];
     _cleanup_free_ char *text = NULL;
     size_t len;
@@ -258,15 +258,40 @@ int saved_check(const char *folder, const struct vm *vm, const char *accel, char
         return err_hint(err, "mctl vm resume ID --cold starts the VM from its disk, without what was in memory");
     }
     json_t *m = r < 0 ? NULL : json_loadb(text, len, JSON_REJECT_DUPLICATES, NULL);
+    if (!m)
+        return broken(err, MANIFEST, "cannot be read");
+    *ret_manifest = m;
+    return 0;
+}
+
+int saved_check(const char *folder, const struct vm *vm, const char *accel, char ret_version[VMM_VERSION_MAX],
+                struct err *err) {
+    json_t *m = NULL;
+    int r = read_manifest(folder, &m, err);
+    if (r < 0)
+        return r;
     const char *version = json_string_value(json_object_get(m, "version"));
     if (!version || !str_copy(ret_version, VMM_VERSION_MAX, version))
         r = broken(err, MANIFEST, "cannot be read");
     else
         r = check_manifest(m, folder, vm, accel, err);
+    json_decref(m);
+    return r;
+}
+
+int saved_check_files(const char *folder, struct err *err) {
+    json_t *m = NULL;
+    int r = read_manifest(folder, &m, err);
     if (r == 0)
         r = check_files(folder, json_object_get(m, "files"), err);
     json_decref(m);
     return r;
+}
+
+int saved_hold(const char *folder) {
+    char path[PATH_SIZE];
+    path_in(path, folder, SAVED_WHOLE, VMM_SAVED_MEMORY);
+    return open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 }
 
 int saved_drop(const char *folder, struct err *err) {

@@ -31,10 +31,16 @@ int saved_finish(const char *folder, const struct vm *vm, const char *version, c
 
 bool saved_is_whole(const char *folder);
 
-/* Holds what is there against its manifest, and the manifest against the VM, its disk and the VMM that would load it.
- * Errors: "saved.none", "saved.broken" (names the file), "saved.other" (names what is another now). */
+/* Holds the manifest against the VM, its disk and the VMM that would load it.
+ * Errors: "saved.none", "saved.broken", "saved.other" (names what is another now). */
 int saved_check(const char *folder, const struct vm *vm, const char *accel, char ret_version[VMM_VERSION_MAX],
                 struct err *err);
+
+/* And the files against the manifest: reads all of them. Nothing is loaded before. Error: "saved.broken" (names the file). */
+int saved_check_files(const char *folder, struct err *err);
+
+/* The memory's file, open: its blocks are free only when that is closed, which takes long. Return: the caller's, or -1. */
+int saved_hold(const char *folder);
 
 /* Both folders go; what was whole is not any more as soon as this begins. Return: 0, or -errno with it still whole. */
 int saved_drop(const char *folder, struct err *err);

@@ -17,7 +17,7 @@
 #define TICK_MS 200
 
 /* The same names in the saved folder and in Firecracker's own. */
-static const char *const files[] = {"machine.state", "memory"};
+static const char *const files[] = {"machine.state", VMM_SAVED_MEMORY};
 enum { STATE, MEMORY, FILE_COUNT };
 
 /* ---- one conversation ---- */

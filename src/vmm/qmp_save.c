@@ -14,7 +14,6 @@
 #include "base/time.h"
 #include "vmm/qmp.h"
 
-#define MEMORY_FILE "memory"
 #define LINE_MAX_BYTES (256U << 10)
 #define ANSWER_MS 30000 /* for one that is busy, or whose host is */
 #define STILL_MS 60000  /* without a step more, it has got stuck */
@@ -208,7 +207,7 @@ static int check_accel(struct qmp *q, struct err *err) {
 
 static int open_memory(const struct vmm_saved *saved, int flags, int *ret_fd, struct err *err) {
     char path[640];
-    snprintf(path, sizeof path, "%s/%s/" MEMORY_FILE, saved->folder, saved->name);
+    snprintf(path, sizeof path, "%s/%s/" VMM_SAVED_MEMORY, saved->folder, saved->name);
     *ret_fd = open(path, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
     return *ret_fd < 0 ? err_sys(err, errno, "vmm.talk", "open %s", path) : 0;
 }

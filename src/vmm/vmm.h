@@ -48,6 +48,8 @@ struct vmm_spec {
     bool ends_with_us;  /* proc_spec */
 };
 
+#define VMM_SAVED_MEMORY "memory" /* the name of the largest of the files that save() writes */
+
 /* The kept memory of a machine that does not run. */
 struct vmm_saved {
     const char *folder;  /* of the VM */

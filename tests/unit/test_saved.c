@@ -71,10 +71,16 @@ static int teardown(void **state) {
     return 0;
 }
 
+/* As a resume does. */
+static int check(const struct fixture *f, const char *accel, char version[VMM_VERSION_MAX], struct err *err) {
+    int r = saved_check(f->folder, &f->vm, accel, version, err);
+    return r < 0 ? r : saved_check_files(f->folder, err);
+}
+
 static void refuse(const struct fixture *f, const char *accel, const char *code) {
     char version[VMM_VERSION_MAX];
     struct err err = {0};
-    assert_true(saved_check(f->folder, &f->vm, accel, version, &err) < 0);
+    assert_true(check(f, accel, version, &err) < 0);
     assert_string_equal(err.code, code);
     assert_non_null(strstr(err.hint, "--cold"));
 }
@@ -87,9 +93,13 @@ static void what_was_saved_is_whole_and_checks(void **state) {
     save(f);
     assert_true(saved_is_whole(f->folder));
     assert_false(has(f, SAVED_BEGUN));
-    assert_int_equal(saved_check(f->folder, &f->vm, "tcg", version, &err), 0);
+    assert_int_equal(check(f, "tcg", version, &err), 0);
     assert_string_equal(version, "7.2.0");
+    int held = saved_hold(f->folder);
+    assert_true(held >= 0);
     assert_int_equal(saved_drop(f->folder, &err), 0);
+    close(held);
+    assert_int_equal(saved_hold(f->folder), -1);
     assert_false(saved_is_whole(f->folder) || has(f, SAVED_WHOLE) || has(f, SAVED_BEGUN));
     assert_int_equal(saved_drop(f->folder, &err), 0);
 }
@@ -103,7 +113,7 @@ static void what_cannot_be_dropped_for_certain_stays_whole(void **state) {
     assert_int_equal(saved_drop(f->folder, &err), -EIO);
     is_disk_broken = false;
     assert_true(saved_is_whole(f->folder));
-    assert_int_equal(saved_check(f->folder, &f->vm, "tcg", version, &err), 0);
+    assert_int_equal(check(f, "tcg", version, &err), 0);
     assert_int_equal(saved_drop(f->folder, &err), 0);
     assert_false(saved_is_whole(f->folder));
 }
