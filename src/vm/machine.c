@@ -182,6 +182,8 @@ static void on_proven(struct machine *m) {
         return;
     loop_timer_free(m->deadline);
     m->deadline = NULL;
+    if (m->is_warm)
+        machine_agent_collect(m);
 }
 
 static void on_probe(void *userdata, enum probe_answer answer, const char *words) {
@@ -216,20 +218,25 @@ static void on_probe(void *userdata, enum probe_answer answer, const char *words
     probe_later(m);
 }
 
-/* While it boots, the proof is the whole of what the type promises; later, that the guest's port answers. */
+/* While it boots, the proof is the whole of what the type promises; later, and where that was there before it was put to rest, that
+ * the guest's port answers: an emulated guest has half a second to do for each desktop that is asked for. */
+static enum probe_kind proof_of(const struct machine *m) {
+    bool is_proven = m->vm.state == VM_STATE_RUNNING || (m->vm.state == VM_STATE_RESUMING && m->is_as_before);
+    if (m->vms->config->vm.type[m->vm.type].port == 0)
+        return PROBE_ICMP;
+    return m->vm.type == VM_TYPE_BROWSER && !is_proven ? PROBE_DESKTOP : PROBE_TCP;
+}
+
 static void start_probe(void *userdata) {
     struct machine *m = userdata;
     const struct config_vm *config = &m->vms->config->vm;
     uint16_t port = config->type[m->vm.type].port;
-    enum probe_kind kind = port == 0                                                          ? PROBE_ICMP
-                           : m->vm.type == VM_TYPE_BROWSER && m->vm.state != VM_STATE_RUNNING ? PROBE_DESKTOP
-                                                                                              : PROBE_TCP;
     struct err err = {0};
     if (m->probe)
         return;
     machine_look_at_console(m);
-    if (probe_start(m->vms->loop, m->vms->network, kind, m->vm.ip, port, (int)config->probe_timeout_ms, on_probe, m,
-                    &m->probe, &err) == 0)
+    if (probe_start(m->vms->loop, m->vms->network, proof_of(m), m->vm.ip, port, (int)config->probe_timeout_ms, on_probe,
+                    m, &m->probe, &err) == 0)
         return;
     /* A bridge that is gone or a filter of the host's own refuses at once; a lack of descriptors says nothing of a VM. */
     if (strcmp(err.code, "network.unreachable") == 0 || strcmp(err.code, "network.bridge-missing") == 0) {
@@ -373,7 +380,7 @@ int machine_watch(struct machine *m, struct err *err) {
         m->boot_begun_ms = time_monotonic_ms();
         machine_agent_start(m);
         probe_later(m);
-        if (m->is_warm && m->again)
+        if ((m->is_warm || m->vm.state == VM_STATE_RESUMING) && m->again)
             loop_timer_again(m->again, 0); /* it has been up before */
     }
     return 0;

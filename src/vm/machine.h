@@ -70,6 +70,7 @@ struct machine {
     int64_t idle_since_ms, looked_ms, rest_failed_ms; /* monotonic; 0: not yet (idle.c) */
     uint64_t traffic_bytes;                           /* of its TAP, at the last look */
     bool was_away;                                    /* its guest stood still, and has not been told */
+    bool is_as_before;                                /* its memory was loaded: what ran in it does */
     enum {
         PREPARE_NOT,
         PREPARE_BEGUN,

@@ -188,6 +188,7 @@ static void loaded(struct resumption *job) {
     int64_t now_ms = time_monotonic_ms();
     m->is_fresh = job->is_cold;
     m->is_warm = false;
+    m->is_as_before = !job->is_cold && !job->is_taken_up;
     if (job->is_cold)
         snprintf(words, sizeof words, "its VMM was started from its disk alone, in %.1f s",
                  (double)(now_ms - job->begun_ms) / 1000);
