@@ -1,3 +1,4 @@
+#include <assert.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 #define PREPARE_TIMEOUT_MS 10000
 #define SEED_BYTES 64
+#define STEPS 8
 #define MEMORY_GONE "what was in memory is gone, its disk is there; it can be started cold: mctl vm resume --cold"
 
 struct resumption {
@@ -34,7 +36,9 @@ struct resumption {
     int memory_fd; /* saved_hold() */
     pid_t pid;
     uint64_t pid_start;
-    int64_t begun_ms, loaded_ms; /* monotonic */
+    char version[VMM_VERSION_MAX]; /* of the VMM that saved it */
+    int64_t begun_ms;              /* monotonic */
+    int64_t step_ms[STEPS];
     int result;
     struct err err;
 };
@@ -53,9 +57,14 @@ static void free_resumption(struct resumption *job) {
 
 /* ---- the worker ---- */
 
-static int check_saved(struct resumption *job, char ret_version[VMM_VERSION_MAX], struct err *err) {
+/* What a daemon that died, or a release that failed, has left. */
+static int clear_away(struct resumption *job, struct err *err) {
+    return hibernate_release(job->vms, &job->vm, job->folder, -1, err);
+}
+
+static int check_saved(struct resumption *job, struct err *err) {
     return job->is_cold ? saved_drop(job->folder, err)
-                        : saved_check(job->folder, &job->vm, job->choice.accel, ret_version, err);
+                        : saved_check(job->folder, &job->vm, job->choice.accel, job->version, err);
 }
 
 static int make_parts(struct resumption *job, struct err *err) {
@@ -97,29 +106,32 @@ static int start_vmm(struct resumption *job, struct err *err) {
     return r;
 }
 
-/* The drop in the middle decides: see hibernate.h. To free what is dropped takes long, and nobody waits for that: let_go(). */
-static int load(struct resumption *job, const char *version, struct err *err) {
-    struct vmm_saved saved = {.folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE};
-    if (job->is_cold)
-        return 0;
-    int r = saved_check_files(job->folder, err); /* while the VMM comes up */
-    if (r < 0)
-        return r;
-    saved.deadline_ms = hibernate_deadline_ms(job->vms);
+static int check_files(struct resumption *job, struct err *err) {
+    return saved_check_files(job->folder, err); /* while the VMM comes up */
+}
+
+static int load(struct resumption *job, struct err *err) {
+    struct vmm_saved saved = {
+        .folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE, .deadline_ms = hibernate_deadline_ms(job->vms)};
     job->agent_fd = machine_agent_connect(&job->vm, job->folder);
-    job->memory_fd = saved_hold(job->folder);
-    r = job->choice.ops->load(&saved, version, err);
-    job->loaded_ms = time_monotonic_ms();
+    int r = job->choice.ops->load(&saved, job->version, err);
     if (r < 0 && !strstr(err->hint, "--cold"))
         err_hint(err,
                  "its memory is kept; mctl vm resume %s --cold starts it from its disk, without what was in memory",
                  job->vm.id);
-    if (r == 0)
-        r = saved_drop(job->folder, err);
-    if (r < 0)
-        return r;
-    saved.deadline_ms = hibernate_deadline_ms(job->vms);
-    r = job->choice.ops->go(&saved, err);
+    return r;
+}
+
+/* This decides: see hibernate.h. To free what is dropped takes long, and nobody waits for that: let_go(). */
+static int drop(struct resumption *job, struct err *err) {
+    job->memory_fd = saved_hold(job->folder);
+    return saved_drop(job->folder, err);
+}
+
+static int go(struct resumption *job, struct err *err) {
+    struct vmm_saved saved = {
+        .folder = job->folder, .vm = &job->vm, .name = SAVED_WHOLE, .deadline_ms = hibernate_deadline_ms(job->vms)};
+    int r = job->choice.ops->go(&saved, err);
     if (r < 0) {
         struct err why = *err;
         err_set(err, -r, "vm.resume", "its memory was loaded, and its VMM did not go on (%.200s): " MEMORY_GONE,
@@ -128,17 +140,37 @@ static int load(struct resumption *job, const char *version, struct err *err) {
     return r;
 }
 
+/* A cold start has the first of them. */
+static const struct {
+    const char *name;
+    int (*run)(struct resumption *job, struct err *err);
+} steps[] = {{"rest", clear_away},     {"manifest", check_saved}, {"network", make_parts}, {"VMM", start_vmm},
+             {"digests", check_files}, {"memory", load},          {"drop", drop},          {"go", go}};
+#define COLD_STEPS 4
+static_assert(sizeof steps / sizeof *steps == STEPS, "a resumption has a time for each");
+
 static int bring_back(struct resumption *job, struct err *err) {
-    char version[VMM_VERSION_MAX] = "";
-    /* What a daemon that died, or a release that failed, has left. */
-    int r = hibernate_release(job->vms, &job->vm, job->folder, -1, err);
-    if (r == 0)
-        r = check_saved(job, version, err);
-    if (r == 0)
-        r = make_parts(job, err);
-    if (r == 0)
-        r = start_vmm(job, err);
-    return r < 0 ? r : load(job, version, err);
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < (job->is_cold ? COLD_STEPS : STEPS); i++) {
+        int64_t begun_ms = time_monotonic_ms();
+        r = steps[i].run(job, err);
+        job->step_ms[i] = time_monotonic_ms() - begun_ms;
+    }
+    return r;
+}
+
+/* "its memory was loaded in 0.5 s: rest 2 ms, manifest 0, …, and it goes on": for the VM's story. */
+static void tell_steps(const struct resumption *job, char *ret_words, size_t size) {
+    struct strbuf words = {.max = size - 1};
+    int64_t sum_ms = 0;
+    for (size_t i = 0; i < STEPS; i++)
+        sum_ms += job->step_ms[i];
+    strbuf_addf(&words, "its memory was loaded in %.1f s", (double)sum_ms / 1000);
+    for (size_t i = 0; i < STEPS; i++)
+        strbuf_addf(&words, "%s%s %lld%s", i ? ", " : ": ", steps[i].name, (long long)job->step_ms[i], i ? "" : " ms");
+    strbuf_addf(&words, ", and it goes on");
+    str_copy(ret_words, size, words.data ? words.data : "");
+    strbuf_free(&words);
 }
 
 static int take_up(struct resumption *job, struct err *err) {
@@ -195,8 +227,7 @@ static void loaded(struct resumption *job) {
     else if (job->is_taken_up)
         snprintf(words, sizeof words, "it goes on: the controller had ended when its memory was loaded");
     else
-        snprintf(words, sizeof words, "its memory was loaded in %.1f s, and it goes on",
-                 (double)(job->loaded_ms - job->begun_ms) / 1000);
+        tell_steps(job, words, sizeof words);
     /* With it the VMM's pid is in the record. */
     machine_note(m, LOG_LEVEL_INFO, job->is_cold ? "cold-started" : "memory-loaded", words);
     if (machine_watch(m, &err) < 0) {
@@ -267,8 +298,14 @@ static struct resumption *new_resumption(struct machine *m) {
     struct resumption *job = calloc(1, sizeof *job);
     if (!job)
         return NULL;
-    *job = (struct resumption){
-        .vms = m->vms, .m = m, .vm = m->vm, .tap_fd = -1, .pidfd = -1, .agent_fd = -1, .memory_fd = -1, .begun_ms = time_monotonic_ms()};
+    *job = (struct resumption){.vms = m->vms,
+                               .m = m,
+                               .vm = m->vm,
+                               .tap_fd = -1,
+                               .pidfd = -1,
+                               .agent_fd = -1,
+                               .memory_fd = -1,
+                               .begun_ms = time_monotonic_ms()};
     job->choice.ops = vmm_find(m->vm.vmm);
     machine_user_folder(m->vms, m->vm.id, job->folder);
     return job;
