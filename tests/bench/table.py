@@ -21,15 +21,15 @@ def row(what, unit, values, peer=None, peer_name=None):
     better, worse = (ours, theirs) if unit == "MB/s" else (theirs, ours)
     ratio = None if theirs is None or worse <= 0 else better / worse
     return {"what": what, "unit": unit, "ours": ours, "peer": theirs, "peer_name": peer_name, "ratio": ratio,
-            "p50": ours, "p99": quantile(values, 0.99), "n": len(values)}
+            "p50": ours, "p95": quantile(values, 0.95), "p99": quantile(values, 0.99), "n": len(values)}
 
 
 def show(found):
     figure = lambda x: "-" if x is None else f"{x:.2f}" if abs(x) < 1000 else f"{x:,.0f}"
-    print(f"{'what':44} {'unit':6} {'ours':>10} {'p99':>10} {'peer':>10} {'ratio':>7} {'n':>6}  peer")
+    print(f"{'what':52} {'unit':6} {'ours':>10} {'p95':>10} {'p99':>10} {'peer':>10} {'ratio':>7} {'n':>6}  peer")
     for r in found:
-        print(f"{r['what']:44} {r['unit']:6} {figure(r['ours']):>10} {figure(r['p99']):>10} {figure(r['peer']):>10} "
-              f"{figure(r['ratio']):>7} {r['n']:>6}  {r['peer_name'] or ''}")
+        print(f"{r['what']:52} {r['unit']:6} {figure(r['ours']):>10} {figure(r['p95']):>10} {figure(r['p99']):>10} "
+              f"{figure(r['peer']):>10} {figure(r['ratio']):>7} {r['n']:>6}  {r['peer_name'] or ''}")
 
 
 def main(name, as_json):
