@@ -224,6 +224,6 @@ http_route_fn route_vm_diagnostics, route_health_network, route_doctor;
 http_route_fn route_vault_get, route_vault_rotate, route_credentials_list, route_credential_forget;
 http_route_fn route_session_credentials, route_session_open_url, route_session_oauth_url, route_session_code;
 http_route_fn route_token_create, route_tokens_list, route_token_revoke;
-http_route_fn route_session_heartbeat, route_session_events;
+http_route_fn route_session_heartbeat, route_session_events, route_session_wake;
 http_route_fn route_session_page, route_session_websock;
 http_route_fn route_dashboard, route_dashboard_open, route_dashboard_close, route_network, route_stream;

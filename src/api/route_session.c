@@ -128,14 +128,29 @@ static json_t *seconds_left(const struct session *session) {
     return json_integer(left_ms > 0 ? (left_ms + 999) / 1000 : 0);
 }
 
+static void tell(struct api *api, struct http_request *req, const struct session *session) {
+    api_json(req, 200,
+             json_pack("{s:o, s:o, s:o, s:o}", "session", api_session_json(api, session), "seconds_left",
+                       seconds_left(session), "vm", session_vm_json(api, session), "login",
+                       api_login_json(api, session)));
+}
+
 void route_session_get(struct http_request *req, const struct http_match *match, void *userdata) {
+    struct session session;
+    if (api_session_of(userdata, req, match, &session))
+        tell(userdata, req, &session);
+}
+
+/* Somebody looks at the page: not merely a page that is open, which asks for the status alone. */
+void route_session_wake(struct http_request *req, const struct http_match *match, void *userdata) {
     struct api *api = userdata;
     struct session session;
-    if (api_session_of(api, req, match, &session))
-        api_json(req, 200,
-                 json_pack("{s:o, s:o, s:o, s:o}", "session", api_session_json(api, &session), "seconds_left",
-                           seconds_left(&session), "vm", session_vm_json(api, &session), "login",
-                           api_login_json(api, &session)));
+    struct vm vm;
+    if (!api_session_of(api, req, match, &session))
+        return;
+    bool has_vm = sessions_vm(api->sessions, &session, &vm, NULL) == 0;
+    if (!has_vm || !api_wake(api, req, &vm, "its page is looked at"))
+        tell(api, req, &session);
 }
 
 void route_session_heartbeat(struct http_request *req, const struct http_match *match, void *userdata) {

@@ -47,6 +47,7 @@ static const struct http_route routes[] = {
     {"GET", "/api/auth/session/{id}", route_session_get, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/cancel", route_session_cancel, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/heartbeat", route_session_heartbeat, API_SESSION, NULL},
+    {"POST", "/api/auth/session/{id}/wake", route_session_wake, API_SESSION, NULL},
     {"GET", "/api/auth/session/{id}/oauth-url", route_session_oauth_url, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/code", route_session_code, API_SESSION, NULL},
     {"POST", "/api/auth/session/{id}/open-url", route_session_open_url, API_SESSION, NULL},

@@ -53,6 +53,7 @@ export class MockDaemon {
   refusal = null;                      // {status, detail, hint}: of open-url, code and cancel
   credential = { status: 'completed', stored: true, version: 1, updated_at: null, in_vm: null };
   bodies = [];                         // [path behind the session's, body] of each POST with one
+  wake = () => {};                     // what comes of being asked to wake the VM: may change it, and give {status, detail, hint}
   problem = null;                      // {status, body}: instead of the status
   /* {rfb: options}, {close: [code, reason]}, {garbage: true}, {silent: true}, {cut: true} (no WebSocket at all), or
    * {handle: (client) => …} for a test's own */
@@ -122,6 +123,7 @@ export class MockDaemon {
     if (request.method === 'POST' && pathname === `${base}/ticket`) return this.#ticket(request, response, base);
     if (request.method === 'GET' && pathname === base) return this.#status(request, response);
     if (request.method === 'POST' && pathname === `${base}/heartbeat`) return this.#heartbeat(request, response);
+    if (request.method === 'POST' && pathname === `${base}/wake`) return this.#wake(request, response);
     if (pathname.startsWith(`${base}/`)) return this.#loginPart(request, response, pathname.slice(base.length + 1));
     return problem(response, 404, 'not_found', 'No such session.');
   }
@@ -178,6 +180,13 @@ export class MockDaemon {
     if (this.refusal) return problem(response, this.refusal.status, 'mock', this.refusal.detail, this.refusal.hint);
     if (part === 'cancel') Object.assign(this.session, { status: 'cancelled', reason: JSON.parse(body).reason });
     return say(200, { done: true });
+  }
+
+  async #wake(request, response) {
+    if (!this.#admitted(request)) return problem(response, 401, 'unauthorized', 'No cookie.');
+    const refusal = await this.wake();
+    if (refusal) return problem(response, refusal.status, 'mock', refusal.detail, refusal.hint);
+    return this.#status(request, response);
   }
 
   #heartbeat(request, response) {

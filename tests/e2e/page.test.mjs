@@ -497,7 +497,8 @@ describe('when a connection ends', { concurrency: AT_ONCE }, () => {
   const endings = [
     // code, reason, state, what must be read, the command
     [1011, 'The VM stopped answering.', 'reconnecting', /The VM was lost.*stopped answering/s, `mctl vm why ${VM_ID}`],
-    [1012, '', 'reconnecting', /The controller restarts.*connects again by itself/s, null],
+    [1012, 'The controller restarts. The page comes back by itself.', 'reconnecting',
+      /away for a moment.*The controller restarts.*comes back by itself/s, null],
     [1013, 'The VM boots, port 6080 is closed.', 'booting', /The desktop is starting.*port 6080 is closed/s, null],
     [1014, 'Nothing answers on port 6080.', 'reconnecting', /cannot be reached.*Nothing answers/s,
       `mctl doctor --vm ${VM_ID}`],
@@ -610,6 +611,116 @@ describe('when a connection ends', { concurrency: AT_ONCE }, () => {
   });
 });
 
+describe('when the VM rests', { concurrency: AT_ONCE }, () => {
+  const WAKES = `POST /api/auth/session/${SESSION_ID}/wake`;
+  const PUT_TO_REST = 'The VM is put to rest. The page comes back when it is woken.';
+  const asleep = (daemon) => Object.assign(daemon.vm, { state: 'hibernated', reason: 'its memory, 1024 MiB, was saved in 2.1 s' });
+  const rest = (daemon) => {
+    daemon.vm.state = 'hibernating';
+    daemon.closeDesktops(1012, PUT_TO_REST);
+  };
+  /* A tab that nobody looks at, and that somebody comes back to. */
+  const setHidden = (page, hidden) => page.evaluate((value) => {
+    Object.defineProperty(document, 'hidden', { configurable: true, get: () => value });
+    document.dispatchEvent(new Event('visibilitychange'));
+  }, hidden);
+  const polled = async (daemon, times) => {
+    const status = `GET /api/auth/session/${SESSION_ID}`;
+    const before = daemon.count(status);
+    await until(() => daemon.count(status) >= before + times);
+  };
+
+  test('a page that is open sees it, wakes nothing by itself, and shows the desktop when another has woken it', () =>
+    scene({ allow: [FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
+      await inState(page, 'connected');
+      rest(daemon);
+      await inState(page, 'asleep');
+      assert.match(await panel(page), /The desktop is asleep.*Its memory is being saved\..*wakes when you come back/s);
+      asleep(daemon);
+      await page.waitForFunction(() => /1024 MiB, was saved/.test(document.getElementById('text').textContent));
+      assert.doesNotMatch(await panel(page), /restarts|Trying/);
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'wake', 'by keyboard too');
+      assert.match(await page.title(), /^Asleep: /);
+      await accessible(page);
+      await look(page, 'asleep');
+      await polled(daemon, 2);
+      assert.equal(daemon.count(WAKES), 0);
+      daemon.vm.state = 'resuming';
+      await inState(page, 'waking');
+      assert.equal(await page.locator('#wake').isVisible(), false);
+      await accessible(page);
+      await look(page, 'waking');
+      daemon.vm.state = 'running';
+      await inState(page, 'connected');
+      assert.equal(daemon.count(WAKES), 0);
+      assert.equal(await page.evaluate(() => document.activeElement.tagName), 'CANVAS');
+    }));
+
+  test('who wants it wakes it', async (t) => {
+    const wants = {
+      'by the button': (page) => page.getByRole('button', { name: 'Wake it up' }).click(),
+      'by coming back to the tab': (page) => setHidden(page, false),
+      'by coming back to the window': (page) => page.evaluate(() => dispatchEvent(new Event('focus'))),
+      'by loading it again': (page) => page.reload(),
+    };
+    for (const [name, want] of Object.entries(wants))
+      await t.test(name, () => scene({ allow: [FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
+        await inState(page, 'connected');
+        if (name.endsWith('tab')) await setHidden(page, true);
+        rest(daemon);
+        asleep(daemon);
+        await inState(page, 'asleep');
+        daemon.wake = () => new Promise((resolve) => { daemon.wake.done = resolve; });
+        await want(page);
+        await inState(page, 'waking');
+        await polled(daemon, 2);
+        daemon.vm.state = 'running';
+        daemon.wake.done();
+        await inState(page, 'connected');
+        assert.equal(daemon.count(WAKES), 1);
+      }));
+  });
+
+  test('a page that is opened wakes it', () =>
+    scene({ prepare: asleep }, async ({ daemon, page }) => {
+      daemon.wake = () => { daemon.vm.state = 'running'; };
+      await inState(page, 'connected');
+      assert.equal(daemon.count(WAKES), 1);
+    }));
+
+  test('a tab that nobody looks at neither wakes it nor shows it, until somebody does', () =>
+    scene({
+      prepare: async (daemon, page) => {
+        asleep(daemon);
+        await page.addInitScript(() => {
+          Object.defineProperty(document, 'hidden', { configurable: true, get: () => true });
+        });
+      },
+    }, async ({ daemon, page }) => {
+      await inState(page, 'asleep');
+      await polled(daemon, 2);
+      daemon.vm.state = 'running'; // by another
+      await polled(daemon, 3);
+      assert.deepEqual([daemon.count(WAKES), daemon.attempts.length], [0, 0]);
+      await setHidden(page, false);
+      await inState(page, 'connected');
+      assert.equal(daemon.count(WAKES), 0);
+    }));
+
+  test('one that cannot be woken says why, and is asked again', () =>
+    scene({ allow: [FAILED_REQUEST], prepare: asleep }, async ({ daemon, page }) => {
+      daemon.wake = () => ({ status: 409, detail: 'there is no room for 1024 MiB', hint: 'end another VM' });
+      await page.waitForFunction(() => /cannot be woken/.test(document.getElementById('title').textContent));
+      assert.match(await panel(page), /There is no room for 1024 MiB\..*End another VM\./s);
+      await accessible(page);
+      await look(page, 'asleep-refused');
+      daemon.wake = () => { daemon.vm.state = 'running'; };
+      await page.getByRole('button', { name: 'Try again' }).click();
+      await inState(page, 'connected');
+      assert.equal(daemon.count(WAKES), 2);
+    }));
+});
+
 describe('when the controller is gone', { concurrency: AT_ONCE }, () => {
   test('it says so, tries again, and connects by itself when it is back', () =>
     scene({ allow: [FAILED_REQUEST, FAILED_SOCKET, FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
@@ -620,6 +731,21 @@ describe('when the controller is gone', { concurrency: AT_ONCE }, () => {
       await page.waitForFunction(() => /Trying again in \d+ s/.test(document.getElementById('countdown').textContent));
       await accessible(page);
       await look(page, 'offline');
+      await daemon.restart();
+      await inState(page, 'connected');
+    }));
+
+  test('one that said that it restarts is waited for; when it stays away it does not answer', () =>
+    scene({ allow: [FAILED_REQUEST, FAILED_SOCKET, FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
+      await inState(page, 'connected');
+      daemon.closeDesktops(1012, 'The controller restarts. The page comes back by itself.');
+      await daemon.stop();
+      await inState(page, 'reconnecting');
+      await page.waitForFunction(() => /Trying again in \d+ s/.test(document.getElementById('countdown').textContent));
+      assert.match(await panel(page), /The controller restarts\./);
+      await accessible(page);
+      await look(page, 'restarts');
+      await inState(page, 'offline');
       await daemon.restart();
       await inState(page, 'connected');
     }));

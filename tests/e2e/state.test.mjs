@@ -16,7 +16,8 @@ const ok = (s = session(), v = vm()) => ({ kind: 'ok', session: s, vm: v });
 const VM_STATES = ['creating', 'booting', 'running', 'hibernating', 'hibernated', 'resuming', 'stopping', 'stopped',
   'failed'];
 const SESSION_ENDS = ['completed', 'failed', 'cancelled', 'timeout'];
-const STATES = ['loading', 'connecting', 'booting', 'connected', 'reconnecting', 'offline', 'failed', 'ended', 'link'];
+const STATES = ['loading', 'connecting', 'booting', 'asleep', 'waking', 'connected', 'reconnecting', 'offline', 'failed', 'ended',
+  'link'];
 
 /* A view says something, in a known state, and something follows from it. */
 function assertWhole(view, about) {
@@ -74,6 +75,34 @@ describe('viewOf', () => {
     assert.equal(viewOf({ answer: ok(session(), vm({ state: 'booting' })), close }).state, 'booting');
   });
 
+  test('a VM at rest is told as that, with a way to wake it, until it is asked to', () => {
+    const close = { code: CLOSE.AWAY_FOR_A_WHILE, reason: 'The VM is put to rest. The page comes back when it is woken.', problem: null };
+    const at = (state, wake, reason = 'its memory was saved') => viewOf({ answer: ok(session(), vm({ state, reason })), close, wake });
+    for (const state of ['hibernating', 'hibernated']) {
+      assert.deepEqual([at(state).state, at(state).retry, at(state).command], ['asleep', false, ''], state);
+      assert.ok(at(state).wake);
+      assert.deepEqual([at(state, { asked: true }).state, at(state, { asked: true }).wake], ['waking', ''], state);
+    }
+    assert.match(at('hibernated').text, /Its memory was saved\.$/);
+    assert.equal(at('resuming').state, 'waking');
+    assert.equal(at('resuming').wake, '');
+    const failed = at('hibernated', { problem: { detail: 'there is no room', hint: 'End another VM' } });
+    assertWhole(failed, 'a problem');
+    assert.deepEqual([failed.tone, failed.text, failed.advice, failed.command], ['bad', 'There is no room.', 'End another VM.', '']);
+    assert.ok(failed.wake);
+    assert.equal(at('hibernated', { problem: {} }).command, `mctl vm why ${VM_ID}`);
+    assert.equal(viewOf({ answer: ok(session(), vm()), wake: { asked: true } }).next, 'connect', 'it is there');
+  });
+
+  test('a controller that said that it restarts is not one that does not answer', () => {
+    const close = { code: CLOSE.AWAY_FOR_A_WHILE, reason: 'The controller restarts.', problem: null };
+    const view = viewOf({ answer: { kind: 'offline' }, close });
+    assertWhole(view, 'restart');
+    assert.deepEqual([view.state, view.tone, view.text], ['reconnecting', 'busy', 'The controller restarts.']);
+    assert.equal(viewOf({ answer: { kind: 'offline' }, close: { ...close, code: 1006 } }).state, 'offline');
+    assert.equal(viewOf({ answer: { kind: 'missing' }, close }).state, 'ended');
+  });
+
   test('answers that are no status', () => {
     for (const [answer, state, next] of [
       [{ kind: 'refused' }, 'link', 'stop'], [{ kind: 'missing' }, 'ended', 'stop'],
@@ -99,7 +128,7 @@ describe('viewOfClose', () => {
   });
 
   test('the relay\'s reason is what a person reads', () => {
-    for (const code of [1011, 1013, 1014, 4401, 4404, 4408])
+    for (const code of [1011, 1012, 1013, 1014, 4401, 4404, 4408])
       assert.match(viewOfClose({ code, reason: 'the cable is cut', problem: null }, session(), vm()).text,
         /^The cable is cut\./, code);
   });

@@ -581,11 +581,14 @@ def test_a_session_keeps_its_vm_awake_and_who_looks_at_a_desktop_that_is_forced_
                 await asyncio.get_running_loop().run_in_executor(None, stays_awake, "its login session is open")
                 told = await asyncio.wait_for(desk.closing("idle", while_shown), 60)
                 later = await asyncio.wait_for(desk.closing("idle"), 60)
-                await asyncio.get_running_loop().run_in_executor(None, d.mctl, "vm", "resume", desk.vm["id"])
+                assert shown(d, desk.sid)["vm"]["state"] == "hibernated", "a page that is merely open asks for no more"
+                woken = await asyncio.get_running_loop().run_in_executor(None, d.admin, "POST", f"/api/auth/session/{desk.sid}/wake")
+                assert woken.status == 200 and woken.json["vm"]["state"] == "running", woken.json
                 again = await asyncio.wait_for(
                     desk.closing("idle", lambda: d.mctl("vm", "hibernate", "--force", desk.vm["id"])), 60)
             return told, later, again
         told, later, again = asyncio.run(go())
+        assert [e["reason"] for e in d.events(desk.vm["id"]) if e["event"] == "resume"] == ["its page is looked at"]
         assert told[0] == again[0] == 1012 and "put to rest" in told[1] and len(told[1].encode()) <= 120, told
         assert later[0] == 1013 and "hibernated" in later[1], later
         assert shown(d, desk.sid)["session"]["status"] == "awaiting_user_auth"

@@ -73,6 +73,7 @@ TABLE = {
     ("GET", "/api/auth/session/{id}"): (PAGE, None),
     ("POST", "/api/auth/session/{id}/cancel"): (PAGE, {}),
     ("POST", "/api/auth/session/{id}/heartbeat"): (PAGE, None),
+    ("POST", "/api/auth/session/{id}/wake"): (PAGE, None),
     ("GET", "/api/auth/session/{id}/events"): (USER, None),
     ("POST", "/api/auth/session/{id}/ticket"): (like(ALL, 403), {"ticket": "x"}),
     ("GET", "/api/auth/session/{id}/novnc"): (ALL, None),

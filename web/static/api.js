@@ -10,6 +10,7 @@
  */
 
 const TIMEOUT_MS = 8000;
+const WAKE_TIMEOUT_MS = 600000; // the status tells meanwhile
 const OPEN_TIMEOUT_MS = 65000; // the desktop's browser may have to start first
 
 /* "/api/auth/session/<id>/novnc" -> "/api/auth/session/<id>"; null where the address is not a session's page. */
@@ -47,6 +48,11 @@ export class Api {
   /* This page is there. Nothing depends on the answer: the status tells all. */
   async heartbeat() {
     await this.#call('/heartbeat', { method: 'POST' });
+  }
+
+  /* Somebody looks at this page: a VM that is at rest is brought back. Answered when it is there, or cannot be. */
+  wake() {
+    return this.#call('/wake', { method: 'POST', signal: AbortSignal.timeout(WAKE_TIMEOUT_MS) });
   }
 
   cancel() {

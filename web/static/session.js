@@ -17,9 +17,10 @@ const STEADY_MS = 10000;    // a connection that lasted this long makes up for t
 const BOOT_RETRY_MS = 2000; // between attempts while the VM boots
 const PICTURE_MS = 2000;    // between looks for a picture
 const RELOAD_MS = 5000;
+const PAUSE_TRIES = 4;      // after a controller that said it would be back: half a minute, then it is one that does not answer
 const HEARTBEAT_MS = 20000; // hidden pages are slowed down to one a minute, which the controller knows
 
-const OWN = { advice: '', command: '', step: null, next: 'poll', retry: false };
+const OWN = { advice: '', command: '', step: null, next: 'poll', retry: false, wake: '' };
 const CONNECTED = { ...OWN, state: 'connected', tone: 'good', title: 'The desktop is connected', text: '' };
 const NOT_LOADED = {
   ...OWN, state: 'offline', tone: 'bad', retry: true, title: 'A part of the page could not be loaded',
@@ -43,6 +44,9 @@ class Page {
   #retryAt = 0;     // the moment of the next attempt
   #ticketRefused = false;
   #finding = '';    // of the network doctor, about a VM whose desktop is connected
+  #isWanted = !document.hidden; // somebody has come to see the desktop: a VM that is at rest is woken, once
+  #rested = false;  // the VM was at rest since its desktop was shown
+  #waking = null;   // {asked} or {problem}: see viewOfRest()
   #wake = () => {}; // ends the pause that is under way
   #look = () => {}; // asks for the status at once while the desktop is connected
 
@@ -50,6 +54,7 @@ class Page {
     this.#api = new Api(base);
     this.#view = view;
     view.onRetry = () => this.#tryNow();
+    view.onWake = () => this.#want();
     view.onUse = () => this.#desktop?.focus();
     view.onType = (text) => this.#desktop?.type(text);
     view.onKey = (keysym) => this.#desktop?.press(keysym);
@@ -65,8 +70,9 @@ class Page {
     // Moments in which an answer may have become possible: do not sit out a back-off then.
     addEventListener('online', () => this.#tryNow());
     document.addEventListener('visibilitychange', () => {
-      if (!document.hidden) this.#tryNow();
+      if (!document.hidden) this.#want();
     });
+    addEventListener('focus', () => this.#want());
     // A new link to the same session, opened in this tab, changes only the hash, which loads nothing.
     addEventListener('hashchange', () => {
       if (ticketInAddress()) location.reload();
@@ -88,6 +94,8 @@ class Page {
       if (answer.kind === 'ok' && !answered) this.#forgive(); // it is back: connect at once
       answered = answer.kind === 'ok';
       if (answered && answer.vm?.state !== 'running') this.#close = null; // of a VM's earlier life
+      if (!answered && this.#failures >= PAUSE_TRIES) this.#close = null;
+      if (answered) this.#attendRest(answer);
 
       const view = this.#viewOf(answer);
       this.#show(view, answer);
@@ -96,9 +104,43 @@ class Page {
         return;
       }
       if (!answered) await this.#pauseAfterFailure();
-      else if (view.next === 'poll') await this.#pause(view.pollMs);
+      else if (view.next === 'poll' || this.#isLeftAlone()) await this.#pause(view.pollMs);
       else if (!(await this.#stayConnected(answer))) return;
     }
+  }
+
+  /* A VM that is at rest is woken by who comes to the page, not by a page that is merely open: a tab that was forgotten, or
+   * is looked at while an operator puts the VM to rest, keeps nothing from resting. */
+  #attendRest({ vm }) {
+    const isAtRest = ['hibernating', 'hibernated'].includes(vm?.state);
+    if (isAtRest || vm?.state === 'resuming') {
+      this.#rested = true;
+      if (isAtRest && this.#isWanted && !this.#waking?.asked) this.#askToWake();
+    } else {
+      this.#isWanted = false;
+      this.#waking = null;
+    }
+  }
+
+  /* The answer comes when the VM is there; meanwhile the status tells. */
+  async #askToWake() {
+    this.#isWanted = false;
+    this.#waking = { asked: true };
+    const answer = await this.#api.wake();
+    this.#waking = answer.kind === 'trouble' ? { problem: answer } : null;
+    this.#isWanted ||= answer.kind === 'offline'; // to be asked again when the controller is back
+    this.#wake();
+  }
+
+  /* Woken by somebody else while nobody looks here: its desktop is shown, and so in use, when somebody does. */
+  #isLeftAlone() {
+    return this.#rested && document.hidden;
+  }
+
+  #want() {
+    if (this.#desktop) return;
+    this.#isWanted = true;
+    this.#tryNow();
   }
 
   /* The ticket works once, so it leaves the address (and the history) as soon as it has been answered. */
@@ -147,11 +189,13 @@ class Page {
   }
 
   #connected(answer) {
+    this.#rested = false;
+    const isFree = this.#view.hasPanelFocus;
     this.#show(CONNECTED, answer);
     const { canvas } = this.#desktop;
     canvas.setAttribute('role', 'application');
     canvas.setAttribute('aria-label', 'The desktop. Keys go to it; Control, Alt and Shift together leave it.');
-    if (document.activeElement === document.body) this.#desktop.focus();
+    if (isFree) this.#desktop.focus();
     this.#lookForPicture(this.#desktop);
   }
 
@@ -188,6 +232,7 @@ class Page {
   #viewOf(answer) {
     return viewOf({
       answer, close: this.#close, mayConnect: Date.now() >= this.#retryAt, ticketRefused: this.#ticketRefused,
+      wake: this.#waking,
     });
   }
 

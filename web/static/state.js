@@ -3,12 +3,13 @@
  *
  * A view is plain data that view.js shows:
  *   state    what documentElement.dataset.state becomes, one of:
- *            loading connecting booting connected reconnecting offline failed ended link
+ *            loading connecting booting asleep waking connected reconnecting offline failed ended link
  *   tone     busy | good | bad | done: the colour and the mark, never the only carrier of a meaning
  *   title, text, advice    sentences; command: a command to copy, shown as code
  *   step     how far a start has come, an index into STEPS; null: no start is under way
  *   next     connect: open the desktop now; poll: ask for the status again after pollMs; stop: nothing follows
  *   retry    whether a back-off runs, with its button and countdown
+ *   wake     the words on the button that wakes the VM; empty: there is nothing to wake
  */
 
 export const STEPS = ['Make the VM', 'Start its system and desktop', 'Connect to the desktop'];
@@ -17,7 +18,7 @@ export const STEPS = ['Make the VM', 'Start its system and desktop', 'Connect to
 export const CLOSE = {
   NO_REASON_GIVEN: 1006, // made by the browser itself: the connection was cut
   VM_LOST: 1011,
-  CONTROLLER_RESTARTS: 1012,
+  AWAY_FOR_A_WHILE: 1012, // the controller restarts, or the VM is put to rest: the reason says which
   STILL_BOOTING: 1013,
   UNREACHABLE: 1014,
   NO_CREDENTIAL: 4401,
@@ -33,6 +34,7 @@ const TEXT_MAX = 400;      // of what others wrote; a reason has at most 400 byt
 
 const BASE = {
   tone: 'busy', text: '', advice: '', command: '', step: null, next: 'poll', pollMs: POLL_MS, retry: false,
+  wake: '',
 };
 
 /* Text that others wrote (a guest's console above all): without terminal sequences, control characters and
@@ -93,7 +95,8 @@ export function timeLeft(session, nowMs) {
 /* The words for the state in the bar. */
 export function stateWords(state) {
   return {
-    loading: 'Loading', connecting: 'Connecting', booting: 'Starting', connected: 'Connected',
+    loading: 'Loading', connecting: 'Connecting', booting: 'Starting', asleep: 'Asleep', waking: 'Waking up',
+    connected: 'Connected',
     reconnecting: 'Connecting again', offline: 'No answer', failed: 'Failed', ended: 'Ended', link: 'No access',
   }[state] ?? state;
 }
@@ -164,7 +167,30 @@ function viewOfEnd(session) {
   }
 }
 
-function viewOfVm(session, vm) {
+/* A VM at rest. It wakes when somebody wants its desktop, not because a page is open: session.js decides that.
+ * wake: {asked} while the controller has been asked to, {problem} with what became of it, or null. */
+function viewOfRest(vm, wake) {
+  const view = { ...BASE, state: 'asleep', tone: 'done', title: 'The desktop is asleep' };
+  if (wake?.asked || vm.state === 'resuming')
+    return {
+      ...view, state: 'waking', tone: 'busy', title: 'The desktop wakes up',
+      text: 'The page shows it as soon as it is there.',
+    };
+  if (wake?.problem)
+    return {
+      ...view, tone: 'bad', title: 'The desktop cannot be woken',
+      text: sentence(wake.problem.detail, 'The controller gave no reason.'),
+      advice: sentence(wake.problem.hint, 'An operator can read what happened:'),
+      command: wake.problem.hint ? '' : vmCommand('vm why', vm), wake: 'Try again',
+    };
+  const text = vm.state === 'hibernating' ? 'Its memory is being saved.' : sentence(vm.reason);
+  return {
+    ...view, text: `It was put to rest. ${text}`.trim(),
+    advice: 'It wakes when you come back to this page.', wake: 'Wake it up',
+  };
+}
+
+function viewOfVm(session, vm, wake) {
   const starting = { ...BASE, state: 'booting', title: 'The desktop is starting' };
   if (!vm) {
     if (!session.vm_id)
@@ -189,14 +215,9 @@ function viewOfVm(session, vm) {
       text: 'The VM is up.',
     };
   case 'resuming':
-    return { ...starting, step: 1, title: 'The VM wakes up', text: sentence(vm.reason) };
   case 'hibernating':
   case 'hibernated':
-    return {
-      ...BASE, state: 'booting', title: 'The VM sleeps', pollMs: POLL_SLOW_MS,
-      text: sentence(vm.reason, 'Its desktop comes back when it is woken.'),
-      advice: 'An operator can wake it:', command: vmCommand('vm resume', vm),
-    };
+    return viewOfRest(vm, wake);
   case 'stopping':
     return { ...BASE, state: 'ended', tone: 'done', title: 'The VM is being stopped', text: sentence(vm.reason) };
   case 'stopped':
@@ -210,6 +231,14 @@ function viewOfVm(session, vm) {
   default:
     return { ...starting, title: `The VM is ${clean(vm.state, 40)}`, text: sentence(vm.reason) };
   }
+}
+
+/* The controller ended the connection for a while. Its status tells more, as soon as it can be had. */
+function viewOfPause(close) {
+  return {
+    ...BASE, state: 'reconnecting', retry: true, title: 'The desktop is away for a moment',
+    text: sentence(close.reason, 'The controller restarts. The page comes back by itself.'),
+  };
 }
 
 /* What the end of a connection means while the VM is said to be running.
@@ -261,11 +290,8 @@ export function viewOfClose(close, session, vm) {
       advice: 'The page tries again as long as the session lives. An operator can read what happened:',
       command: vmCommand('vm why', vm),
     };
-  case CLOSE.CONTROLLER_RESTARTS:
-    return {
-      ...again, tone: 'busy', title: 'The controller restarts',
-      text: 'The desktop goes on in its VM, and the page connects again by itself.',
-    };
+  case CLOSE.AWAY_FOR_A_WHILE:
+    return viewOfPause(close);
   case CLOSE.NO_CREDENTIAL:
     return noAccess('The page has no access any more', sentence(close.reason, 'What this link gave has run out.'),
       session);
@@ -287,8 +313,9 @@ export function viewOfClose(close, session, vm) {
   }
 }
 
-/* What an answer without a status means. */
-function viewOfProblem(answer, ticketRefused) {
+/* What an answer without a status means. close: how the last connection to the desktop ended, or null. */
+function viewOfProblem(answer, close, ticketRefused) {
+  if (answer.kind === 'offline' && close?.code === CLOSE.AWAY_FOR_A_WHILE) return viewOfPause(close);
   switch (answer.kind) {
   case 'refused':
     return ticketRefused
@@ -317,10 +344,11 @@ function viewOfProblem(answer, ticketRefused) {
 /* The view of it all.
  * answer: what api.js got for the status: {kind: 'ok', session, vm} or one of the kinds above
  * close: how the last connection to the desktop ended, or null
- * mayConnect: whether the back-off allows the next attempt */
-export function viewOf({ answer, close = null, mayConnect = true, ticketRefused = false }) {
-  if (answer.kind !== 'ok') return viewOfProblem(answer, ticketRefused);
-  const view = viewOfEnd(answer.session) ?? viewOfVm(answer.session, answer.vm);
+ * mayConnect: whether the back-off allows the next attempt
+ * wake: see viewOfRest() */
+export function viewOf({ answer, close = null, mayConnect = true, ticketRefused = false, wake = null }) {
+  if (answer.kind !== 'ok') return viewOfProblem(answer, close, ticketRefused);
+  const view = viewOfEnd(answer.session) ?? viewOfVm(answer.session, answer.vm, wake);
   if (view.next !== 'connect' || !close) return view;
   return { ...viewOfClose(close, answer.session, answer.vm), ...(mayConnect ? { next: 'connect' } : {}) };
 }

@@ -30,6 +30,7 @@ export class View {
   #wasShort = false;
 
   onRetry = () => {}; // the person asks for an attempt at once
+  onWake = () => {};  // the person wants the VM to be woken
   onUse = () => {};   // the person wants the keyboard in the desktop
   onType = () => {};  // (text): to be typed on the desktop
   onKey = () => {};   // (keysym)
@@ -40,6 +41,7 @@ export class View {
 
   constructor() {
     $('retry').addEventListener('click', () => this.onRetry());
+    $('wake').addEventListener('click', () => this.onWake());
     $('use-desktop').addEventListener('click', () => this.onUse());
     this.#listenToLogin();
     this.#listenToTyping();
@@ -91,6 +93,11 @@ export class View {
     return $('desktop');
   }
 
+  /* Whether nothing else of the page has the keyboard than the words that stand in the desktop's place. */
+  get hasPanelFocus() {
+    return document.activeElement === document.body || $('panel').contains(document.activeElement);
+  }
+
   /* status: {session, vm, login}, or null to keep what is shown of them. */
   show(view, status = null) {
     const { dataset } = document.documentElement;
@@ -117,6 +124,8 @@ export class View {
     putOrHide($('advice'), view.advice);
     putOrHide($('command'), view.command);
     $('actions').hidden = !view.retry;
+    putOrHide($('wake'), view.wake);
+    if (view.wake && document.activeElement === document.body) $('wake').focus();
     this.#showSteps(view.step);
     this.#showConsole(view, vm);
     this.#showLogin(view.next === 'stop' ? null : viewOfLogin(session, login));
@@ -153,8 +162,8 @@ export class View {
   /* Once a second. nowMs: the controller's time. retryInMs: time to the next attempt. */
   tick(nowMs, retryInMs) {
     const { session, vm } = this.#status ?? {};
-    const booting = this.#shown?.state === 'booting' && vm?.state !== 'hibernated';
-    putOrHide($('clock'), booting ? bootClock(vm, nowMs) : '');
+    const isOnItsWay = ['booting', 'waking'].includes(this.#shown?.state) && !['hibernating', 'hibernated'].includes(vm?.state);
+    putOrHide($('clock'), isOnItsWay ? bootClock(vm, nowMs) : '');
     put($('countdown'), retryInMs > 0 ? `Trying again in ${duration(Math.max(1000, retryInMs))}` : 'Trying …');
 
     const over = this.#shown?.next === 'stop';
