@@ -222,6 +222,8 @@ static int check(struct api *api, const struct vm *vm, struct err *err) {
         return err_set(err, EALREADY, "exec.busy", "%u programs run in VMs already", n);
     if (!agent && vm_state_is_end(vm->state))
         return err_set(err, EALREADY, "vm.ended", "VM %s is %s", vm->id, vm_state_name(vm->state));
+    if (!agent && vm->state == VM_STATE_CREATING)
+        return err_set(err, EALREADY, "agent.not-ready", "VM %s is being made: its guest does not run yet", vm->id);
     if (!agent) {
         err_set(err, EALREADY, "agent.none", "the image of VM %s has no agent", vm->id);
         return err_hint(err, "its console can be seen: mctl vm console %s", vm->id);

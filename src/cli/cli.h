@@ -61,6 +61,10 @@ void cli_print_safe(FILE *to, const char *text);
 /* "/api/vms/" and the percent-encoded part and the rest. The caller frees. */
 char *cli_path(const char *before, const char *part, const char *after);
 
+/* Whether it waits for a user: one of the pool ([warm] pool_cli, pool_browser). */
+bool cli_is_in_pool(json_t *vm);
+/* Its state in words for a person. */
+const char *cli_vm_state(json_t *vm);
 /* One VM in words, a line a fact. */
 void cli_print_vm(json_t *vm);
 

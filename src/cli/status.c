@@ -45,13 +45,24 @@ static void print_warm(json_t *warm) {
     }
 }
 
+/* Those of the pool are told as that: they are being made for nobody. */
 static void print_vms(json_t *answer) {
+    size_t i;
     const char *state;
-    json_t *count;
+    json_t *count, *vm;
     const char *separator = "";
+    long long in_pool = 0;
+    json_array_foreach(json_object_get(answer, "vm_list"), i, vm) in_pool += cli_is_in_pool(vm);
     printf("%-8s ", "VMs");
-    json_object_foreach(json_object_get(answer, "vms"), state, count) if (json_integer_value(count) > 0) {
-        printf("%s%lld %s", separator, json_integer_value(count), state);
+    json_object_foreach(json_object_get(answer, "vms"), state, count) {
+        long long n = json_integer_value(count) - (strcmp(state, "creating") == 0 ? in_pool : 0);
+        if (n <= 0)
+            continue;
+        printf("%s%lld %s", separator, n, state);
+        separator = ", ";
+    }
+    if (in_pool) {
+        printf("%s%lld in the pool", separator, in_pool);
         separator = ", ";
     }
     long long unreachable = json_integer_value(json_object_get(answer, "unreachable"));
@@ -98,7 +109,7 @@ static void print_port(json_t *port, json_t *vm) {
         snprintf(digits, sizeof digits, "%lld", json_integer_value(number));
     printf("  %4s  %-15s  ", digits, cli_text(port, "name"));
     if (vm)
-        printf("%-16s %-7s %-8s %-15s", cli_text(vm, "user"), cli_text(vm, "type"), cli_text(vm, "state"),
+        printf("%-16s %-7s %-8s %-15s", cli_text(vm, "user"), cli_text(vm, "type"), cli_vm_state(vm),
                cli_text(vm, "ip"));
     else
         printf("%s", *cli_text(port, "kind") ? cli_text(port, "kind") : "hardware");

@@ -12,7 +12,7 @@ static void print_table(json_t *vms) {
     json_array_foreach(vms, i, vm) {
         json_t *reachable = json_object_get(vm, "reachable");
         printf("%-39s %-16s %-8s %-10s %-5s %-15s %s\n", cli_text(vm, "id"), cli_text(vm, "user"), cli_text(vm, "type"),
-               cli_text(vm, "state"),
+               cli_vm_state(vm),
                json_is_null(reachable)   ? "-"
                : json_is_true(reachable) ? "yes"
                                          : "NO",

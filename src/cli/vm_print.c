@@ -17,17 +17,27 @@ static void line(const char *name, const char *value) {
     printf("\n");
 }
 
+bool cli_is_in_pool(json_t *vm) {
+    return strcmp(cli_text(vm, "user"), "(pool)") == 0 && strcmp(cli_text(vm, "state"), "creating") == 0;
+}
+
+const char *cli_vm_state(json_t *vm) {
+    return cli_is_in_pool(vm) ? "in pool" : cli_text(vm, "state");
+}
+
 void cli_print_vm(json_t *vm) {
     json_t *reachable = json_object_get(vm, "reachable");
-    char size[64];
+    char size[64], wake[128];
     snprintf(size, sizeof size, "%lld vCPUs, %lld MiB", json_integer_value(json_object_get(vm, "vcpus")),
              json_integer_value(json_object_get(vm, "memory_mib")));
     line("id", cli_text(vm, "id"));
     line("user", cli_text(vm, "user"));
     line("type", cli_text(vm, "type"));
-    line("state", cli_text(vm, "state"));
+    line("state", cli_vm_state(vm));
     line("since", cli_text(vm, "state_since"));
     line("reason", cli_text(vm, "reason"));
+    snprintf(wake, sizeof wake, "when it is used, or by: mctl vm resume %s", cli_text(vm, "id"));
+    line("wakes", strcmp(cli_text(vm, "state"), "hibernated") == 0 ? wake : "");
     line("reachable", json_is_null(reachable) ? "not known" : json_is_true(reachable) ? "yes" : "no");
     line("finding", cli_text(vm, "finding"));
     line("ip", cli_text(vm, "ip"));

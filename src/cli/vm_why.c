@@ -56,7 +56,7 @@ int verb_vm_why(struct cli *cli, int argc, char **argv) {
         json_t *vm = json_object_get(answer, "vm");
         json_t *cause = json_object_get(answer, "cause");
         printf("%s, %s VM of %s, is %s since %s\n", cli_text(vm, "id"), cli_text(vm, "type"), cli_text(vm, "user"),
-               cli_text(vm, "state"), cli_text(vm, "state_since"));
+               cli_vm_state(vm), cli_text(vm, "state_since"));
         if (json_is_object(cause)) {
             printf("cause: ");
             cli_print_safe(stdout, cli_text(cause, "words"));

@@ -68,8 +68,7 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
 void pool_keep(struct machine *m) {
     if (sd_event_add_io(loop_event(m->vms->loop), &m->process, m->pidfd, EPOLLIN, on_process, m) < 0)
         log_error("%s: no memory to watch its VMM", m->vm.id);
-    log_event(LOG_LEVEL_INFO, (struct log_about){.event = "pool-ready", .vm_id = m->vm.id},
-              "a %s VM is ready for whoever comes first", vm_type_name(m->vm.type));
+    machine_note(m, LOG_LEVEL_INFO, "pool-ready", "it waits in the pool for whoever comes first");
 }
 
 static bool is_one_on_its_way(const struct vms *vms) {

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { Inventory, MARKS, portView, sessionTone, vmTone } from '../../web/static/inventory.js';
+import { Inventory, MARKS, portView, sessionTone, vmTone, vmWords } from '../../web/static/inventory.js';
 
 const vm = (n, more = {}) => ({
   id: `vm-0000000${n}-0000-4000-8000-000000000000`, user: `u${n}`, type: 'cli', state: 'running', reachable: true,
@@ -24,6 +24,13 @@ describe('tones', () => {
     }
     assert.equal(vmTone(vm(1)), 'good');
     assert.equal(vmTone(vm(1, { state: 'failed' })), 'bad');
+  });
+
+  test('one of the pool waits for a user, and is not busy', () => {
+    const spare = vm(1, { user: '(pool)', state: 'creating', reachable: null });
+    assert.deepEqual([vmTone(spare), vmWords(spare)], ['done', 'in the pool']);
+    assert.deepEqual([vmTone({ ...spare, user: 'u1' }), vmWords({ ...spare, user: 'u1' })], ['busy', 'creating']);
+    assert.equal(vmWords({ ...spare, state: 'stopping' }), 'stopping');
   });
 
   test('every status of a session has one', () => {

@@ -273,6 +273,9 @@ def test_a_pool_is_taken_from_refilled_and_in_nobodys_way():
         told = d.vm(first)
         assert (told["state"], told["user"], told["reachable"]) == ("creating", "(pool)", None)
         assert told["tap"] not in crash.elements(d) and "master" not in d.links()[told["tap"]]
+        assert "in pool" in d.mctl("vm", "list").out and "VMs      1 in the pool" in d.mctl("status").out
+        assert "it waits in the pool" in d.mctl("vm", "why", first).out
+        assert "is being made: its guest does not run yet" in d.mctl("vm", "exec", "-T", first, "--", "id", check=5).err
         vm = d.create(user="anna", wait=True)
         assert vm["id"] == first and vm["user"] == "anna" and echoes(d, vm["ip"])
         assert "and the pool in" in how(d, vm) and "taken" in {e["event"] for e in d.events(first)}

@@ -12,7 +12,7 @@ import { Story } from './story.js';
 
 const STATUS_MS = 10000; // between looks at host, disk and findings, whatever the stream says
 const DRAW_MS = 250;     // at most so often, however much happens
-const LEGEND = [['good', 'well'], ['busy', 'on its way'], ['bad', 'something is wrong'], ['done', 'not a VM, or asleep']];
+const LEGEND = [['good', 'well'], ['busy', 'on its way'], ['bad', 'something is wrong'], ['done', 'at rest: asleep, in the pool, or not a VM']];
 const HOW_TO_POINT = 'Choose a port to read the story of its VM. Arrow keys go from port to port.';
 const WORDS = { loading: 'Loading', live: 'Live', lost: 'Connecting again', offline: 'No answer', login: 'Signed out' };
 const TONES = { loading: 'busy', live: 'good', lost: 'busy', offline: 'bad', login: 'done' };

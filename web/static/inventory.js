@@ -16,7 +16,9 @@ const VM_TONES = {
 const SESSION_ENDS = ['completed', 'failed', 'cancelled', 'timeout'];
 
 export const isOver = (vm) => ['stopped', 'failed'].includes(vm?.state);
-export const vmTone = (vm) => (vm.reachable === false || vm.finding ? 'bad' : VM_TONES[vm.state] ?? 'busy');
+/* Nobody's yet: it is made up to where only its user is missing. */
+const isInPool = (vm) => vm.user === '(pool)' && vm.state === 'creating';
+export const vmTone = (vm) => (vm.reachable === false || vm.finding ? 'bad' : isInPool(vm) ? 'done' : VM_TONES[vm.state] ?? 'busy');
 export const sessionTone = (session) => ({
   completed: 'good', failed: 'bad', timeout: 'done', cancelled: 'done',
 })[session.status] ?? 'busy';
@@ -27,7 +29,7 @@ export const shortId = (id) => (clean(id, 64).length > 12 ? `${clean(id, 64).sli
 /* A VM's state in words. */
 export function vmWords(vm) {
   const reach = vm.reachable === false ? ', cannot be reached' : '';
-  return `${clean(vm.state, 40)}${reach}`;
+  return `${isInPool(vm) ? 'in the pool' : clean(vm.state, 40)}${reach}`;
 }
 
 /* One port with its VM (or none): tone, a name for a person, and a sentence. */
