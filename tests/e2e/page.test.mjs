@@ -633,8 +633,10 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
   test('a page that is open sees it, wakes nothing by itself, and shows the desktop when another has woken it', () =>
     scene({ allow: [FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
       await inState(page, 'connected');
+      daemon.login = { flow: 'authorization-code', words: 'log in', opened: true, user_code: null, takes_code: false };
       rest(daemon);
       await inState(page, 'asleep');
+      assert.equal(await page.locator('#login').isVisible(), false, 'the tool sleeps too');
       assert.match(await panel(page), /The desktop is asleep.*Its memory is being saved\..*wakes when you come back/s);
       asleep(daemon);
       await page.waitForFunction(() => /1024 MiB, was saved/.test(document.getElementById('text').textContent));

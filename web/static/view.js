@@ -128,7 +128,8 @@ export class View {
     if (view.wake && document.activeElement === document.body) $('wake').focus();
     this.#showSteps(view.step);
     this.#showConsole(view, vm);
-    this.#showLogin(view.next === 'stop' ? null : viewOfLogin(session, login));
+    const isAway = view.next === 'stop' || ['asleep', 'waking'].includes(view.state); // and its tool with it
+    this.#showLogin(isAway ? null : viewOfLogin(session, login));
     const cancellable = view.next !== 'stop' && mayCancel(session);
     $('cancel').hidden = !cancellable;
     if (!cancellable && $('ask-cancel').open) $('ask-cancel').close('no');
