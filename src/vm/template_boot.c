@@ -36,13 +36,13 @@
 enum phase {
     PHASE_AGENT,
     PHASE_SERVICES, /* systemd's */
-    PHASE_WINDOW,   /* Chromium's */
+    PHASE_WINDOW,   /* Chromium's, with its page */
     PHASE_QUIET,
     PHASE_DONE,
 };
 
 static const char *const phase_words[] = {
-    [PHASE_AGENT] = "its agent",          [PHASE_SERVICES] = "its services", [PHASE_WINDOW] = "Chromium's window",
+    [PHASE_AGENT] = "its agent",          [PHASE_SERVICES] = "its services", [PHASE_WINDOW] = "Chromium's page",
     [PHASE_QUIET] = "it to come to rest", [PHASE_DONE] = "nothing",
 };
 
@@ -199,6 +199,12 @@ static void on_data(void *userdata, enum agent_stream stream, const uint8_t *dat
         agent_job_credit(k->job, stream, (uint32_t)len);
 }
 
+/* Chromium's window is there before its page, and is called that meanwhile. A template that was stopped in between, on a busy host,
+ * gave copies in each of which that page loaded for ever. Source: Chromium, IDS_TAB_UNTITLED_TITLE. */
+static bool has_page(const char *title) {
+    return *title && !str_starts(title, "Untitled");
+}
+
 static void on_answer(void *userdata, json_t *ok, const struct err *err) {
     struct making *k = userdata;
     char title[128];
@@ -208,7 +214,7 @@ static void on_answer(void *userdata, json_t *ok, const struct err *err) {
         json_object_set_new(answer, "output", json_stringn(k->output.data, k->output.len));
     if (k->phase == PHASE_SERVICES && boot_is_settled(answer))
         enter(k, PHASE_WINDOW);
-    else if (k->phase == PHASE_WINDOW && boot_find_window(answer, title, sizeof title))
+    else if (k->phase == PHASE_WINDOW && boot_find_window(answer, title, sizeof title) && has_page(title))
         enter(k, PHASE_QUIET);
     json_decref(answer);
 }
