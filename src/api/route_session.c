@@ -149,7 +149,7 @@ void route_session_wake(struct http_request *req, const struct http_match *match
     if (!api_session_of(api, req, match, &session))
         return;
     bool has_vm = sessions_vm(api->sessions, &session, &vm, NULL) == 0;
-    if (!has_vm || !api_wake(api, req, &vm, "its page is looked at"))
+    if (!has_vm || !api_wake(api, req, &vm, "its desktop is wanted"))
         tell(api, req, &session);
 }
 

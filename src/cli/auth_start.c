@@ -6,10 +6,16 @@
 #include "base/str.h"
 #include "cli/cli.h"
 
+/* A session that goes on may have a VM that is at rest. */
 static int wait_desktop(struct cli *cli, json_t *answer) {
+    _cleanup_free_ char *wake = cli_path("/api/auth/session/", cli_text(answer, "sessionId"), "/wake");
     _cleanup_free_ char *path = cli_path("/api/vms/", cli_text(json_object_get(answer, "session"), "vm_id"), "");
-    json_t *vm_answer;
-    int status = cli_call(cli, "GET", path, NULL, &vm_answer);
+    json_t *vm_answer, *woken;
+    int status = cli_call(cli, "POST", wake, NULL, &woken);
+    if (status != CLI_DONE)
+        return status;
+    json_decref(woken);
+    status = cli_call(cli, "GET", path, NULL, &vm_answer);
     if (status != CLI_DONE)
         return status;
     json_t *vm = json_incref(json_object_get(vm_answer, "vm"));

@@ -586,9 +586,13 @@ def test_a_session_keeps_its_vm_awake_and_who_looks_at_a_desktop_that_is_forced_
                 assert woken.status == 200 and woken.json["vm"]["state"] == "running", woken.json
                 again = await asyncio.wait_for(
                     desk.closing("idle", lambda: d.mctl("vm", "hibernate", "--force", desk.vm["id"])), 60)
+                d.wait_state(desk.vm["id"], "hibernated")
+                link = await asyncio.get_running_loop().run_in_executor(
+                    None, lambda: d.mctl("auth", "start", "--user", "u", "--provider", "demo", "--wait").out)
+                assert desk.sid in link and d.state_of(desk.vm["id"]) == "running", link
             return told, later, again
         told, later, again = asyncio.run(go())
-        assert [e["reason"] for e in d.events(desk.vm["id"]) if e["event"] == "resume"] == ["its page is looked at"]
+        assert [e["reason"] for e in d.events(desk.vm["id"]) if e["event"] == "resume"] == ["its desktop is wanted"] * 2
         assert told[0] == again[0] == 1012 and "put to rest" in told[1] and len(told[1].encode()) <= 120, told
         assert later[0] == 1013 and "hibernated" in later[1], later
         assert shown(d, desk.sid)["session"]["status"] == "awaiting_user_auth"
