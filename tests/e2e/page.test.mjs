@@ -684,8 +684,12 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
   });
 
   test('a page that is opened wakes it', () =>
-    scene({ prepare: asleep }, async ({ daemon, page }) => {
-      daemon.wake = () => { daemon.vm.state = 'running'; };
+    scene({
+      prepare: (daemon) => {
+        asleep(daemon);
+        daemon.wake = () => { daemon.vm.state = 'running'; };
+      },
+    }, async ({ daemon, page }) => {
       await inState(page, 'connected');
       assert.equal(daemon.count(WAKES), 1);
     }));
@@ -710,8 +714,13 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
     }));
 
   test('one that cannot be woken says why, and is asked again', () =>
-    scene({ allow: [FAILED_REQUEST], prepare: asleep }, async ({ daemon, page }) => {
-      daemon.wake = () => ({ status: 409, detail: 'there is no room for 1024 MiB', hint: 'end another VM' });
+    scene({
+      allow: [FAILED_REQUEST],
+      prepare: (daemon) => {
+        asleep(daemon);
+        daemon.wake = () => ({ status: 409, detail: 'there is no room for 1024 MiB', hint: 'end another VM' });
+      },
+    }, async ({ daemon, page }) => {
       await page.waitForFunction(() => /cannot be woken/.test(document.getElementById('title').textContent));
       assert.match(await panel(page), /There is no room for 1024 MiB\..*End another VM\./s);
       await accessible(page);
