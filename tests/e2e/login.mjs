@@ -4,6 +4,7 @@
  *   {"click":"go"}   waits until that colour is seen and rests, then clicks its middle
  *   {"fill":"login","text":"anna"}   types into the field of that colour until it has it: keys are lost in a slow desktop
  *   {"see":"done"}  {"shot":"name"}  {"words":true}
+ *   {"state":"asleep"}   waits until the page itself is in that state     {"button":"Wake it up"}   of the page itself
  *
  * and for each a JSON line is the answer: {"ok":true} or {"ok":false,"reason"}. Exit status 2: usage.
  *
@@ -56,6 +57,7 @@ async function find(colour) {
   return { count: seen.count, x: Math.round(box.x + seen.x * box.width), y: Math.round(box.y + seen.y * box.height) };
 }
 
+const state = () => page.evaluate(() => document.documentElement.dataset.state);
 const words = () => page.evaluate(() => document.body.innerText.replace(/\s+/g, ' ').trim().slice(0, 400));
 
 /* Seen twice at the same place: the page is drawn. */
@@ -93,6 +95,11 @@ async function act(what) {
     await see(what.see);
   } else if (what.fill) {
     await fill(what.fill, what.text);
+  } else if (what.button) {
+    await page.getByRole('button', { name: what.button }).click();
+  } else if (what.state) {
+    for (const end = performance.now() + timeoutMs; await state() !== what.state; await sleep(STEP_MS))
+      if (performance.now() > end) throw new Error(`the page is ${await state()}: ${await words()}`);
   } else if (what.shot) {
     await page.screenshot({ path: path.join(given.out, `${what.shot}.png`) });
   }

@@ -34,6 +34,13 @@ const LOGIN = (uid) => page('Who are you?', `<form method="post" action="/intera
 const CONSENT = (uid) => page('May the tool log in?', `<form method="post" action="/interaction/${uid}/consent">
 <button class="allow"></button></form><form method="post" action="/interaction/${uid}/abort"><button class="no"></button></form>`);
 
+/* Tells every second that it is still the page that was opened, and what cookie its browser has. */
+const ALIVE = page('Alive', `<div class="done"></div><script>
+const born = crypto.randomUUID();
+document.cookie = document.cookie || 'mark=' + born;
+setInterval(() => fetch('/alive/' + born).catch(() => {}), 1000);
+</script>`);
+
 const ACCESS_TOKEN_S = 40; // mc-oidc renews what runs out within 30 s
 const provider = new Provider(given.issuer, {
   clients: [{
@@ -77,6 +84,14 @@ async function consent(details) {
   if (prompt.details.missingOIDCClaims) grant.addOIDCClaims(prompt.details.missingOIDCClaims);
   return { consent: { grantId: await grant.save() } };
 }
+
+provider.use(async (ctx, next) => {
+  const [, born] = /^\/alive(?:\/([\w-]+))?$/.exec(ctx.path) ?? [null];
+  if (born) say('alive', { born, mark: ctx.cookies.get('mark') });
+  if (!ctx.path.startsWith('/alive')) await next();
+  else if (born) ctx.status = 204;
+  else Object.assign(ctx, { type: 'html', body: ALIVE });
+});
 
 /* What the user does on our pages. */
 provider.use(async (ctx, next) => {

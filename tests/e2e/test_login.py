@@ -1,5 +1,5 @@
 """A login end to end, without a person: the shipped profile generic-oidc and its tool (mc-oidc) in a real browser VM, a real
-OpenID provider on a host of its own behind the bridge, and headless Chromium that sees and uses the desktop through noVNC.
+OpenID provider on a host of its own behind the bridge, and headless Chromium that sees and uses the desktop through noVNC. The VMs begin from a template, one of the pool.
 The credential goes into the vault and from there into the user's CLI VM, which asks /userinfo with it; and what was secret on
 the way is searched for everywhere afterwards."""
 
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -103,6 +104,14 @@ class Provider:
         self.process.wait()
 
 
+def warm(d, type):
+    return next(w for w in d.mctl("--json", "status").json["warm"] if w["type"] == type)
+
+
+def how(d, vm):
+    return next(e["reason"] for e in d.events(vm) if e["event"] == "started")
+
+
 class World:
     def __init__(self, d, provider, space):
         self.d, self.provider, self.space = d, provider, space
@@ -132,6 +141,7 @@ def world():
         d.config["vm"].update(browser_image=images / "browser", cli_image=images / "cli", browser_boot_timeout=BOOT_S,
                               cli_boot_timeout=BOOT_S)
         d.config["session"].update(timeout=BOOT_S, abandoned_after=BOOT_S)
+        d.config["warm"].update(templates="yes", quiet="0.5")
         shipped = (HERE / "doc/providers.d/generic-oidc.conf").read_text()
         (d.dir / "providers.d").mkdir()
         for name, command in (("generic-oidc", "mc-oidc login"), ("by-device", "mc-oidc login --device")):
@@ -146,6 +156,8 @@ def world():
         stack.callback(provider.stop)
         stack.callback(lambda: (d.stop(), run(*d.command("--remove"), check=False, timeout=300)))
         d.start()
+        for type in ("cli", "browser"):
+            wait_for(lambda: warm(d, type)["ready"], BOOT_S, 0.3)
         yield World(d, provider, space)
 
 
@@ -206,7 +218,8 @@ def found(d, secrets, disks_of=()):
     needles = [s.encode() for s in secrets if len(s) >= 8]
     assert needles
     places = []
-    for path in sorted([*d.state.rglob("*"), d.log]):
+    templates = d.state / "templates"  # made before there was a secret, and a gigabyte
+    for path in sorted([*(p for p in d.state.rglob("*") if templates not in p.parents), d.log]):
         if path.is_file() and not path.is_symlink() and not any(vm in path.parts for vm in disks_of):
             data = path.read_bytes()
             places += [f"{path}: {needle[:6]}…" for needle in needles if needle in data]
@@ -219,6 +232,7 @@ def test_authorization_code(world):
     d, provider = world.d, world.provider
     person = Person(world, "anna", "generic-oidc")
     try:
+        assert how(d, person.vm).startswith("made warm, from template"), how(d, person.vm)
         person.log_in()
         provider.wait("consent-page", 1, BOOT_S)
         assert person.session["status"] == "authenticating"
@@ -241,8 +255,8 @@ def test_authorization_code(world):
     assert r.returncode == 0 and json.loads(r.stdout.splitlines()[0])["sub"] == "anna", (r.stdout, r.stderr)
     assert r.stdout.splitlines()[1:] == ["700 user user", "600 user user"]
     assert provider.events("userinfo")[-1] == {"event": "userinfo", "sub": "anna", "status": 200}
-    # Its token has run out meanwhile, and was renewed by one that works once: the vault must have the new one.
-    assert provider.events("token")[-1]["grant"] == "refresh_token"
+    # Its token runs out, and is renewed by one that works once: the vault must have the new one.
+    wait_for(lambda: as_user(d, vm, "mc-oidc userinfo").returncode == 0 and provider.events("token")[-1]["grant"] == "refresh_token", 120, 0.5)
     wait_for(lambda: person.get("/credentials/status")["version"] == 2, 60, 0.2)
     secrets = provider.secrets() | {PASSWORD, url}
     assert len(secrets) > 8 and found(d, secrets, disks_of={vm}) == []
@@ -257,6 +271,49 @@ def test_authorization_code(world):
     d.mctl("vm", "destroy", second, "--reason", "the test is over")
     d.wait_state(second, "stopped", 60)
     assert found(d, provider.secrets() | {PASSWORD, url}) == []
+
+
+# A file, a process that is no service, Chromium as it was started, and the boot.
+LEAVE = "echo kept >/root/note; setsid sleep 100000 </dev/null >/dev/null 2>&1 & echo $! >/root/pid"
+THERE = ("cat /root/note; kill -0 $(cat /root/pid) && echo lives; systemctl show -p MainPID -p NRestarts --value chromium; "
+         "cat /proc/sys/kernel/random/boot_id")
+
+
+def test_a_desktop_goes_on_after_its_vm_was_at_rest(world):
+    """One that began in the pool, as its page sees it: woken by another the picture is back by itself, or by who looks at it."""
+    d, provider = world.d, world.provider
+    d.stop()
+    d.config["warm"]["pool_browser"] = "1"
+    d.start()
+    wait_for(lambda: warm(d, "browser")["pool_ready"] == 1, BOOT_S, 0.2)
+    person = Person(world, "dora", "demo")
+    try:
+        assert " and the pool in " in how(d, person.vm), how(d, person.vm)
+        inside = lambda script: run(harness.MCTL, "--socket", d.socket, "vm", "exec", person.vm, "--", "sh", "-c", script).stdout
+        person.do(state="connected")
+        r = d.admin("POST", f"/api/vms/{person.vm}/agent", {"op": "browser.open", "url": f"https://{NAME}/alive"}, timeout=120)
+        assert r.status == 200, r.json
+        person.do(see="done")
+        page = provider.wait("alive", 1, BOOT_S)
+        assert page["mark"] == f"{page['born']}", "its cookies are of another browser"
+        inside(LEAVE)
+        there = inside(THERE)
+        assert there.startswith("kept\nlives\n"), there
+        for wake in (lambda: d.mctl("vm", "resume", person.vm), lambda: person.do(button="Wake it up")):
+            d.mctl("vm", "hibernate", "--force", person.vm)
+            person.do(state="asleep")
+            person.do(shot="asleep")
+            seen = len(provider.events("alive"))
+            wake()
+            person.do(state="connected")
+            person.do(see="done")
+            assert provider.wait("alive", seen + 2, BOOT_S) == page, "it is not the page that was open"
+            assert inside(THERE) == there
+            assert abs(float(inside("date +%s.%N")) - time.time()) < 5
+        assert [e["reason"] for e in d.events(person.vm) if e["event"] == "resume"] == ["it was asked for", "its desktop is wanted"]
+    finally:
+        person.close()
+    d.mctl("auth", "cancel", person.id)
 
 
 def test_device_flow(world):
