@@ -6,6 +6,7 @@
 #include <sys/random.h>
 
 #include "base/fd.h"
+#include "base/proc.h"
 #include "base/str.h"
 #include "base/time.h"
 
@@ -78,8 +79,25 @@ static void on_deadline(void *userdata) {
     loop_quit(g->loop);
 }
 
+static int on_vmm_ended(sd_event_source *source, int fd, uint32_t revents, void *userdata) {
+    struct giving *g = userdata;
+    err_set(&g->err, ECONNRESET, "vmm.lost", "its VMM has ended");
+    loop_quit(g->loop);
+    return 0;
+}
+
+/* One that asks again whenever its agent is there again would wait for that of a dead one too. */
+static int watch_vmm(struct giving *g, int *ret_pidfd, struct err *err) {
+    int r = proc_open(g->vm->pid, g->vm->pid_start, ret_pidfd);
+    if (r < 0)
+        return err_set(err, -r, "vmm.lost", "its VMM has ended");
+    r = sd_event_add_io(loop_event(g->loop), NULL, *ret_pidfd, EPOLLIN, on_vmm_ended, g);
+    return r < 0 ? err_sys(err, -r, "warm.identity", "watch its VMM") : 0;
+}
+
 int identity_give(const struct vms *vms, const char *folder, const struct vm *vm, int *fd, struct err *err) {
     struct giving g = {.vms = vms, .vm = vm};
+    _cleanup_close_ int pidfd = -1;
     struct agent_params params = {.folder = folder, .changed = on_agent, .userdata = &g};
     machine_agent_channel(vm, &params);
     int r = loop_new_private(&g.loop, err);
@@ -89,6 +107,8 @@ int identity_give(const struct vms *vms, const char *folder, const struct vm *vm
         r = agent_new(&params, &g.agent, err);
     if (r == 0 && loop_timer_new(g.loop, TIMEOUT_MS, on_deadline, &g, &g.deadline) < 0)
         r = err_sys(err, ENOMEM, "warm.identity", "make a timer");
+    if (r == 0)
+        r = watch_vmm(&g, &pidfd, err);
     if (r == 0)
         r = loop_run(g.loop, err);
     agent_job_cancel(g.job);

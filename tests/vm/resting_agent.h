@@ -9,8 +9,9 @@
 enum agent_manner {
     AGENT_NEVER_ANSWERS = 6, /* identity.set */
     AGENT_REFUSES,
-    AGENT_HANGS_UP,      /* the first time that it is asked who it is to be */
-    AGENT_TALKS_RUBBISH, /* instead of an answer */
+    AGENT_HANGS_UP,        /* the first time that it is asked who it is to be */
+    AGENT_TALKS_RUBBISH,   /* instead of an answer */
+    AGENT_TAKES_ALL_ALONG, /* its VMM ends with it */
 };
 
 typedef void agent_identity_fn(const uint8_t mac[6], const uint8_t ip[4]);

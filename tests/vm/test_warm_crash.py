@@ -310,10 +310,11 @@ SLOW = pytest.mark.skipif(not IS_SOAK, reason="waits for its time limit: scripts
 
 @pytest.mark.parametrize("processors,why", [
     (7, "identity: it could not be made a machine of its own: the agent in the guest: it will not"),
+    (10, "identity: it could not be made a machine of its own: its VMM has ended"),
     pytest.param(6, "identity: it could not be made a machine of its own: its agent: it was asked, and has not answered", marks=SLOW),
     pytest.param(9, "identity: it could not be made a machine of its own: its agent: it was asked, and has not answered", marks=SLOW),
     pytest.param(5, "memory: ", marks=SLOW)],
-    ids=["refuses", "never answers", "talks rubbish", "never loads"])
+    ids=["refuses", "its VMM ends", "never answers", "talks rubbish", "never loads"])
 def test_one_that_cannot_be_used_is_begun_cold(processors, why):
     with resting(cli_vcpus=str(processors)) as d:
         template_of(d)
