@@ -1,5 +1,6 @@
 #include "vm/template_boot.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -28,7 +29,7 @@
 #define KILL_TIMEOUT_MS 5000
 #define ANSWER_TIMEOUT_MS 30000 /* as firecracker.c's: whoever ends the daemon waits for it */
 #define NICE 10 /* who waits for a VM comes first: where there are no control groups; else confine_come_last() */
-/* It has settled when its VMM uses less than a third of a processor for a while, or at last has had long enough for that. */
+/* It has settled when its VMM wants less than a third of a processor for a while, or at last has had long enough for that. */
 #define QUIET_MS 2000
 #define QUIET_MAX_MS 30000
 #define QUIET_PERCENT 33
@@ -231,27 +232,34 @@ static void ask(struct making *k) {
     agent_begin(k->agent, request, ASK_TIMEOUT_MS, &handler, k, &k->job, NULL);
 }
 
-/* What the VMM has used of the processors, in milliseconds; -1: not known. Source: proc(5), stat, fields 14 and 15. */
-static int64_t cpu_used_ms(pid_t pid) {
+/* For how long the VMM's threads have run, or would have if others had not, in milliseconds: on a busy host one that is far from quiet
+ * gets little. -1: not known. Source: Linux, Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat. */
+static int64_t cpu_wanted_ms(pid_t pid) {
     char path[64];
-    _cleanup_free_ char *text = NULL;
-    size_t len;
-    unsigned long long user, system;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    if (file_read(path, 4096, &text, &len) < 0)
-        return -1;
-    const char *behind = strrchr(text, ')');
-    if (!behind || sscanf(behind + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user, &system) != 2)
-        return -1;
-    return (int64_t)(user + system) * 1000 / sysconf(_SC_CLK_TCK);
+    int64_t sum_ns = -1;
+    snprintf(path, sizeof path, "/proc/%d/task", pid);
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        _cleanup_free_ char *text = NULL;
+        unsigned long long ran_ns, waited_ns;
+        snprintf(path, sizeof path, "/proc/%d/task/%.16s/schedstat", pid, e->d_name);
+        if (e->d_name[0] != '.' && file_read(path, 4096, &text, NULL) == 0 &&
+            sscanf(text, "%llu %llu", &ran_ns, &waited_ns) == 2)
+            sum_ns += (int64_t)(ran_ns + waited_ns) + (sum_ns < 0);
+    }
+    if (dir)
+        closedir(dir);
+    return sum_ns < 0 ? -1 : sum_ns / 1000000;
 }
 
 static void look_for_quiet(struct making *k) {
     int64_t now_ms = time_monotonic_ms(), cpu_ms;
     if (now_ms - k->quiet_ms < QUIET_MS && k->cpu_ms >= 0)
         return;
-    cpu_ms = cpu_used_ms(k->vm.pid);
-    bool is_quiet = k->cpu_ms >= 0 && (cpu_ms - k->cpu_ms) * 100 < (now_ms - k->quiet_ms) * QUIET_PERCENT;
+    cpu_ms = cpu_wanted_ms(k->vm.pid);
+    /* It is less when a thread has ended. */
+    bool is_quiet =
+        k->cpu_ms >= 0 && cpu_ms >= k->cpu_ms && (cpu_ms - k->cpu_ms) * 100 < (now_ms - k->quiet_ms) * QUIET_PERCENT;
     if (is_quiet || now_ms - k->phase_ms > QUIET_MAX_MS) {
         k->phase = PHASE_DONE;
         stop(k, 0);
