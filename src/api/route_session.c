@@ -148,7 +148,8 @@ void route_session_wake(struct http_request *req, const struct http_match *match
     struct vm vm;
     if (!api_session_of(api, req, match, &session))
         return;
-    bool has_vm = sessions_vm(api->sessions, &session, &vm, NULL) == 0;
+    bool goes_on = !session_status_is_end(session.status);
+    bool has_vm = goes_on && sessions_vm(api->sessions, &session, &vm, NULL) == 0;
     if (!has_vm || !api_wake(api, req, &vm, "its desktop is wanted"))
         tell(api, req, &session);
 }

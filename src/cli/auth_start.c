@@ -88,9 +88,9 @@ int verb_auth_start(struct cli *cli, int argc, char **argv) {
         status = wait_desktop(cli, answer);
     if (wait && status == CLI_DONE)
         status = refresh(cli, answer);
-    if (status == CLI_DONE && cli->json)
+    if (cli->json && status == CLI_DONE)
         print_session_json(answer);
-    else if (status == CLI_DONE)
+    else if (!cli->json) /* the link is told this once, and the session goes on though its VM did not come */
         print_session(answer);
     json_decref(answer);
     return status;

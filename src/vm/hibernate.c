@@ -372,13 +372,24 @@ bool vms_is_at_rest(struct vms *vms, const char *id) {
                  m->vm.state == VM_STATE_RESUMING);
 }
 
+/* Who waits for it hears why it does not come. */
+static void want_no_more(struct machine *m) {
+    struct err err = {0};
+    err_set(&err, EPROTO, "vm.state", "VM %s was put to rest again before it was there", m->vm.id);
+    hibernate_keep_error(m, &err);
+    m->is_wanted = false;
+    if (m->vm.state == VM_STATE_HIBERNATED)
+        machine_tell(m);
+}
+
 int vms_hibernate(struct vms *vms, const char *id, const char *actor, const char *reason, struct vm *ret_vm,
                   struct err *err) {
     struct machine *m = machine_find(vms, id);
     if (!m)
         return vms_not_live(vms, id, err);
     if (m->vm.state == VM_STATE_HIBERNATED || m->vm.state == VM_STATE_HIBERNATING) {
-        m->is_wanted = false;
+        if (m->is_wanted)
+            want_no_more(m);
         *ret_vm = m->vm;
         return 0;
     }

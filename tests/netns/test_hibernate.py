@@ -525,6 +525,19 @@ def test_the_idle_go_one_after_the_other_and_each_counts_those_on_their_way():
         check(d, "one after the other")
 
 
+@contextlib.contextmanager
+def standing_still(d):
+    """Its VMMs, which take as long as this test wants."""
+    pids = d.processes()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_the_idle_make_room_before_a_vm_is_refused():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     size = max(512, total // 40)
@@ -547,6 +560,12 @@ def test_the_idle_make_room_before_a_vm_is_refused():
         # And back: now the others have to be idle.
         assert d.admin("POST", f"/api/vms/{first['id']}/resume").status == 507
         time.sleep(8)
+        # Who waits for it hears that somebody wants it no more, though the room for it is still being made.
+        with standing_still(d):
+            waker = subprocess.Popen([harness.MCTL, "--socket", d.socket, "vm", "resume", first["id"]], stderr=subprocess.PIPE, text=True)
+            wait_for(lambda: d.mctl("vm", "hibernate", first["id"]) and waker.poll() is not None, 30, 0.2)
+            assert "put to rest again" in waker.stderr.read() and d.state_of(first["id"]) == "hibernated"
+        wait_for(lambda: sorted(d.state_of(v["id"]) for v in (second, third)) == ["hibernated", "running"], 40)
         others = [subprocess.Popen([harness.MCTL, "--quiet", "--socket", d.socket, "vm", "resume", first["id"]])
                   for _ in range(3)]
         d.mctl("vm", "resume", first["id"])
