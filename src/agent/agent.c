@@ -28,6 +28,10 @@
 #define TICK_SLOW_MS 2000 /* for a guest that has been silent for SLOW_AFTER_MS */
 #define SLOW_AFTER_MS 120000
 #define GREET_INTERVAL_MS 300
+/* A guest that was stopped in the middle of a frame of a host's before us takes greetings for the rest of it, unless it waits for that
+ * in vain for AGENT_STALL_MS. */
+#define GREETINGS_IN_A_ROW 3
+#define GREET_PAUSE_MS (AGENT_STALL_MS + 500)
 #define OUT_MAX ((size_t)1024 * 1024)
 #define READ_SIZE 65536
 #define NOISE_MAX ((size_t)512 * 1024) /* bytes a second */
@@ -62,6 +66,7 @@ struct agent {
     enum agent_state state;
     char words[AGENT_WORDS_MAX];
     uint32_t session, last_id;
+    unsigned greetings; /* in a row, without an answer */
     int64_t connecting_since_ms, greeted_at_ms, heard_at_ms, asked_at_ms, partial_at_ms;
     int64_t started_ms; /* as the guest says; -1: not known */
     json_t *health;
@@ -223,7 +228,8 @@ static void disconnect(struct agent *agent, const char *why) {
 
 static void greet(struct agent *agent, int64_t now_ms) {
     int waiting = 0;
-    if (agent->vsock_waits || now_ms - agent->greeted_at_ms < GREET_INTERVAL_MS)
+    bool is_pause = agent->greetings >= GREETINGS_IN_A_ROW;
+    if (agent->vsock_waits || now_ms - agent->greeted_at_ms < (is_pause ? GREET_PAUSE_MS : GREET_INTERVAL_MS))
         return;
     if (agent_outbox_waiting(&agent->out) > 0 || (ioctl(agent->fd, SIOCOUTQ, &waiting) == 0 && waiting > 0))
         return; /* nobody has read the last one yet */
@@ -231,6 +237,7 @@ static void greet(struct agent *agent, int64_t now_ms) {
         if (getrandom(&agent->session, sizeof agent->session, 0) != sizeof agent->session)
             return;
     agent->greeted_at_ms = now_ms;
+    agent->greetings = is_pause ? 1 : agent->greetings + 1;
     agent_outbox_json(&agent->out, agent->session, 0,
                       json_pack("{s:{s:i, s:i}}", "hello", "min", AGENT_VERSION, "max", AGENT_VERSION));
     watch(agent);
@@ -451,6 +458,7 @@ static int attach(struct agent *agent) {
     /* A guest that talks all the time comes after everything else. */
     sd_event_source_set_priority(agent->io, SD_EVENT_PRIORITY_NORMAL + 10);
     agent->greeted_at_ms = 0;
+    agent->greetings = 0;
     agent->heard_at_ms = agent->asked_at_ms = time_monotonic_ms();
     agent->vsock_waits = agent->vsock_port != 0;
     agent->vsock_len = 0;

@@ -348,6 +348,30 @@ static void an_agent_that_was_started_anew_is_noticed(void **state) {
     bad_close(&g);
 }
 
+/* As one is that was put to rest while somebody wrote to it, and wakes with another host at its channel. */
+static void an_agent_that_waits_for_the_rest_of_a_frame_is_reached(void **state) {
+    struct rig rig = {0};
+    struct err err = {0};
+    static const uint8_t payload[AGENT_DATA_MAX];
+    uint8_t begun[AGENT_HEADER_SIZE + 8] = {0};
+    struct agent_frame frame = {
+        .kind = AGENT_FRAME_DATA, .session = 7, .id = 7, .payload = payload, .len = AGENT_DATA_MAX};
+    int fd;
+    assert_int_equal(loop_new(&rig.loop, &err), 0);
+    rig.pid = start_agent(&fd);
+    agent_frame_header(&frame, begun);
+    assert_int_equal(write(fd, begun, sizeof begun), sizeof begun);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+    struct agent_params params = {.loop = rig.loop, .fd = fd, .changed = on_changed, .userdata = &rig};
+    assert_int_equal(agent_new(&params, &rig.agent, &err), 0);
+    for (int64_t end = time_monotonic_ms() + WAIT_MS; rig.state != AGENT_READY && time_monotonic_ms() < end;)
+        turn(&rig);
+    assert_int_equal(rig.state, AGENT_READY);
+    agent_free(rig.agent);
+    end_agent(rig.pid);
+    loop_free(rig.loop);
+}
+
 int main(int argc, char **argv) {
     if (argc != 2)
         return 2;
@@ -364,6 +388,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_flooding_guest_is_muted),
         cmocka_unit_test(a_guest_that_falls_silent_is_noticed),
         cmocka_unit_test(an_agent_that_was_started_anew_is_noticed),
+        cmocka_unit_test(an_agent_that_waits_for_the_rest_of_a_frame_is_reached),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
