@@ -186,7 +186,7 @@ static int drop_host_keys(struct err *err) {
         if (!str_starts(e->d_name, KEY_PREFIX))
             continue;
         r = file_write_atomic(RESTART_OWED, "", 0, 0600);
-        if (r == 0 && unlinkat(dirfd(dir), e->d_name, 0) < 0)
+        if (r == 0 && unlinkat(dirfd(dir), e->d_name, 0) < 0 && errno != ENOENT)
             r = -errno;
     }
     if (dir)

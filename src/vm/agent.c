@@ -83,8 +83,8 @@ static void on_changed(void *userdata, enum agent_state state, const char *words
                  (double)agent_started_ms(m->agent) / 1000);
         note(m, "agent-ready", agent_started_ms(m->agent) >= 0 ? reason : words);
         resume_prepare(m);
-        /* One that was away was asked when it booted; one of a template is when it runs: who waits for it comes first. */
-        if (m->vm.state != VM_STATE_RESUMING && !(m->vm.state == VM_STATE_BOOTING && m->is_warm))
+        /* One whose memory was loaded was asked when it booted; one of a template is when it runs: who waits for it comes first. */
+        if (!(m->vm.state == VM_STATE_RESUMING && m->is_as_before) && !(m->vm.state == VM_STATE_BOOTING && m->is_warm))
             machine_agent_collect(m);
         return;
     case AGENT_CONNECTING:

@@ -379,7 +379,7 @@ static void done(void *userdata) {
         return;
     } else if (go_on(c, &c->err) < 0) {
         if (c->is_spare)
-            pool_put_off(m->vms);
+            pool_put_off(m->vms, m->vm.type);
         err_prefix(&c->err, "create %s", m->vm.id);
         str_copy(m->vms->last_error.id, sizeof m->vms->last_error.id, m->vm.id);
         m->vms->last_error.err = c->err;

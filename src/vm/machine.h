@@ -131,7 +131,7 @@ struct vms {
     struct confine *confine;
     struct examine examine;
     struct warm *warm;
-    int64_t pool_retry_ms;                                 /* monotonic */
+    int64_t pool_retry_ms[VM_TYPE_COUNT];                  /* monotonic */
     struct workers *makers, *enders, *resters, *examiners; /* one kind never waits for another */
     int endings;                                           /* under way */
     struct ending *unsealed; /* found at the start, and whom the VMs served is not there yet (end.c) */

@@ -59,7 +59,7 @@ static int on_process(sd_event_source *source, int fd, uint32_t revents, void *u
     bool was_asked = m->vm.state == VM_STATE_STOPPING;
     proc_reap(m->pidfd, words, sizeof words);
     if (!was_asked)
-        pool_put_off(m->vms);
+        pool_put_off(m->vms, m->vm.type);
     machine_end(m, was_asked ? VM_EVENT_ENDED : VM_EVENT_FAILED, was_asked ? m->stop_actor : "guest or host",
                 was_asked ? m->vm.reason : "its VMM ended while it waited in the pool", words);
     return 0;
@@ -79,8 +79,8 @@ static bool is_one_on_its_way(const struct vms *vms) {
     return false;
 }
 
-void pool_put_off(struct vms *vms) {
-    vms->pool_retry_ms = time_monotonic_ms() + RETRY_MS;
+void pool_put_off(struct vms *vms, enum vm_type type) {
+    vms->pool_retry_ms[type] = time_monotonic_ms() + RETRY_MS;
 }
 
 void pool_check(struct vms *vms) {
@@ -94,7 +94,8 @@ void pool_check(struct vms *vms) {
                 end(m, "its template is another now");
         }
         if (pool_count(vms, type, false) < pool_wanted(vms, type) && warm_is_from(vms->warm, type, NULL) &&
-            !is_one_on_its_way(vms) && time_monotonic_ms() >= vms->pool_retry_ms && create_spare(vms, type, &err) < 0)
+            !is_one_on_its_way(vms) && time_monotonic_ms() >= vms->pool_retry_ms[type] &&
+            create_spare(vms, type, &err) < 0)
             log_event(LOG_LEVEL_DEBUG, (struct log_about){0}, "no VM for the pool: %s", err.detail);
     }
 }

@@ -14,7 +14,7 @@
 void pool_check(struct vms *vms);
 
 /* One could not be made: none is for a while, or there would be one failure after the other. */
-void pool_put_off(struct vms *vms);
+void pool_put_off(struct vms *vms, enum vm_type type);
 
 /* One that can be taken for this VM; NULL: there is none. */
 struct machine *pool_find(struct vms *vms, const struct vm *wanted, const char *id);

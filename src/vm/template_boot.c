@@ -249,7 +249,7 @@ static int64_t cpu_wanted_ms(pid_t pid) {
     }
     if (dir)
         closedir(dir);
-    return sum_ns < 0 ? -1 : sum_ns / 1000000;
+    return sum_ns <= 0 ? -1 : sum_ns / 1000000; /* 0: this kernel does not count */
 }
 
 static void look_for_quiet(struct making *k) {
@@ -417,6 +417,8 @@ int template_make(const struct template_boot *params, struct template *ret_templ
     if (r == 0)
         r = template_finish(&t, params->wish, err);
     clean_up(&k);
+    if (r < 0 && r != -EINTR && *k.begun && saved_check_room(k.begun, 0, NULL) < 0)
+        r = -ENOSPC; /* whatever it was that somebody had no room for */
     if (r == 0) {
         *ret_template = t;
         return 0;

@@ -17,6 +17,7 @@
 
 #define RETRY_MS 60000
 #define NO_ROOM_MS 10000
+#define NO_ROOM_DOUBLINGS 6
 #define FAILURES_MAX 3
 
 struct slot {
@@ -28,9 +29,9 @@ struct slot {
     } state;
     struct template t; /* ready; or of an image before, and then it fits no VM */
     char links[VMS_PATH_MAX];
-    char words[VMS_LINE_MAX]; /* why there is none */
-    int failures;
-    int64_t retry_ms; /* monotonic */
+    char words[VMS_LINE_MAX];   /* why there is none */
+    int failures, without_room; /* in a row */
+    int64_t retry_ms;           /* monotonic */
 };
 
 struct warm {
@@ -147,7 +148,8 @@ static void not_ready(struct slot *slot, const struct job *job) {
         log_event(LOG_LEVEL_INFO, (struct log_about){.event = "template-none"}, "%s", words);
     } else if (was_for_room(job)) {
         snprintf(no_room, sizeof no_room, "the host has not the room for it now: %.190s", words);
-        put_off(slot, NO_ROOM_MS, no_room);
+        put_off(slot, (int64_t)NO_ROOM_MS << slot->without_room, no_room);
+        slot->without_room += slot->without_room < NO_ROOM_DOUBLINGS;
         log_event(LOG_LEVEL_WARNING, (struct log_about){.event = "template-failed"}, "template for %s VMs: %s",
                   vm_type_name(job->wish.type), no_room);
     } else {
@@ -166,6 +168,7 @@ static void done(void *userdata) {
     if (job->result == 0) {
         slot->t = job->t;
         slot->state = SLOT_READY;
+        slot->without_room = 0;
         slot->words[0] = '\0';
         tell_ready(job);
     } else {
@@ -233,7 +236,7 @@ void warm_check(struct warm *warm) {
         if (memcmp(slot->links, warm->vms->image_links, sizeof slot->links) != 0) {
             memcpy(slot->links, warm->vms->image_links, sizeof slot->links);
             slot->state = SLOT_UNKNOWN;
-            slot->failures = 0;
+            slot->failures = slot->without_room = 0;
             slot->retry_ms = 0;
             template_close(&slot->t);
         }
