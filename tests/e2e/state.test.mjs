@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { sessionBase } from '../../web/static/api.js';
+import { Api, sessionBase } from '../../web/static/api.js';
 import {
   CLOSE, STEPS, backoffMs, bootClock, clean, credentialWords, duration, mayCancel, sentence, stateWords, timeLeft, viewOf,
   viewOfClose, viewOfLogin,
@@ -201,6 +201,19 @@ test('sessionBase() takes a session\'s page and nothing else', () => {
   assert.equal(sessionBase('/api/auth/session/0a/novnc'), '/api/auth/session/0a');
   for (const path of ['/', '/api/auth/session//novnc', '/api/auth/session/a/b/novnc', '/x/api/auth/session/a/novnc',
     '/api/auth/session/%2e%2e/novnc']) assert.equal(sessionBase(path), null, path);
+});
+
+test('an error without the controller\'s reasons, from a proxy, is no answer', async (t) => {
+  let response;
+  t.mock.method(globalThis, 'fetch', async () => response);
+  for (const status of [502, 503, 504])
+    for (const [body, kind] of [['<h1>Bad Gateway</h1>', 'offline'], ['', 'offline'], ['{"title": "Bad Gateway"}', 'trouble'],
+      ['{"detail": "it did not wake"}', 'trouble']]) {
+      response = new Response(body, { status });
+      assert.equal((await new Api('').wake()).kind, kind, `${status} ${body}`);
+    }
+  response = new Response('<h1>Oops</h1>', { status: 500 });
+  assert.equal((await new Api('').wake()).kind, 'trouble');
 });
 
 describe('the login tool', () => {

@@ -6,7 +6,7 @@
  *          {kind: 'refused'}           no valid cookie, or the ticket was not taken
  *          {kind: 'missing'}           no such session
  *          {kind: 'trouble', status, detail, hint}   the controller answers, but not with what was asked for
- *          {kind: 'offline'}           no answer at all
+ *          {kind: 'offline'}           no answer at all, or only a proxy's that got none
  */
 
 const TIMEOUT_MS = 8000;
@@ -103,6 +103,8 @@ export class Api {
     } catch (error) {
       if (!response || !(error instanceof SyntaxError)) return { kind: 'offline' };
     }
+    // The controller gives its reasons with each error; a proxy before it that had no answer in time has none.
+    if ([502, 503, 504].includes(response.status) && !body?.detail && !body?.title) return { kind: 'offline' };
     const date = Date.parse(response.headers.get('Date') ?? '');
     if (!Number.isNaN(date)) this.#aheadMs = date - Date.now();
 
