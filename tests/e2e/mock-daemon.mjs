@@ -53,7 +53,13 @@ export class MockDaemon {
   refusal = null;                      // {status, detail, hint}: of open-url, code and cancel
   credential = { status: 'completed', stored: true, version: 1, updated_at: null, in_vm: null };
   bodies = [];                         // [path behind the session's, body] of each POST with one
-  wake = () => {};                     // what comes of being asked to wake the VM: may change it, and give {status, detail, hint}
+  /* What comes of being asked to wake the VM: may change it, and give {status, detail, hint}, or {status, html} as a proxy
+   * does that stands before the daemon. */
+  wake = async () => {
+    this.vm.state = 'resuming';
+    await new Promise((resolve) => { setTimeout(resolve, 300); });
+    this.vm.state = 'running';
+  };
   problem = null;                      // {status, body}: instead of the status
   /* {rfb: options}, {close: [code, reason]}, {garbage: true}, {silent: true}, {cut: true} (no WebSocket at all), or
    * {handle: (client) => …} for a test's own */
@@ -185,6 +191,10 @@ export class MockDaemon {
   async #wake(request, response) {
     if (!this.#admitted(request)) return problem(response, 401, 'unauthorized', 'No cookie.');
     const refusal = await this.wake();
+    if (refusal?.html) {
+      response.writeHead(refusal.status, { 'Content-Type': 'text/html' });
+      return response.end(refusal.html);
+    }
     if (refusal) return problem(response, refusal.status, 'mock', refusal.detail, refusal.hint);
     return this.#status(request, response);
   }

@@ -103,6 +103,16 @@ async function accessible(page) {
 }
 
 const running = (daemon) => { daemon.vm.state = 'running'; };
+const asleep = (daemon) => Object.assign(daemon.vm, { state: 'hibernated', reason: 'its memory, 1024 MiB, was saved in 2.1 s' });
+const WAKES = `POST /api/auth/session/${SESSION_ID}/wake`;
+
+const comeToWindow = (page) => page.evaluate(() => dispatchEvent(new Event('focus')));
+
+async function polled(daemon, times) {
+  const status = `GET /api/auth/session/${SESSION_ID}`;
+  const before = daemon.count(status);
+  await until(() => daemon.count(status) >= before + times);
+}
 
 describe('the way in', { concurrency: AT_ONCE }, () => {
   test('a ticket becomes a cookie that script cannot read, and leaves the address', () =>
@@ -243,13 +253,17 @@ describe('until there is a desktop', { concurrency: AT_ONCE }, () => {
     ];
     for (const [status, state, pattern] of ends)
       await t.test(status, () => scene({
-        prepare: (daemon) => Object.assign(daemon.session, { status, reason: 'cancelled by root: test' }),
+        prepare: (daemon) => {
+          Object.assign(daemon.session, { status, reason: 'cancelled by root: test' });
+          asleep(daemon);
+        },
       }, async ({ daemon, page }) => {
         await inState(page, state);
         assert.match(await panel(page), pattern);
         assert.match(await panel(page), /Cancelled by root: test\./);
         await page.waitForTimeout(1500);
         assert.equal(daemon.count(`GET /api/auth/session/${SESSION_ID}`), 1, 'it goes on asking after the end');
+        assert.equal(daemon.count(WAKES), 0, 'nobody needs its VM');
         await look(page, `session-${status}`);
       }));
   });
@@ -570,6 +584,9 @@ describe('when a connection ends', { concurrency: AT_ONCE }, () => {
       const gaps = daemon.attempts.slice(1).map((at, index) => at - daemon.attempts[index]);
       assert.ok(gaps[0] < gaps[1] && gaps[1] < gaps[2], `gaps ${gaps}`);
       await page.waitForFunction(() => /Trying again in \d+ s/.test(document.getElementById('countdown').textContent));
+      await comeToWindow(page);
+      await polled(daemon, 2);
+      assert.equal(daemon.attempts.length, 4, 'coming to the window skips it too');
       const clicked = Date.now();
       await page.getByRole('button', { name: 'Reconnect now' }).click();
       await until(() => daemon.attempts.length === 5);
@@ -612,9 +629,7 @@ describe('when a connection ends', { concurrency: AT_ONCE }, () => {
 });
 
 describe('when the VM rests', { concurrency: AT_ONCE }, () => {
-  const WAKES = `POST /api/auth/session/${SESSION_ID}/wake`;
   const PUT_TO_REST = 'The VM is put to rest. The page comes back when it is woken.';
-  const asleep = (daemon) => Object.assign(daemon.vm, { state: 'hibernated', reason: 'its memory, 1024 MiB, was saved in 2.1 s' });
   const rest = (daemon) => {
     daemon.vm.state = 'hibernating';
     daemon.closeDesktops(1012, PUT_TO_REST);
@@ -624,11 +639,8 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
     Object.defineProperty(document, 'hidden', { configurable: true, get: () => value });
     document.dispatchEvent(new Event('visibilitychange'));
   }, hidden);
-  const polled = async (daemon, times) => {
-    const status = `GET /api/auth/session/${SESSION_ID}`;
-    const before = daemon.count(status);
-    await until(() => daemon.count(status) >= before + times);
-  };
+  /* The test ends this: parked.done(what comes of it). */
+  const park = (daemon) => { daemon.wake = () => new Promise((resolve) => { daemon.wake.done = resolve; }); };
 
   test('a page that is open sees it, wakes nothing by itself, and shows the desktop when another has woken it', () =>
     scene({ allow: [FAILED_RFB], prepare: running }, async ({ daemon, page }) => {
@@ -641,11 +653,17 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
       asleep(daemon);
       await page.waitForFunction(() => /1024 MiB, was saved/.test(document.getElementById('text').textContent));
       assert.doesNotMatch(await panel(page), /restarts|Trying/);
+      await page.keyboard.press('Enter'); // of somebody who was typing
+      await page.keyboard.press('Space');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'title');
+      await page.keyboard.press('Tab');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'wake', 'by keyboard too');
+      await page.evaluate(() => document.activeElement.blur());
       assert.match(await page.title(), /^Asleep: /);
       await accessible(page);
       await look(page, 'asleep');
       await polled(daemon, 2);
+      assert.equal(await page.evaluate(() => document.activeElement.tagName), 'BODY', 'the focus is left alone');
       assert.equal(daemon.count(WAKES), 0);
       daemon.vm.state = 'resuming';
       await inState(page, 'waking');
@@ -662,7 +680,7 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
     const wants = {
       'by the button': (page) => page.getByRole('button', { name: 'Wake it up' }).click(),
       'by coming back to the tab': (page) => setHidden(page, false),
-      'by coming back to the window': (page) => page.evaluate(() => dispatchEvent(new Event('focus'))),
+      'by coming back to the window': comeToWindow,
       'by loading it again': (page) => page.reload(),
     };
     for (const [name, want] of Object.entries(wants))
@@ -672,10 +690,10 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
         rest(daemon);
         asleep(daemon);
         await inState(page, 'asleep');
-        daemon.wake = () => new Promise((resolve) => { daemon.wake.done = resolve; });
+        park(daemon);
         await want(page);
         await inState(page, 'waking');
-        await polled(daemon, 2);
+        await polled(daemon, 1);
         daemon.vm.state = 'running';
         daemon.wake.done();
         await inState(page, 'connected');
@@ -684,18 +702,115 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
   });
 
   test('a page that is opened wakes it', () =>
-    scene({
-      prepare: (daemon) => {
-        asleep(daemon);
-        daemon.wake = () => { daemon.vm.state = 'running'; };
-      },
-    }, async ({ daemon, page }) => {
+    scene({ prepare: asleep }, async ({ daemon, page }) => {
       await inState(page, 'connected');
       assert.equal(daemon.count(WAKES), 1);
     }));
 
-  test('a tab that nobody looks at neither wakes it nor shows it, until somebody does', () =>
+  test('a status that is older than the answer that it is awake tells nothing of it', () =>
     scene({
+      prepare: (daemon) => {
+        asleep(daemon);
+        park(daemon);
+      },
+    }, async ({ daemon, page }) => {
+      await inState(page, 'waking');
+      await until(() => daemon.wake.done);
+      const states = await page.evaluateHandle(() => {
+        const seen = [];
+        new MutationObserver(() => seen.push(document.documentElement.dataset.state))
+          .observe(document.documentElement, { attributeFilter: ['data-state'] });
+        return seen;
+      });
+      let release;
+      const held = new Promise((resolve) => {
+        page.route(`**/session/${SESSION_ID}`, async (route) => {
+          const response = await route.fetch();
+          resolve();
+          await new Promise((done) => { release = done; });
+          await route.fulfill({ response });
+        }, { times: 1 });
+      });
+      await held;
+      daemon.vm.state = 'running';
+      const woken = page.waitForResponse('**/wake');
+      daemon.wake.done();
+      await (await woken).finished();
+      await settled(page);
+      release();
+      await inState(page, 'connected');
+      assert.ok(!(await states.jsonValue()).includes('asleep'), await states.jsonValue());
+    }));
+
+  test('one that is at rest although it was woken can be woken again, and an answer that came too late wakes nothing', () =>
+    scene({
+      allow: [FAILED_REQUEST, FAILED_RFB],
+      prepare: (daemon) => {
+        asleep(daemon);
+        daemon.wake = () => {};
+      },
+    }, async ({ daemon, page }) => {
+      await until(() => daemon.count(WAKES) === 1);
+      park(daemon);
+      await page.getByRole('button', { name: 'Wake it up' }).click();
+      await until(() => daemon.wake.done);
+      daemon.vm.state = 'running';
+      await inState(page, 'connected');
+      const late = page.waitForResponse('**/wake');
+      daemon.wake.done({ status: 504, html: '<h1>Gateway Time-out</h1>' });
+      await (await late).finished();
+      rest(daemon);
+      await inState(page, 'asleep');
+      assert.match(await panel(page), /It was put to rest\./);
+      assert.equal(daemon.count(WAKES), 2);
+    }));
+
+  test('a request to wake it that gets no answer is made again, later each time, or at once by the button', () => {
+    const asked = [];
+    return scene({
+      allow: [FAILED_REQUEST],
+      prepare: (daemon) => {
+        asleep(daemon);
+        daemon.wake = () => {
+          asked.push(Date.now());
+          return { status: 504, html: '<h1>Gateway Time-out</h1>' };
+        };
+      },
+    }, async ({ page }) => {
+      await page.waitForFunction(() => /not awake yet/.test(document.getElementById('title').textContent));
+      await until(() => asked.length === 3);
+      const gaps = asked.slice(1).map((at, index) => at - asked[index]);
+      assert.ok(gaps[0] >= 1000 && gaps[1] >= 1600, `gaps ${gaps}`);
+      await page.getByRole('button', { name: 'Try again' }).click();
+      await until(() => asked.length === 4);
+      assert.ok(asked[3] - asked[2] < 3000);
+    });
+  });
+
+  test('a controller that restarts meanwhile is asked again, once', () =>
+    scene({
+      allow: [FAILED_REQUEST],
+      prepare: (daemon) => {
+        asleep(daemon);
+        park(daemon);
+      },
+    }, async ({ daemon, page }) => {
+      await inState(page, 'waking');
+      await until(() => daemon.wake.done);
+      await page.evaluate(() => import('/static/novnc/core/rfb.js')); // a part that is missing is another test
+      await daemon.stop();
+      await inState(page, 'offline');
+      await daemon.restart();
+      await until(() => daemon.count(WAKES) === 2);
+      daemon.vm.state = 'running';
+      daemon.wake.done();
+      await inState(page, 'connected');
+      assert.equal(daemon.count(WAKES), 2);
+    }));
+
+  test('a tab that nobody looks at wakes nothing, nor one that was looked at, and shows it when another has woken it', () =>
+    scene({
+      allow: [FAILED_REQUEST],
       prepare: async (daemon, page) => {
         asleep(daemon);
         await page.addInitScript(() => {
@@ -704,11 +819,16 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
       },
     }, async ({ daemon, page }) => {
       await inState(page, 'asleep');
-      await polled(daemon, 2);
-      daemon.vm.state = 'running'; // by another
-      await polled(daemon, 3);
-      assert.deepEqual([daemon.count(WAKES), daemon.attempts.length], [0, 0]);
+      daemon.problem = { status: 500 };
+      await inState(page, 'offline');
       await setHidden(page, false);
+      await setHidden(page, true);
+      daemon.problem = null;
+      await page.evaluate(() => dispatchEvent(new Event('online')));
+      await inState(page, 'asleep');
+      await polled(daemon, 1);
+      assert.equal(daemon.count(WAKES), 0);
+      daemon.vm.state = 'running'; // by another
       await inState(page, 'connected');
       assert.equal(daemon.count(WAKES), 0);
     }));
@@ -718,13 +838,18 @@ describe('when the VM rests', { concurrency: AT_ONCE }, () => {
       allow: [FAILED_REQUEST],
       prepare: (daemon) => {
         asleep(daemon);
-        daemon.wake = () => ({ status: 409, detail: 'there is no room for 1024 MiB', hint: 'end another VM' });
+        park(daemon);
       },
     }, async ({ daemon, page }) => {
+      await inState(page, 'waking');
+      await until(() => daemon.wake.done);
+      await comeToWindow(page); // it is asked for already
+      daemon.wake.done({ status: 409, detail: 'there is no room for 1024 MiB', hint: 'end another VM' });
       await page.waitForFunction(() => /cannot be woken/.test(document.getElementById('title').textContent));
       assert.match(await panel(page), /There is no room for 1024 MiB\..*End another VM\./s);
       await accessible(page);
       await look(page, 'asleep-refused');
+      assert.equal(daemon.count(WAKES), 1);
       daemon.wake = () => { daemon.vm.state = 'running'; };
       await page.getByRole('button', { name: 'Try again' }).click();
       await inState(page, 'connected');

@@ -84,12 +84,19 @@ describe('viewOf', () => {
       assert.deepEqual([at(state, { asked: true }).state, at(state, { asked: true }).wake], ['waking', ''], state);
     }
     assert.match(at('hibernated').text, /Its memory was saved\.$/);
+    assert.doesNotMatch(at('hibernated').advice, /time/);
+    const limited = viewOf({ answer: ok(session({ timeout_at: '2026-01-01T00:00:00Z' }), vm({ state: 'hibernated' })) });
+    assert.match(limited.advice, /The session's time runs on meanwhile\.$/);
     assert.equal(at('resuming').state, 'waking');
     assert.equal(at('resuming').wake, '');
     const failed = at('hibernated', { problem: { detail: 'there is no room', hint: 'End another VM' } });
     assertWhole(failed, 'a problem');
     assert.deepEqual([failed.tone, failed.text, failed.advice, failed.command], ['bad', 'There is no room.', 'End another VM.', '']);
     assert.ok(failed.wake);
+    const unanswered = at('hibernated', { problem: { kind: 'offline' } });
+    assertWhole(unanswered, 'no answer');
+    assert.match(unanswered.text, /did not answer/);
+    assert.ok(unanswered.wake);
     assert.equal(at('hibernated', { problem: {} }).command, `mctl vm why ${VM_ID}`);
     assert.equal(viewOf({ answer: ok(session(), vm()), wake: { asked: true } }).next, 'connect', 'it is there');
   });

@@ -8,7 +8,7 @@
 
 import { Api, sessionBase } from './api.js';
 import { Desktop, loadNoVnc } from './desktop.js';
-import { CLOSE, backoffMs, sentence, viewOf } from './state.js';
+import { CLOSE, backoffMs, isAtRest, isOver, sentence, viewOf } from './state.js';
 import { View } from './view.js';
 
 const WATCH_MS = 3000;      // between status questions while the desktop is connected
@@ -45,8 +45,10 @@ class Page {
   #ticketRefused = false;
   #finding = '';    // of the network doctor, about a VM whose desktop is connected
   #isWanted = !document.hidden; // somebody has come to see the desktop: a VM that is at rest is woken, once
-  #rested = false;  // the VM was at rest since its desktop was shown
-  #waking = null;   // {asked} or {problem}: see viewOfRest()
+  #isAtRest = false; // the VM, when last heard of
+  #waking = null;   // {asked}, {asked, isAnswered} or {problem}: see viewOfRest()
+  #askFailures = 0; // requests in a row to wake it that were not answered
+  #askAt = 0;       // the moment from which on it may be asked again
   #wake = () => {}; // ends the pause that is under way
   #look = () => {}; // asks for the status at once while the desktop is connected
 
@@ -54,7 +56,10 @@ class Page {
     this.#api = new Api(base);
     this.#view = view;
     view.onRetry = () => this.#tryNow();
-    view.onWake = () => this.#want();
+    view.onWake = () => {
+      this.#askAt = 0;
+      this.#want();
+    };
     view.onUse = () => this.#desktop?.focus();
     view.onType = (text) => this.#desktop?.type(text);
     view.onKey = (keysym) => this.#desktop?.press(keysym);
@@ -70,7 +75,12 @@ class Page {
     // Moments in which an answer may have become possible: do not sit out a back-off then.
     addEventListener('online', () => this.#tryNow());
     document.addEventListener('visibilitychange', () => {
-      if (!document.hidden) this.#want();
+      if (document.hidden) {
+        this.#isWanted = false;
+        return;
+      }
+      this.#want();
+      this.#tryNow();
     });
     addEventListener('focus', () => this.#want());
     // A new link to the same session, opened in this tab, changes only the hash, which loads nothing.
@@ -90,12 +100,14 @@ class Page {
 
   async #untilItEnds() {
     for (let answered = true;;) {
+      const wakingBefore = this.#waking;
       const answer = await this.#api.status();
       if (answer.kind === 'ok' && !answered) this.#forgive(); // it is back: connect at once
       answered = answer.kind === 'ok';
       if (answered && answer.vm?.state !== 'running') this.#close = null; // of a VM's earlier life
       if (!answered && this.#failures >= PAUSE_TRIES) this.#close = null;
-      if (answered) this.#attendRest(answer);
+      this.#isAtRest = answered && isAtRest(answer.vm);
+      if (answered && !isOver(answer.session)) this.#attendRest(answer, wakingBefore);
 
       const view = this.#viewOf(answer);
       this.#show(view, answer);
@@ -104,43 +116,48 @@ class Page {
         return;
       }
       if (!answered) await this.#pauseAfterFailure();
-      else if (view.next === 'poll' || this.#isLeftAlone()) await this.#pause(view.pollMs);
+      else if (view.next === 'poll') await this.#pause(view.pollMs);
       else if (!(await this.#stayConnected(answer))) return;
     }
   }
 
   /* A VM that is at rest is woken by who comes to the page, not by a page that is merely open: a tab that was forgotten, or
    * is looked at while an operator puts the VM to rest, keeps nothing from resting. */
-  #attendRest({ vm }) {
-    const isAtRest = ['hibernating', 'hibernated'].includes(vm?.state);
-    if (isAtRest || vm?.state === 'resuming') {
-      this.#rested = true;
-      if (isAtRest && this.#isWanted && !this.#waking?.asked) this.#askToWake();
-    } else {
+  #attendRest({ vm }, wakingBefore) {
+    if (this.#isAtRest) {
+      if (wakingBefore?.isAnswered) this.#waking = null; // it rests again, or still
+      if (this.#isWanted && !this.#waking?.asked && Date.now() >= this.#askAt) this.#askToWake();
+    } else if (vm?.state !== 'resuming') {
       this.#isWanted = false;
       this.#waking = null;
+      this.#askFailures = 0;
+      this.#askAt = 0;
     }
   }
 
-  /* The answer comes when the VM is there; meanwhile the status tells. */
+  /* The answer comes when the VM is there; meanwhile the status tells. A status that was asked before the answer is
+   * older than it. */
   async #askToWake() {
+    const asked = { asked: true };
     this.#isWanted = false;
-    this.#waking = { asked: true };
+    this.#waking = asked;
     const answer = await this.#api.wake();
-    this.#waking = answer.kind === 'trouble' ? { problem: answer } : null;
-    this.#isWanted ||= answer.kind === 'offline'; // to be asked again when the controller is back
+    if (this.#waking !== asked) return; // the status was faster
+    if (answer.kind === 'ok') this.#waking = { asked: true, isAnswered: true };
+    else this.#waking = ['offline', 'trouble'].includes(answer.kind) ? { problem: answer } : null;
+    if (answer.kind === 'offline') {
+      this.#isWanted = !document.hidden; // to be asked again, when the controller is back
+      this.#askFailures += 1;
+      this.#askAt = Date.now() + backoffMs(this.#askFailures, Math.random());
+    }
     this.#wake();
   }
 
-  /* Woken by somebody else while nobody looks here: its desktop is shown, and so in use, when somebody does. */
-  #isLeftAlone() {
-    return this.#rested && document.hidden;
-  }
-
+  /* Somebody has come. Only the pause between looks at a VM that is at rest ends by that, no back-off. */
   #want() {
-    if (this.#desktop) return;
+    if (this.#desktop || this.#waking?.asked) return;
     this.#isWanted = true;
-    this.#tryNow();
+    if (this.#isAtRest) this.#wake();
   }
 
   /* The ticket works once, so it leaves the address (and the history) as soon as it has been answered. */
@@ -189,7 +206,6 @@ class Page {
   }
 
   #connected(answer) {
-    this.#rested = false;
     const isFree = this.#view.hasPanelFocus;
     this.#show(CONNECTED, answer);
     const { canvas } = this.#desktop;

@@ -124,7 +124,7 @@ function noAccess(title, text, session) {
   };
 }
 
-const isOver = (session) => ['completed', 'failed', 'cancelled', 'timeout'].includes(session?.status);
+export const isOver = (session) => ['completed', 'failed', 'cancelled', 'timeout'].includes(session?.status);
 
 /* Whether the session can be cancelled. */
 export const mayCancel = (session) => typeof session?.status === 'string' && !isOver(session);
@@ -167,14 +167,21 @@ function viewOfEnd(session) {
   }
 }
 
+export const isAtRest = (vm) => ['hibernating', 'hibernated'].includes(vm?.state);
+
 /* A VM at rest. It wakes when somebody wants its desktop, not because a page is open: session.js decides that.
- * wake: {asked} while the controller has been asked to, {problem} with what became of it, or null. */
-function viewOfRest(vm, wake) {
+ * wake: {asked} while the controller has been asked to, {problem} with the answer that failed, or null. */
+function viewOfRest(session, vm, wake) {
   const view = { ...BASE, state: 'asleep', tone: 'done', title: 'The desktop is asleep' };
   if (wake?.asked || vm.state === 'resuming')
     return {
       ...view, state: 'waking', tone: 'busy', title: 'The desktop wakes up',
       text: 'The page shows it as soon as it is there.',
+    };
+  if (wake?.problem?.kind === 'offline')
+    return {
+      ...view, tone: 'bad', title: 'The desktop is not awake yet', text: 'The controller did not answer.',
+      advice: 'The page asks again in a moment.', wake: 'Try again',
     };
   if (wake?.problem)
     return {
@@ -184,9 +191,10 @@ function viewOfRest(vm, wake) {
       command: wake.problem.hint ? '' : vmCommand('vm why', vm), wake: 'Try again',
     };
   const text = vm.state === 'hibernating' ? 'Its memory is being saved.' : sentence(vm.reason);
+  const limit = session.timeout_at ? ' The session\'s time runs on meanwhile.' : '';
   return {
     ...view, text: `It was put to rest. ${text}`.trim(),
-    advice: 'It wakes when you come back to this page.', wake: 'Wake it up',
+    advice: `It wakes when you come back to this page.${limit}`, wake: 'Wake it up',
   };
 }
 
@@ -217,7 +225,7 @@ function viewOfVm(session, vm, wake) {
   case 'resuming':
   case 'hibernating':
   case 'hibernated':
-    return viewOfRest(vm, wake);
+    return viewOfRest(session, vm, wake);
   case 'stopping':
     return { ...BASE, state: 'ended', tone: 'done', title: 'The VM is being stopped', text: sentence(vm.reason) };
   case 'stopped':

@@ -2,7 +2,7 @@
  * markup. */
 
 import {
-  STEPS, bootClock, clean, credentialWords, duration, mayCancel, sentence, stateWords, timeLeft, viewOfLogin,
+  STEPS, bootClock, clean, credentialWords, duration, isAtRest, mayCancel, sentence, stateWords, timeLeft, viewOfLogin,
 } from './state.js';
 
 const $ = (id) => document.getElementById(id);
@@ -101,6 +101,7 @@ export class View {
   /* status: {session, vm, login}, or null to keep what is shown of them. */
   show(view, status = null) {
     const { dataset } = document.documentElement;
+    const fellAsleep = view.state === 'asleep' && dataset.state !== 'asleep';
     this.#shown = view;
     this.#status = status ?? this.#status;
     const { session, vm, login } = this.#status ?? {};
@@ -125,7 +126,8 @@ export class View {
     putOrHide($('command'), view.command);
     $('actions').hidden = !view.retry;
     putOrHide($('wake'), view.wake);
-    if (view.wake && document.activeElement === document.body) $('wake').focus();
+    // Before the button, not on it: the next key of somebody who is typing wakes nothing.
+    if (fellAsleep && document.activeElement === document.body) $('title').focus();
     this.#showSteps(view.step);
     this.#showConsole(view, vm);
     const isAway = view.next === 'stop' || ['asleep', 'waking'].includes(view.state); // and its tool with it
@@ -163,7 +165,7 @@ export class View {
   /* Once a second. nowMs: the controller's time. retryInMs: time to the next attempt. */
   tick(nowMs, retryInMs) {
     const { session, vm } = this.#status ?? {};
-    const isOnItsWay = ['booting', 'waking'].includes(this.#shown?.state) && !['hibernating', 'hibernated'].includes(vm?.state);
+    const isOnItsWay = ['booting', 'waking'].includes(this.#shown?.state) && !isAtRest(vm);
     putOrHide($('clock'), isOnItsWay ? bootClock(vm, nowMs) : '');
     put($('countdown'), retryInMs > 0 ? `Trying again in ${duration(Math.max(1000, retryInMs))}` : 'Trying …');
 
