@@ -190,6 +190,9 @@ static void rule_unread(struct judge *j, const struct path *path) {
     /* Dropped at the ring from the first frame on, and nobody says why: full, or filtered. */
     if (dropped && !path->out.dropped && !(h && h->state == 'T'))
         return;
+    /* Of several queues, one that is not read, while others are, looks the same. */
+    if (written && j->tap->tun_queues > 1)
+        return;
     struct cause *c = cause_add(j, id, 0, FLOWS_GUEST, "nobody reads %s, which process %d (%s) holds", j->tap->name,
                                 h ? h->pid : 0, h ? h->comm : "not known");
     if (!c)

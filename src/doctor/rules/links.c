@@ -311,7 +311,7 @@ static void rule_unread_queue(struct judge *j) {
     c->seen = true;
     cause_evidence(c, "link", j->tap->name, "multi_queue, %u queues attached, %u detached", j->tap->tun_queues,
                    j->tap->tun_queues_off);
-    cause_evidence(c, "trace", j->tap->name, "some of our frames were read from it, others never were");
+    cause_evidence(c, "trace", j->tap->name, "some frames were read from it, and of ours some never were");
     if (j->holder)
         cause_evidence(c, "fdinfo", j->tap->name, "held by process %d (%s)", j->holder->pid, j->holder->comm);
 }

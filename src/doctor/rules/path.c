@@ -681,12 +681,20 @@ static void trace_kind(struct judge *j, enum probe_kind kind) {
     j->asked |= FLOW(kind);
 }
 
+/* Whether its reader has read something, and less than what we alone gave to the TAP. */
+static bool reads_in_part(const struct judge *j) {
+    uint64_t read = grown(j->t->tap_before.link.tx_packets, j->t->tap_after.link.tx_packets), given = 0;
+    for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT; kind++)
+        given += judge_answer(j, kind)->request_tap.count;
+    return j->t->tap_before.link.known && read > 0 && read < given;
+}
+
 /* A TAP of several queues, and one of them is not read: what the flow's hash puts there rests, the other flows live. Only
- * where the trace is known to see the reader. */
+ * where a reader was seen, by the trace or, where it read none of ours, by its counters. */
 static void find_unread(struct judge *j) {
-    bool reads = false;
-    if (!j->tap || j->tap->tun_queues < 2)
+    if (!j->tap || !j->t || j->tap->tun_queues < 2)
         return;
+    bool reads = reads_in_part(j);
     for (int kind = 0; kind < PROBE_KIND_GUEST_COUNT; kind++)
         reads = reads || (j->paths[kind].has_trace && j->paths[kind].out.last == TRACE_AT_READER);
     for (int kind = 0; reads && kind < PROBE_KIND_GUEST_COUNT; kind++) {
@@ -697,7 +705,7 @@ static void find_unread(struct judge *j) {
         p->unread = true;
         p->passed &= ~HOPS_QUEUE;
         p->evidence_count = 0;
-        path_evidence(p, "trace", j->tap->name, "handed to the TAP and never read; others of our frames were");
+        path_evidence(p, "trace", j->tap->name, "handed to the TAP and never read; other frames were");
         dies(p, HOP_VMM, HOPS_QUEUE, true);
     }
 }
